@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// readyFlag is the hidden flag by which a command that was started in the
+// background knows the pipe on which it says that it is ready.
+const readyFlag = "ready-fd"
+
+// startInBackground runs this command line again in a session of its own, in the
+// foreground there, and returns when that process says that it is ready. If it
+// ends before, it has said why on stderr, and its exit code is returned.
+func startInBackground() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("start in the background: %w", err)
+	}
+	defer r.Close()
+	// The first of the extra files is 3 in the new process. The flags go in front
+	// of the others, as there may be a "--".
+	args := append([]string{os.Args[1], "--foreground", "--" + readyFlag + "=3"}, os.Args[2:]...)
+	child := exec.Command("/proc/self/exe", args...)
+	child.Args[0] = os.Args[0]
+	child.Stderr = os.Stderr
+	child.ExtraFiles = []*os.File{w}
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+
+	// Control-C reaches only this process, as the other is in another session.
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	if err := child.Start(); err != nil {
+		return fmt.Errorf("start in the background: %w", err)
+	}
+	w.Close()
+	go func() {
+		for s := range stop {
+			// It may have ended meanwhile, and then nothing is to be done.
+			_ = child.Process.Signal(s)
+		}
+	}()
+
+	if n, _ := r.Read(make([]byte, 1)); n == 1 {
+		return nil
+	}
+	err = child.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return &reported{exit.ExitCode()}
+	}
+	if err == nil {
+		err = errors.New("it ended before the files were there")
+	}
+	return fmt.Errorf("the serving process: %w", err)
+}
+
+// detach tells the process that started this one that it is ready, and lets go
+// of what it shares with it.
+func detach(readyFD int) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("go to the background: %w", err)
+	}
+	defer null.Close()
+	for _, fd := range []int{unix.Stdin, unix.Stdout, unix.Stderr} {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("go to the background: %w", err)
+		}
+	}
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("go to the background: %w", err)
+	}
+	ready := os.NewFile(uintptr(readyFD), "ready")
+	defer ready.Close()
+	if _, err := ready.Write([]byte{1}); err != nil {
+		return fmt.Errorf("go to the background: %w", err)
+	}
+	return nil
+}

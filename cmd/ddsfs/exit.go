@@ -1,0 +1,55 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"ddsfs/apply"
+)
+
+// The exit codes, which scripts may rely on.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRefused = 3 // to protect the target
+)
+
+const exitCodesHelp = `  0  done
+  1  failed
+  2  wrong usage
+  3  refused to protect the target; nothing was written
+`
+
+// usage is the error of a wrong command line.
+type usage struct{ message string }
+
+func (u *usage) Error() string { return u.message }
+
+func usageError(format string, args ...any) error {
+	return &usage{fmt.Sprintf(format, args...)}
+}
+
+// reported is the error of a process that has said what is wrong itself.
+type reported struct{ code int }
+
+func (r *reported) Error() string { return fmt.Sprintf("exit code %d", r.code) }
+
+func exitCode(err error) int {
+	var (
+		said       *reported
+		wrongUsage *usage
+		refused    *apply.RefusedError
+	)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &said):
+		return said.code
+	case errors.As(err, &wrongUsage):
+		return exitUsage
+	case errors.As(err, &refused):
+		return exitRefused
+	}
+	return exitFailed
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+func extractCommand() *command {
+	return &command{
+		name:  "extract",
+		usage: []string{pairUsage[0] + " [-o FILE]", pairUsage[1] + " [-o FILE]"},
+		short: "write the same delta to a file or a pipe, without a mount",
+		long: `
+Writes the bytes that mount shows as delta.cow to FILE, or to stdout. FILE
+appears, or is replaced, when it is complete; a block device or a pipe is written
+to as it is.`,
+		example: `ddsfs extract --cow /dev/mapper/vg-base-cow --source /dev/vg/new | ssh target ddsfs apply - /dev/vg/data`,
+		define: func(flags *pflag.FlagSet) func([]string) error {
+			x := extract{}
+			x.pair.define(flags)
+			flags.StringVarP(&x.output, "output", "o", "", "write to this `file`")
+			flags.BoolVarP(&x.verbose, "verbose", "v", false, "print the header and the report to stderr")
+			flags.BoolVarP(&x.quiet, "quiet", "q", false, "show no progress")
+			return x.run
+		},
+	}
+}
+
+type extract struct {
+	pair           pairFlags
+	output         string
+	verbose, quiet bool
+}
+
+// copyBytes is how much is read from the source at once at most.
+const copyBytes = 4 << 20
+
+func (x *extract) run(args []string) error {
+	args, err := x.pair.check(args)
+	if err != nil {
+		return err
+	}
+	if len(args) != 0 {
+		return usageError("unexpected argument %q", args[0])
+	}
+	if x.output == "" && term.IsTerminal(int(os.Stdout.Fd())) {
+		return usageError("a delta is not for the terminal: redirect stdout, or name a file with -o")
+	}
+	p, err := x.pair.open(x.quiet)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if x.verbose {
+		fmt.Fprint(os.Stderr, headerHeading, p.Delta.Report().HeaderText(), reportHeading, p.ReportText())
+	}
+	out, err := createOutput(x.output)
+	if err != nil {
+		return err
+	}
+	defer out.abandon()
+	bar := newProgress("extracting", x.quiet)
+	bar.of(p.Delta.Size())
+	defer bar.done()
+	buf := make([]byte, copyBytes)
+	for at := int64(0); at < p.Delta.Size(); {
+		n, err := p.Delta.ReadAt(buf, at)
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("delta: at byte %d: %w", at+int64(n), err)
+		}
+		if _, err := out.Write(buf[:n]); err != nil {
+			return fmt.Errorf("delta: write at byte %d: %w", at, err)
+		}
+		at += int64(n)
+		bar.set(at)
+	}
+	return out.commit()
+}

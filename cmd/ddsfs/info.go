@@ -1,0 +1,76 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"ddsfs/cow"
+	"ddsfs/cow/pair"
+)
+
+func infoCommand() *command {
+	return &command{
+		name:  "info",
+		usage: []string{"FILE"},
+		short: "show the header and the report of a COW device or a delta",
+		long: `
+Reads the metadata of FILE, a snapshot's COW device, a copy of one, or a delta,
+checks it, and prints its header and its report. FILE - is stdin.
+
+With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
+chunks), exceptions, meta_bytes, data_bytes and total_bytes.`,
+		example: `ddsfs info /dev/mapper/vg-base-cow`,
+		define: func(flags *pflag.FlagSet) func([]string) error {
+			asJSON := flags.Bool("json", false, "print a JSON object")
+			quiet := flags.BoolP("quiet", "q", false, "show no progress")
+			return func(args []string) error {
+				if len(args) != 1 {
+					return usageError("needs one file, got %d", len(args))
+				}
+				store, err := readStore(args[0], *quiet)
+				if store == nil {
+					return err
+				}
+				if err != nil {
+					_, printErr := fmt.Print(headerHeading, cow.NewReport(store.Header, 0, 0).HeaderText())
+					return errors.Join(err, printErr)
+				}
+				return printReport(os.Stdout, store.Report(), *asJSON)
+			}
+		},
+	}
+}
+
+// readStore reads the metadata of a file, a device or, as "-", of stdin. Of an
+// invalid snapshot it returns the header with the error.
+func readStore(path string, quiet bool) (*cow.Store, error) {
+	if path == "-" {
+		store, err := cow.ReadStoreFrom(os.Stdin)
+		if err != nil {
+			return store, fmt.Errorf("stdin: %w", err)
+		}
+		return store, nil
+	}
+	bar := newCounter("reading the exception list", quiet)
+	defer bar.done()
+	return pair.ReadStore(path, cow.StoreOptions{Progress: bar.set})
+}
+
+func printReport(out io.Writer, report cow.Report, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(out).Encode(report)
+	}
+	_, err := fmt.Fprint(out, headerHeading, report.HeaderText(), reportHeading, report.Text())
+	return err
+}
+
+// dds's headings.
+const (
+	headerHeading = "Snapshot header:\n"
+	reportHeading = "Report:\n"
+)

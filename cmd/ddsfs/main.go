@@ -1,0 +1,135 @@
+// Command ddsfs replicates block devices by what changed between two snapshots.
+// See README.md, and ddsfs help.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+)
+
+// version is what --version says.
+const version = "0.1.0"
+
+// command is a subcommand.
+type command struct {
+	name    string
+	usage   []string // the forms of its arguments
+	short   string   // what it does, in a line
+	long    string   // what there is to know beyond that
+	example string
+	// define adds the command's flags and returns what runs it with the other
+	// arguments.
+	define func(flags *pflag.FlagSet) func(args []string) error
+}
+
+func commands() []*command {
+	return []*command{
+		mountCommand(),
+		unmountCommand(),
+		extractCommand(),
+		applyCommand(),
+		infoCommand(),
+	}
+}
+
+func main() {
+	err := run(os.Args[1:], os.Stdout)
+	var said *reported
+	if err != nil && !errors.As(err, &said) {
+		fmt.Fprintf(os.Stderr, "ddsfs: %v\n", oneLine(err))
+	}
+	os.Exit(exitCode(err))
+}
+
+// run runs the command line args; help goes to out.
+func run(args []string, out io.Writer) error {
+	top := pflag.NewFlagSet("ddsfs", pflag.ContinueOnError)
+	top.SetInterspersed(false)
+	top.Usage = func() {}
+	top.SetOutput(io.Discard)
+	help := top.BoolP("help", "h", false, "show this help")
+	showVersion := top.BoolP("version", "V", false, "show the version")
+	if err := top.Parse(args); err != nil {
+		return usageError("%v (see ddsfs --help)", err)
+	}
+	args = top.Args()
+	switch {
+	case *showVersion:
+		fmt.Fprintf(out, "ddsfs %s\n", version)
+		return nil
+	case *help || len(args) == 1 && args[0] == "help":
+		printHelp(out, top)
+		return nil
+	case len(args) == 0:
+		return usageError("no command given (see ddsfs --help)")
+	}
+	name := args[0]
+	if name == "help" {
+		name, args = args[1], []string{args[1], "--help"}
+	}
+	for _, c := range commands() {
+		if c.name == name {
+			return c.run(args[1:], out)
+		}
+	}
+	return usageError("unknown command %q (see ddsfs --help)", name)
+}
+
+func (c *command) run(args []string, out io.Writer) error {
+	flags := pflag.NewFlagSet("ddsfs "+c.name, pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() {}
+	flags.SetOutput(io.Discard)
+	run := c.define(flags)
+	help := flags.BoolP("help", "h", false, "show this help")
+	if err := flags.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
+		return usageError("%s: %v (see ddsfs %s --help)", c.name, err, c.name)
+	}
+	if *help {
+		c.printHelp(out, flags)
+		return nil
+	}
+	err := run(flags.Args())
+	var usage *usage
+	if errors.As(err, &usage) {
+		return usageError("%s: %v (see ddsfs %s --help)", c.name, err, c.name)
+	}
+	return err
+}
+
+func (c *command) printHelp(out io.Writer, flags *pflag.FlagSet) {
+	for i, form := range c.usage {
+		lead := "Usage:"
+		if i > 0 {
+			lead = "      "
+		}
+		fmt.Fprintf(out, "%s ddsfs %s %s\n", lead, c.name, form)
+	}
+	fmt.Fprintf(out, "\n%s\n\nFlags:\n%s\nExample:\n%s\n", strings.TrimSpace(c.long), flags.FlagUsages(), indent(c.example))
+}
+
+func printHelp(out io.Writer, flags *pflag.FlagSet) {
+	fmt.Fprint(out, "ddsfs shows what changed between two snapshots of a volume as files, which any\ntool can copy, and merges the copy on another host.\n\nUsage: ddsfs COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n")
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, c := range commands() {
+		fmt.Fprintf(table, "  %s\t%s\n", c.name, c.short)
+	}
+	fmt.Fprintf(table, "  help [COMMAND]\tshow this help, or a command's\n")
+	table.Flush()
+	fmt.Fprintf(out, "\nFlags:\n%s\nExit codes:\n%s", flags.FlagUsages(), exitCodesHelp)
+	fmt.Fprint(out, "\nExample:\n"+indent(mountCommand().example)+"\n")
+}
+
+func indent(text string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
+}
+
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+}

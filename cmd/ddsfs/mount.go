@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"log/syslog"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"ddsfs/cow/pair"
+	"ddsfs/fs"
+)
+
+func mountCommand() *command {
+	return &command{
+		name:  "mount",
+		usage: []string{pairUsage[0] + " MOUNTPOINT", pairUsage[1] + " MOUNTPOINT"},
+		short: "show what changed between two snapshots as files",
+		long: `
+Mounts a directory with these files, read-only, and serves them from the
+background until it is unmounted:
+
+  header      the snapshot header
+  report      how much changed
+  exceptions  which chunks changed: a line each, of 32 bytes, with the chunk on
+              the volume and the chunk of delta.cow that holds its data
+  delta.cow   the changes, in the format of the kernel's snapshots; copy it with
+              any tool, and merge it with ddsfs apply
+
+The base snapshot must be older than the new one. Nothing of the volume is read
+before somebody reads delta.cow.`,
+		example: `
+lvcreate -s -pr -L 10G -n new vg/data
+mkdir -p /mnt/delta
+ddsfs mount --cow /dev/mapper/vg-base-cow --source /dev/vg/new /mnt/delta
+cat /mnt/delta/delta.cow | ssh target ddsfs apply - /dev/vg/data
+ddsfs unmount /mnt/delta`,
+		define: func(flags *pflag.FlagSet) func([]string) error {
+			m := mount{}
+			m.pair.define(flags)
+			flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr")
+			flags.StringVar(&m.logFile, "log", "", "log to this `file` instead of the system log")
+			flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as --mode allows")
+			flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`")
+			flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`")
+			flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
+			flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
+			flags.IntVar(&m.readyFD, readyFlag, -1, "")
+			if err := flags.MarkHidden(readyFlag); err != nil {
+				return func([]string) error { return err }
+			}
+			return m.run
+		},
+	}
+}
+
+type mount struct {
+	pair       pairFlags
+	foreground bool
+	logFile    string
+	allowOther bool
+	uid, gid   uint32
+	mode       string
+	quiet      bool
+	readyFD    int
+}
+
+func (m *mount) run(args []string) error {
+	args, err := m.pair.check(args)
+	if err != nil {
+		return err
+	}
+	if len(args) != 1 {
+		return usageError("needs one mountpoint, got %d", len(args))
+	}
+	mode, err := strconv.ParseUint(m.mode, 8, 32)
+	if err != nil || mode&^0o777 != 0 {
+		return usageError("--mode %s: not an octal mode of at most 0777", m.mode)
+	}
+	if mode&0o222 != 0 {
+		return usageError("--mode %s: the files can't be written to", m.mode)
+	}
+	if !m.foreground {
+		return startInBackground()
+	}
+
+	// From here on, so that a mount that just appeared is not left behind.
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+
+	logger := log.New(os.Stderr, "ddsfs: ", 0)
+	var quiet io.Writer
+	if m.logFile != "" {
+		file, err := os.OpenFile(m.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		defer file.Close()
+		quiet = file
+	}
+
+	p, err := m.pair.open(m.quiet)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	files, err := deltaFiles(p)
+	if err != nil {
+		return err
+	}
+	mounted, err := fs.Mount(args[0], files, fs.Options{
+		Source:     m.pair.source,
+		UID:        m.uid,
+		GID:        m.gid,
+		Mode:       os.FileMode(mode),
+		AllowOther: m.allowOther,
+		Log:        logger,
+	})
+	if err != nil {
+		return err
+	}
+	switch {
+	case quiet != nil:
+		logger.SetFlags(log.LstdFlags)
+		logger.SetOutput(quiet)
+	case m.readyFD >= 0:
+		logger.SetOutput(systemLog())
+	}
+	if m.readyFD >= 0 {
+		if err := detach(m.readyFD); err != nil {
+			return joinUnmount(err, mounted)
+		}
+	}
+
+	ended := make(chan struct{})
+	go func() {
+		mounted.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-stop:
+		return joinUnmount(nil, mounted)
+	}
+}
+
+func joinUnmount(err error, mounted *fs.Mounted) error {
+	if unmountErr := mounted.Unmount(); unmountErr != nil && err == nil {
+		return fmt.Errorf("unmount: %w", unmountErr)
+	}
+	return err
+}
+
+// deltaFiles are the files of the mounted directory.
+func deltaFiles(p *pair.Pair) ([]fs.File, error) {
+	table, err := p.Delta.Table()
+	if err != nil {
+		return nil, err
+	}
+	text := func(name, content string) fs.File {
+		r := strings.NewReader(content)
+		return fs.File{Name: name, Content: r, Size: r.Size()}
+	}
+	return []fs.File{
+		text("header", p.Delta.Report().HeaderText()),
+		{Name: "exceptions", Content: table, Size: table.Size()},
+		{Name: "delta.cow", Content: p.Delta, Size: p.Delta.Size()},
+		text("report", p.ReportText()),
+	}, nil
+}
+
+// systemLog is where a process in the background logs to: syslog, or where none
+// runs, the kernel's log.
+func systemLog() io.Writer {
+	if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_ERR, "ddsfs"); err == nil {
+		return w
+	}
+	if w, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		return w
+	}
+	return io.Discard
+}

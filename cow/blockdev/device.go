@@ -1,0 +1,118 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is a block device, or a regular file in its place, opened for reading.
+// It is safe for concurrent use.
+type Device struct {
+	file   *os.File
+	info   Info
+	size   int64
+	direct *directReader // nil: buffered reads
+}
+
+// OpenCOW opens a snapshot's COW device, past every cache.
+func OpenCOW(path string) (*Device, error) { return open(path, false) }
+
+// OpenSource opens the device that a delta's data is read from. A read-only
+// snapshot is read through the page cache, as it does not change.
+func OpenSource(path string) (*Device, error) { return open(path, true) }
+
+func open(path string, cacheImmutable bool) (d *Device, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+		}
+	}()
+	info, err := Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	size, err := Size(file)
+	if err != nil {
+		return nil, err
+	}
+	d = &Device{file: file, info: info, size: size}
+	if !info.Block || cacheImmutable && info.isReadOnlySnapshot() {
+		return d, nil
+	}
+	sector, err := unix.IoctlGetInt(int(file.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		return nil, fmt.Errorf("%s: ask for its logical block size: %w", path, err)
+	}
+	if err := setDirect(file); err != nil {
+		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", path, err)
+	}
+	d.direct = &directReader{file: file, block: int64(sector), size: size}
+	return d, nil
+}
+
+// setDirect turns O_DIRECT on for an open file. A second open by name might get
+// another device.
+func setDirect(file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		var flags int
+		if flags, inner = unix.FcntlInt(fd, unix.F_GETFL, 0); inner == nil {
+			_, inner = unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_DIRECT)
+		}
+	})
+	return errors.Join(err, inner)
+}
+
+// Size is the size of an open block device or regular file in bytes.
+func Size(file *os.File) (int64, error) {
+	// A block device's stat says 0; seeking to its end works for both.
+	size, err := file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("%s: find out its size: %w", file.Name(), err)
+	}
+	return size, nil
+}
+
+// Size is the device's size in bytes, as it was when it was opened.
+func (d *Device) Size() int64 { return d.size }
+
+// Info tells what the device is.
+func (d *Device) Info() Info { return d.info }
+
+// Close closes the device.
+func (d *Device) Close() error { return d.file.Close() }
+
+// ReadAt implements io.ReaderAt. Its errors name the device and the offset.
+func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
+	if d.direct != nil {
+		n, err = d.direct.ReadAt(p, off)
+	} else {
+		n, err = d.file.ReadAt(p, off)
+	}
+	if err != nil && err != io.EOF {
+		var inner *os.PathError
+		if errors.As(err, &inner) {
+			err = inner.Err
+		}
+		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, err)
+	}
+	return n, err
+}
+
+// alignedTo tells whether p begins at a multiple of block in memory.
+func alignedTo(p []byte, block int64) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%uintptr(block) == 0
+}

@@ -1,0 +1,83 @@
+package blockdev
+
+import (
+	"io"
+	"sync"
+)
+
+// bounceBytes is the size of the buffer through which reads go that O_DIRECT
+// can't serve in place.
+const bounceBytes = 256 << 10
+
+// directReader reads a file that was opened with O_DIRECT, at any offset and
+// length and into any memory: whatever the kernel asks to be aligned to the
+// device's logical block goes through a buffer that is.
+type directReader struct {
+	file    io.ReaderAt
+	block   int64 // logical block size in bytes
+	size    int64 // of the device in bytes
+	buffers sync.Pool
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
+	if off >= r.size {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if left := r.size - off; int64(len(p)) > left {
+		p, atEnd = p[:left], io.EOF
+	}
+	for n < len(p) {
+		at, todo := off+int64(n), p[n:]
+		if whole := len(todo) - len(todo)%int(r.block); whole > 0 && at%r.block == 0 && alignedTo(todo, r.block) {
+			done, err := r.file.ReadAt(todo[:whole], at)
+			n += done
+			if err != nil {
+				return n, err
+			}
+			continue
+		}
+		done, err := r.readThroughBuffer(todo, at)
+		n += done
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, atEnd
+}
+
+// readThroughBuffer reads the beginning of p, as much as the buffer holds.
+func (r *directReader) readThroughBuffer(p []byte, off int64) (n int, err error) {
+	buf, _ := r.buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = alignedBuffer(bounceBytes, r.block)
+	}
+	defer r.buffers.Put(buf)
+
+	start := off - off%r.block
+	within := off - start
+	want := min(within+int64(len(p)), int64(len(*buf)))
+	want = min((want+r.block-1)/r.block*r.block, int64(len(*buf)))
+	got, err := r.file.ReadAt((*buf)[:want], start)
+	if int64(got) > within {
+		n = copy(p, (*buf)[within:got])
+	}
+	if n == len(p) || err == nil && n > 0 {
+		return n, nil
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// alignedBuffer returns a buffer that begins at a multiple of block in memory.
+func alignedBuffer(bytes, block int64) *[]byte {
+	b := make([]byte, bytes+block)
+	for !alignedTo(b, block) {
+		b = b[1:]
+	}
+	b = b[:bytes]
+	return &b
+}

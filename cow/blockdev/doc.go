@@ -1,0 +1,12 @@
+// Package blockdev opens block devices, and regular files in their place, so
+// that what is read is what is on them now.
+//
+// A buffered read of a block device is answered from the device's page cache.
+// The kernel's snapshot code writes the COW device beneath that cache, and a
+// mounted file system may write a volume beneath it, so that a buffered read can
+// return what was there at the first read ever: changes are missed, silently.
+// Hence a block device is read with O_DIRECT unless it can't change. A regular
+// file's cache is coherent, and some file systems refuse O_DIRECT.
+//
+// What a device is, is read from sysfs, by its major and minor number.
+package blockdev

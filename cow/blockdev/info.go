@@ -1,0 +1,154 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// sysfs is where the kernel shows each block device by its number.
+const sysfs = "/sys/dev/block"
+
+// Info tells what an open block device or regular file is.
+type Info struct {
+	// Path is the name that it was opened by.
+	Path string
+	// Block tells a block device from a regular file.
+	Block bool
+	// Major and Minor are a block device's number.
+	Major, Minor uint32
+
+	stat syscall.Stat_t
+}
+
+// Stat tells what an open file is. Anything but a block device or a regular file
+// is an error.
+func Stat(file *os.File) (Info, error) {
+	fi, err := file.Stat()
+	if err != nil {
+		return Info{}, err
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	info := Info{Path: file.Name(), Block: fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0}
+	switch {
+	case !ok || !info.Block && !fi.Mode().IsRegular():
+		return Info{}, fmt.Errorf("%s: is neither a block device nor a regular file", file.Name())
+	case info.Block:
+		info.Major, info.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	}
+	info.stat = *st
+	return info, nil
+}
+
+// Same tells whether both are the same device or file, whatever their names.
+func (i Info) Same(other Info) bool {
+	if i.Block || other.Block {
+		return i.Block == other.Block && i.stat.Rdev == other.stat.Rdev
+	}
+	return i.stat.Dev == other.stat.Dev && i.stat.Ino == other.stat.Ino
+}
+
+// Backs tells whether i is the regular file that the loop device other shows.
+func (i Info) Backs(other Info) bool {
+	if i.Block || !other.Block {
+		return false
+	}
+	backing, err := other.attribute("loop/backing_file")
+	if err != nil {
+		return false
+	}
+	fi, err := os.Stat(backing)
+	if err != nil {
+		return false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino
+}
+
+// Holders are the kernel's names of the devices that are stacked on this one,
+// such as the snapshot on its COW device.
+func (i Info) Holders() ([]string, error) {
+	if !i.Block {
+		return nil, nil
+	}
+	return i.list("holders")
+}
+
+// LoopDevices are the kernel's names of the loop devices that show this regular
+// file.
+func (i Info) LoopDevices() ([]string, error) {
+	if i.Block {
+		return nil, nil
+	}
+	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, attribute := range all {
+		b, err := os.ReadFile(attribute)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		fi, err := os.Stat(strings.TrimSuffix(string(b), "\n"))
+		if err != nil {
+			continue
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino {
+			names = append(names, filepath.Base(filepath.Dir(filepath.Dir(attribute))))
+		}
+	}
+	return names, nil
+}
+
+// isReadOnlySnapshot tells whether the device is a snapshot of LVM's that nobody
+// can write to. Its COW device, one of those it lies on, has its uuid and the
+// suffix -cow.
+func (i Info) isReadOnlySnapshot() bool {
+	uuid, err := i.attribute("dm/uuid")
+	if err != nil || !strings.HasPrefix(uuid, "LVM-") {
+		return false
+	}
+	if ro, err := i.attribute("ro"); err != nil || ro != "1" {
+		return false
+	}
+	slaves, err := i.list("slaves")
+	if err != nil {
+		return false
+	}
+	for _, slave := range slaves {
+		b, err := os.ReadFile(filepath.Join(i.dir(), "slaves", slave, "dm/uuid"))
+		if err == nil && strings.TrimSpace(string(b)) == uuid+"-cow" {
+			return true
+		}
+	}
+	return false
+}
+
+func (i Info) dir() string { return fmt.Sprintf("%s/%d:%d", sysfs, i.Major, i.Minor) }
+
+func (i Info) attribute(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(i.dir(), name))
+	return strings.TrimSpace(string(b)), err
+}
+
+func (i Info) list(name string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(i.dir(), name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // a partition has no holders folder on some kernels
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: what lies on it and below it: %w", i.Path, err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}

@@ -1,0 +1,191 @@
+package cow
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/iotest"
+)
+
+// decode returns the data of each chunk that a decoder gives, with a buffer of
+// that many chunks.
+func decode(d *Decoder, bufferChunks int64) (map[uint64][]byte, error) {
+	c := d.Header().ChunkBytes
+	got := map[uint64][]byte{}
+	p := make([]byte, bufferChunks*c+c/2)
+	for {
+		run, err := d.Next(p)
+		if err == io.EOF {
+			return got, nil
+		}
+		if err != nil {
+			return got, err
+		}
+		for i := range run.Count {
+			got[run.Chunk+uint64(i)] = slices.Clone(p[i*c : (i+1)*c])
+		}
+	}
+}
+
+func TestDecoder(t *testing.T) {
+	r := rand.New(rand.NewPCG(15, 16))
+	for round := range 300 {
+		chunkBytes := 512 << r.IntN(4)
+		perArea := chunkBytes / 16
+		count := []int{0, 1, perArea - 1, perArea, perArea + 1, 3 * perArea, r.IntN(200)}[r.IntN(7)]
+		chunks := randomChunks(r, 10000, count)
+		if round%2 == 0 { // as dds writes them
+			r.Shuffle(len(chunks), func(i, j int) { chunks[i], chunks[j] = chunks[j], chunks[i] })
+		}
+		list := inOrder(chunkBytes, chunks...)
+		ordered := round%3 != 0 || count < 2
+		if !ordered {
+			i, j := r.IntN(count), r.IntN(count)
+			list[i].new, list[j].new = list[j].new, list[i].new
+			ordered = i == j
+		}
+		want := map[uint64][]byte{}
+		store := buildStore(chunkBytes, list, func(e exception) []byte {
+			want[e.old] = randomBytes(e.old, int64(chunkBytes))
+			return want[e.old]
+		})
+		trailing := append(slices.Clone(store), randomBytes(1, int64(r.IntN(3))*1000)...)
+
+		inFile, err := NewDecoderAt(bytes.NewReader(trailing), int64(len(trailing)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decode(inFile, 1+r.Int64N(50))
+		if err != nil || !same(got, want) {
+			t.Fatalf("round %d: in a file: %d of %d chunks, %v", round, len(got), len(want), err)
+		}
+
+		stream := bytes.NewReader(trailing)
+		piped, err := NewDecoder(iotest.HalfReader(stream))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err = decode(piped, 1+r.Int64N(50))
+		switch {
+		case ordered && (err != nil || !same(got, want)):
+			t.Fatalf("round %d: in a pipe: %d of %d chunks, %v", round, len(got), len(want), err)
+		case !ordered && !errors.Is(err, ErrOutOfOrder):
+			t.Fatalf("round %d: in a pipe, out of order: %v", round, err)
+		case ordered && stream.Len() < len(trailing)-len(store):
+			t.Fatalf("round %d: read %d bytes past the last chunk", round, len(trailing)-len(store)-stream.Len())
+		}
+	}
+}
+
+func same(a, b map[uint64][]byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for chunk, data := range a {
+		if !bytes.Equal(data, b[chunk]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Adjacent chunks come in one run, whatever metadata stands between them.
+func TestDecoderRuns(t *testing.T) {
+	const c = 512
+	var chunks []uint64
+	for i := range uint64(100) {
+		chunks = append(chunks, 1000+i)
+	}
+	chunks = append(chunks, 2000)
+	store := buildStore(c, inOrder(c, chunks...), func(exception) []byte { return nil })
+	for _, open := range map[string]func() (*Decoder, error){
+		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
+		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
+	} {
+		d, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 100*c)
+		for _, want := range []Run{{1000, 100}, {2000, 1}} {
+			if run, err := d.Next(p); run != want || err != nil {
+				t.Fatalf("%+v, %v; want %+v", run, err, want)
+			}
+		}
+		if _, err := d.Next(p); err != io.EOF {
+			t.Fatal(err)
+		}
+		if _, err := d.Next(p[:c-1]); err == nil || err == io.EOF {
+			t.Fatal("a buffer without room for a chunk was taken")
+		}
+	}
+}
+
+func TestDecoderRefuses(t *testing.T) {
+	const c = 512
+	chunks := make([]uint64, 40)
+	for i := range chunks {
+		chunks[i] = uint64(2 * i)
+	}
+	good := buildStore(c, inOrder(c, chunks...), func(e exception) []byte { return randomBytes(e.old, c) })
+	both := func(b []byte) map[string]error {
+		errs := map[string]error{}
+		for name, open := range map[string]func() (*Decoder, error){
+			"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(b)) },
+			"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(b), int64(len(b))) },
+		} {
+			d, err := open()
+			if err == nil {
+				_, err = decode(d, 7)
+			}
+			errs[name] = err
+		}
+		return errs
+	}
+	for size := range good {
+		for name, err := range both(good[:size]) {
+			if err == nil {
+				t.Fatalf("%s cut off at byte %d: taken", name, size)
+			}
+		}
+	}
+	for name, err := range both(good) {
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	for _, at := range []int{16, 63, 64, 511} {
+		b := slices.Clone(good)
+		b[at] = 1
+		for name, err := range both(b) {
+			var format *FormatError
+			if !errors.As(err, &format) || format.Offset != int64(at) {
+				t.Errorf("%s with byte %d set: %v", name, at, err)
+			}
+		}
+	}
+}
+
+func BenchmarkDecoder(b *testing.B) {
+	const c = 4096
+	r := rand.New(rand.NewPCG(1, 2))
+	store := buildStore(c, inOrder(c, randomChunks(r, 1<<20, 1<<14)...), func(exception) []byte { return nil })
+	p := make([]byte, 1<<20)
+	b.SetBytes(int64(len(store)))
+	b.ReportAllocs()
+	for b.Loop() {
+		d, err := NewDecoderAt(bytes.NewReader(store), int64(len(store)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for err == nil {
+			_, err = d.Next(p)
+		}
+		if err != io.EOF {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,290 @@
+package cow
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// volume is a source that counts its reads.
+type volume struct {
+	data []byte
+	mu   sync.Mutex
+	read []span
+}
+
+type span struct{ off, bytes int64 }
+
+func (v *volume) ReadAt(p []byte, off int64) (int, error) {
+	v.mu.Lock()
+	v.read = append(v.read, span{off, int64(len(p))})
+	v.mu.Unlock()
+	return bytes.NewReader(v.data).ReadAt(p, off)
+}
+
+// reads are the reads since the last call.
+func (v *volume) reads() []span {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r := v.read
+	v.read = nil
+	return r
+}
+
+// randomDelta is a delta with the store that it must read as.
+func randomDelta(t testing.TB, r *rand.Rand) (d *Delta, v *volume, want []byte) {
+	t.Helper()
+	chunkBytes := 512 << r.IntN(6)
+	size := 1 + r.Int64N(int64(chunkBytes)*int64(1+r.IntN(200)))
+	v = &volume{data: randomBytes(r.Uint64(), size)}
+	limit := uint64((size-1)/int64(chunkBytes)) + 1
+	perArea := chunkBytes / 16
+	count := []int{0, 1, perArea - 1, perArea, perArea + 1, 3 * perArea, r.IntN(200)}[r.IntN(7)]
+	chunks := randomChunks(r, limit, count)
+	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = buildStore(chunkBytes, inOrder(chunkBytes, chunks...), func(e exception) []byte {
+		return chunkOf(v.data, e.old, chunkBytes)
+	})
+	return d, v, want
+}
+
+func TestDeltaReadsAsTheStore(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for round := range 400 {
+		d, v, want := randomDelta(t, r)
+		if d.Size() != int64(len(want)) {
+			t.Fatalf("round %d: %d bytes, want %d", round, d.Size(), len(want))
+		}
+		if len(v.reads()) > 0 {
+			t.Fatalf("round %d: making the delta read the source", round)
+		}
+		for range 30 {
+			off := r.Int64N(d.Size() + 1)
+			p := make([]byte, r.IntN(1+int(min(d.Size()*5/4, 1<<16))))
+			n, err := d.ReadAt(p, off)
+			left := d.Size() - off
+			switch {
+			case int64(len(p)) <= left && off < d.Size() && (n != len(p) || err != nil),
+				int64(len(p)) > left && (int64(n) != left || err != io.EOF):
+				t.Fatalf("round %d: %d bytes at %d of %d: %d, %v", round, len(p), off, d.Size(), n, err)
+			}
+			if !bytes.Equal(p[:n], want[off:][:n]) {
+				t.Fatalf("round %d: %d bytes at %d of %d differ", round, len(p), off, d.Size())
+			}
+			for _, s := range v.reads() {
+				if s.off+s.bytes > int64(len(v.data)) || s.bytes == 0 {
+					t.Fatalf("round %d: read of %d bytes at %d, and the source has %d", round, s.bytes, s.off, len(v.data))
+				}
+			}
+		}
+		whole, err := io.ReadAll(io.NewSectionReader(d, 0, d.Size()))
+		if err != nil || !bytes.Equal(whole, want) {
+			t.Fatalf("round %d: whole: %v", round, err)
+		}
+	}
+}
+
+func TestDeltaReadsRunsAtOnce(t *testing.T) {
+	const c = 512 // 32 entries in an area
+	v := &volume{data: randomBytes(1, 1000*c)}
+	var b SetBuilder
+	b.AddRange(100, 300)
+	b.AddRange(400, 401)
+	b.AddRange(500, 540)
+	d, err := NewDelta(b.Set(), c, int64(len(v.data)), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, d.Size())
+	if _, err := d.ReadAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := []span{{100 * c, 200 * c}, {400 * c, c}, {500 * c, 40 * c}}
+	if got := v.reads(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("reads %v, want %v", got, want)
+	}
+	// From the middle of a chunk of the first run to the middle of another, with
+	// six metadata chunks between.
+	from, end := d.layout.DataOffset(5)+100, d.layout.DataOffset(199)+7
+	if _, err := d.ReadAt(p[:end-from], from); err != nil {
+		t.Fatal(err)
+	}
+	want = []span{{105*c + 100, 194*c - 100 + 7}}
+	if got := v.reads(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("reads %v, want %v", got, want)
+	}
+	// The header and all metadata need no source.
+	for area := range d.layout.Areas() {
+		if _, err := d.ReadAt(p[:c], d.layout.MetadataChunk(area)*c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := v.reads(); len(got) > 0 {
+		t.Errorf("reads for metadata: %v", got)
+	}
+}
+
+func TestDeltaConcurrently(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	d, _, want := randomDelta(t, r)
+	for d.Size() < 20000 {
+		d, _, want = randomDelta(t, r)
+	}
+	var wg sync.WaitGroup
+	for reader := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(reader), 0))
+			for range 200 {
+				off := r.Int64N(d.Size())
+				p := make([]byte, r.Int64N(d.Size()-off)+1)
+				if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:][:len(p)]) {
+					t.Errorf("%d bytes at %d: %v", len(p), off, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// failing is a source with a bad sector, or one that is too short.
+type failing struct {
+	volume
+	from, end int64
+	err       error
+}
+
+func (f *failing) ReadAt(p []byte, off int64) (int, error) {
+	if off < f.end && off+int64(len(p)) > f.from {
+		return 0, f.err
+	}
+	return f.volume.ReadAt(p, off)
+}
+
+func TestDeltaReadError(t *testing.T) {
+	const c = 4096
+	bad := errors.New("bad sector")
+	data := randomBytes(3, 100*c)
+	d, err := NewDelta(setOf(10, 11, 50, 60), c, int64(len(data)), &failing{volume{data: data}, 50*c + 512, 50*c + 1024, bad})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := bytes.Repeat([]byte{0xaa}, int(d.Size()))
+	n, err := d.ReadAt(p, 0)
+	if !errors.Is(err, bad) || !strings.Contains(err.Error(), fmt.Sprint(50*c)) {
+		t.Errorf("error %v", err)
+	}
+	if int64(n) != d.layout.DataOffset(2) || !bytes.Equal(p[n-c:n], data[11*c:12*c]) {
+		t.Errorf("%d bytes before the error", n)
+	}
+	short, err := NewDelta(setOf(10, 99), c, int64(len(data)), bytes.NewReader(data[:len(data)-1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := short.ReadAt(p, 0); !errors.Is(err, io.ErrUnexpectedEOF) || int64(n) != short.layout.DataOffset(1) {
+		t.Errorf("a short source: %d bytes, %v", n, err)
+	}
+}
+
+func TestNewDeltaRefuses(t *testing.T) {
+	for _, c := range []struct {
+		chunks      []uint64
+		chunkBytes  int64
+		volumeBytes int64
+	}{
+		{[]uint64{1}, 4096, 4096},
+		{[]uint64{0}, 4096, 0},
+		{[]uint64{0}, 4096, -1},
+		{[]uint64{1 << 60}, 4096, 1 << 40},
+		{[]uint64{0}, 4095, 1 << 40},
+	} {
+		if _, err := NewDelta(setOf(c.chunks...), c.chunkBytes, c.volumeBytes, bytes.NewReader(nil)); err == nil {
+			t.Errorf("%+v: taken", c)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	for range 100 {
+		d, _, _ := randomDelta(t, r)
+		table, err := d.Table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want strings.Builder
+		for i, chunk := range chunksOf(d.Changed()) {
+			fmt.Fprintf(&want, "%15d %15d\n", chunk, d.layout.DataChunk(int64(i)))
+		}
+		if table.Size() != int64(want.Len()) {
+			t.Fatalf("%d bytes, want %d", table.Size(), want.Len())
+		}
+		for range 20 {
+			off := r.Int64N(table.Size() + 1)
+			p := make([]byte, r.IntN(300))
+			n, err := table.ReadAt(p, off)
+			rest := want.String()[off:]
+			if n < len(p) && (err != io.EOF || n != len(rest)) || n == len(p) && err != nil && err != io.EOF {
+				t.Fatalf("%d bytes at %d of %d: %d, %v", len(p), off, want.Len(), n, err)
+			}
+			if string(p[:n]) != rest[:n] {
+				t.Fatalf("at %d: %q", off, p[:n])
+			}
+		}
+	}
+}
+
+func TestTableOfTooLargeAVolume(t *testing.T) {
+	d, err := NewDelta(setOf(maxTableNumber+1), 512, 1<<62, bytes.NewReader(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Table(); err == nil {
+		t.Error("taken")
+	}
+}
+
+func BenchmarkDelta(b *testing.B) {
+	const c, size = 4096, 1 << 30
+	source := bytes.NewReader(make([]byte, size))
+	for _, bench := range []struct {
+		name      string
+		run, step uint64
+	}{
+		{"contiguous", size / c, size / c},
+		{"runs-of-64KiB", 16, 64},
+		{"single-chunks", 1, 4},
+	} {
+		var set SetBuilder
+		for at := uint64(0); at < size/c; at += bench.step {
+			set.AddRange(at, at+bench.run)
+		}
+		d, err := NewDelta(set.Set(), c, size, source)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(bench.name, func(b *testing.B) {
+			p := make([]byte, 128<<10)
+			at := int64(0)
+			b.SetBytes(int64(len(p)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if at+int64(len(p)) > d.Size() {
+					at = 0
+				}
+				if _, err := d.ReadAt(p, at); err != nil {
+					b.Fatal(err)
+				}
+				at += int64(len(p))
+			}
+		})
+	}
+}

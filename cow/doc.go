@@ -1,0 +1,71 @@
+// Package cow knows the format of device-mapper snapshots and nothing else:
+// it parses a persistent exception store, collects the changed chunks in a
+// [Set], lays a new store out over such a set ([Layout]), serves that store
+// lazily as an [io.ReaderAt] ([Delta]) and decodes one ([Decoder]). It knows no
+// FUSE, no target and no device other than as a reader and a size.
+//
+// # Words
+//
+// A sector is 512 bytes. A chunk is the unit of copy-on-write: a power of two
+// of sectors. An exception says that one chunk of the origin was copied away
+// before it was overwritten: old_chunk is its number on the origin, new_chunk
+// the number of the chunk of the COW device that holds the copy. The COW device
+// with its header and its lists of exceptions is the exception store. Numbers
+// are bytes where a name says Bytes or Offset, and chunks where it says Chunk.
+//
+// # The persistent exception store, version 1
+//
+// The format is the kernel's (drivers/md/dm-snap-persistent.c and
+// Documentation/admin-guide/device-mapper/snapshot.rst). All integers are
+// little-endian. With C bytes in a chunk and E = C/16 entries in an area:
+//
+//	chunk 0         header
+//	chunk 1         metadata of area 0: E entries
+//	chunk 2..E+1    the data chunks of area 0
+//	chunk E+2       metadata of area 1
+//	chunk E+3..     the data chunks of area 1
+//	...
+//
+// so the metadata of area a is chunk 1 + a*(E+1). The header is
+//
+//	byte 0   u32  magic       0x70416e53, "SnAp"; 0 in a store never activated
+//	byte 4   u32  valid       1; 0 after the snapshot overflowed or was dropped
+//	byte 8   u32  version     1
+//	byte 12  u32  chunk_size  in sectors
+//	byte 16  zeros to the end of chunk 0, which the kernel does not look at
+//
+// and an entry of a metadata chunk is
+//
+//	byte 0   u64  old_chunk
+//	byte 8   u64  new_chunk
+//
+// An entry whose new_chunk is 0 ends the list; whatever follows it, in its own
+// area or in the areas behind, is not part of the store but may look as if it
+// were, left there by an older store on the same device. An area without a
+// free entry is always followed by another one, whose first entry ends the list
+// if there is nothing more to say: with exactly E exceptions there are two areas.
+//
+// In a store that the kernel wrote, entries stand in the order in which their
+// copies finished, so old_chunk is not sorted, and some kernels left data chunks
+// that no entry names.
+//
+// # The delta
+//
+// The delta of a snapshot pair is such a store too, so the kernel can attach or
+// merge it. Its entries are the changed chunks in ascending order, its data is
+// read from the newer snapshot, and exception i of N lies in
+//
+//	area         a = i / E
+//	entry        i % E of chunk 1 + a*(E+1)
+//	data chunk   i + 2 + a              (new_chunk)
+//
+//	┌────────┬──────────┬──────┬───┬──────┬──────────┬──────┬───┬──────┐
+//	│ header │ area 0   │ data │ … │ data │ area 1   │ data │ … │ data │
+//	│        │ metadata │ 0    │   │ E-1  │ metadata │ E    │   │ N-1  │
+//	└────────┴──────────┴──────┴───┴──────┴──────────┴──────┴───┴──────┘
+//	0        C          2C     3C         (E+2)C     (E+3)C            (1+N/E+1+N)C
+//
+// It ends with its last data chunk or, where N is a multiple of E, with the
+// empty metadata chunk of the last area. Where the volume ends within its last
+// chunk, the rest of that chunk's data is zeros.
+package cow

@@ -1,0 +1,100 @@
+package cow
+
+import (
+	"fmt"
+	"math"
+)
+
+// Layout is the arithmetic of a store whose data chunks follow each other in the
+// order of its exceptions, without a gap: where each thing lies, as pure
+// functions of the chunk size and the number of exceptions. The package comment
+// draws it.
+type Layout struct {
+	chunkBytes int64
+	perArea    int64 // entries in a metadata chunk
+	exceptions int64
+	bytes      int64
+}
+
+// NewLayout returns the layout of a store with that many exceptions. It fails
+// if the chunk size is none, or the store's size is no int64.
+func NewLayout(chunkBytes int64, exceptions uint64) (Layout, error) {
+	if err := checkChunkBytes(chunkBytes); err != nil {
+		return Layout{}, fmt.Errorf("chunk size of %d bytes: %w", chunkBytes, err)
+	}
+	// Areas take at most one chunk for each 32 exceptions, hence the factor of
+	// two is more than enough for all chunks that hold no data.
+	if exceptions > uint64(math.MaxInt64/chunkBytes/2) {
+		return Layout{}, fmt.Errorf("%d exceptions of %d bytes: the store would exceed %d bytes", exceptions, chunkBytes, int64(math.MaxInt64))
+	}
+	l := Layout{chunkBytes: chunkBytes, perArea: chunkBytes / EntryBytes, exceptions: int64(exceptions)}
+	l.bytes = (1 + l.Areas() + l.exceptions) * chunkBytes
+	return l, nil
+}
+
+// ChunkBytes is the chunk size.
+func (l Layout) ChunkBytes() int64 { return l.chunkBytes }
+
+// Exceptions is the number of exceptions.
+func (l Layout) Exceptions() int64 { return l.exceptions }
+
+// Bytes is the size of the whole store.
+func (l Layout) Bytes() int64 { return l.bytes }
+
+// EntriesPerArea is how many exceptions a metadata chunk lists.
+func (l Layout) EntriesPerArea() int64 { return l.perArea }
+
+// Areas is the number of metadata chunks: a full area is always followed by
+// another one, be it empty.
+func (l Layout) Areas() int64 { return l.exceptions/l.perArea + 1 }
+
+// Area is the area that lists exception i.
+func (l Layout) Area(i int64) int64 { return i / l.perArea }
+
+// MetadataChunk is the chunk that holds the entries of an area.
+func (l Layout) MetadataChunk(area int64) int64 { return metadataChunk(area, l.perArea) }
+
+func metadataChunk(area, perArea int64) int64 { return 1 + area*(perArea+1) }
+
+// DataChunk is the chunk that holds the data of exception i, its new_chunk.
+func (l Layout) DataChunk(i int64) int64 { return 2 + i + i/l.perArea }
+
+// DataOffset is the byte at which the data of exception i begins.
+func (l Layout) DataOffset(i int64) int64 { return l.DataChunk(i) * l.chunkBytes }
+
+// chunkKind tells what a chunk of a store holds.
+type chunkKind int
+
+const (
+	headerChunk chunkKind = iota
+	metadata
+	data
+)
+
+// locate tells what the given chunk of the store holds, with the area of a
+// metadata chunk or the exception of a data chunk. The chunk must lie within
+// the store.
+func (l Layout) locate(chunk int64) (kind chunkKind, index int64) {
+	if chunk == 0 {
+		return headerChunk, 0
+	}
+	area, pos := (chunk-1)/(l.perArea+1), (chunk-1)%(l.perArea+1)
+	if pos == 0 {
+		return metadata, area
+	}
+	return data, area*l.perArea + pos - 1
+}
+
+// lastDataBefore is the last exception whose data begins before byte end. One
+// must.
+func (l Layout) lastDataBefore(end int64) int64 {
+	kind, index := l.locate((end - 1) / l.chunkBytes)
+	if kind == metadata {
+		return index*l.perArea - 1
+	}
+	return index
+}
+
+// isMetadataChunk tells whether chunk, not 0, is a metadata chunk of a store
+// with that many entries in an area.
+func isMetadataChunk(chunk, perArea uint64) bool { return (chunk-1)%(perArea+1) == 0 }

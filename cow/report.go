@@ -1,0 +1,77 @@
+package cow
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Report is what dds reports of a store or a delta, in bytes, and the volume's
+// size where it is known. Its JSON form is part of the commands' promises.
+type Report struct {
+	ChunkBytes  int64 `json:"chunk_bytes"`
+	Valid       bool  `json:"valid"`
+	Areas       int64 `json:"exception_chunks"`
+	Exceptions  int64 `json:"exceptions"`
+	VolumeBytes int64 `json:"volume_bytes,omitempty"`
+	MetaBytes   int64 `json:"meta_bytes"`
+	DataBytes   int64 `json:"data_bytes"`
+	TotalBytes  int64 `json:"total_bytes"`
+}
+
+// Report returns the report of a store, as if its chunks were laid out without
+// a gap.
+func (s *Store) Report() Report { return NewReport(s.Header, s.Areas, s.Changed.Len()) }
+
+// Report returns the delta's report.
+func (d *Delta) Report() Report {
+	r := NewReport(Header{Valid: true, ChunkBytes: d.layout.chunkBytes}, d.layout.Areas(), d.layout.exceptions)
+	r.VolumeBytes = d.volumeBytes
+	return r
+}
+
+// NewReport returns the report of that many metadata chunks and exceptions.
+func NewReport(h Header, areas, exceptions int64) Report {
+	r := Report{
+		ChunkBytes: h.ChunkBytes,
+		Valid:      h.Valid,
+		Areas:      areas,
+		Exceptions: exceptions,
+		MetaBytes:  (1 + areas) * h.ChunkBytes,
+		DataBytes:  exceptions * h.ChunkBytes,
+	}
+	r.TotalBytes = r.MetaBytes + r.DataBytes
+	return r
+}
+
+// HeaderText is the snapshot header in dds's words.
+func (r Report) HeaderText() string {
+	valid := "no"
+	if r.Valid {
+		valid = "yes"
+	}
+	return fmt.Sprintf("magic 0x%08x\nversion %d\nvalid %s\nchunk_size %s\n", uint32(magic), version, valid, size(r.ChunkBytes))
+}
+
+// Text is the report in dds's words, and then what dds did not say.
+func (r Report) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Exception chunks %d\n", r.Areas)
+	fmt.Fprintf(&b, "Exceptions %d\n", r.Exceptions)
+	fmt.Fprintf(&b, "Output size meta %s\n", size(r.MetaBytes))
+	fmt.Fprintf(&b, "Output size data %s\n", size(r.DataBytes))
+	fmt.Fprintf(&b, "Output size total %s\n", size(r.TotalBytes))
+	if r.VolumeBytes > 0 {
+		fmt.Fprintf(&b, "Volume size %s\n", size(r.VolumeBytes))
+		fmt.Fprintf(&b, "Changed %.2f %%\n", 100*min(1, float64(r.DataBytes)/float64(r.VolumeBytes)))
+	}
+	return b.String()
+}
+
+// size is a number of bytes as dds writes it: in KB of 1024 bytes; in bytes
+// where that would not be exact.
+func size(bytes int64) string {
+	if bytes%1024 != 0 {
+		return fmt.Sprintf("%d B", bytes)
+	}
+	return fmt.Sprintf("%d KB", bytes/1024)
+}

@@ -1,0 +1,176 @@
+package cow
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// sets are sets whose pages take each form, with what they hold.
+func sets() map[string][]uint64 {
+	r := rand.New(rand.NewPCG(1, 2))
+	span := func(first, end uint64) (list []uint64) {
+		for c := first; c < end; c++ {
+			list = append(list, c)
+		}
+		return list
+	}
+	return map[string][]uint64{
+		"empty":               nil,
+		"one":                 {7},
+		"last of a page":      {65535},
+		"over a page's end":   span(65530, 65540),
+		"full page":           span(65536, 131072),
+		"full pages":          span(100, 3*65536+100),
+		"sparse":              randomChunks(r, 1<<40, 500),
+		"dense":               randomChunks(r, 1<<17, 30000),
+		"half":                randomChunks(r, 1<<16, 1<<15),
+		"at the sparse limit": span(10, 10+maxSparse),
+		"above it":            span(10, 11+maxSparse),
+		"full but one":        append(span(0, 40000), span(40001, 65536)...),
+		"highest":             {0, 1<<55 - 1, 1<<63 - 1},
+	}
+}
+
+func TestSet(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for name, want := range sets() {
+		t.Run(name, func(t *testing.T) {
+			shuffled := slices.Clone(want)
+			r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+			var b SetBuilder
+			for _, c := range shuffled {
+				if !b.Add(c) {
+					t.Fatalf("%d was there already", c)
+				}
+			}
+			for _, c := range shuffled[:min(100, len(shuffled))] {
+				if b.Add(c) {
+					t.Fatalf("%d was not there", c)
+				}
+			}
+			s := b.Set()
+			if s.Len() != int64(len(want)) {
+				t.Fatalf("%d chunks, want %d", s.Len(), len(want))
+			}
+			if got := chunksOf(s); !slices.Equal(got, want) {
+				t.Fatalf("holds %v", got)
+			}
+			for range 200 {
+				if len(want) == 0 {
+					break
+				}
+				i := r.IntN(len(want))
+				if got := s.Chunk(int64(i)); got != want[i] {
+					t.Fatalf("chunk %d is %d, want %d", i, got, want[i])
+				}
+				for _, near := range []uint64{want[i] - 1, want[i], want[i] + 1} {
+					at, found := slices.BinarySearch(want, near)
+					if got := s.Contains(near); got != found {
+						t.Fatalf("contains %d: %v", near, got)
+					}
+					first, n := s.From(near, 1)
+					if (n == 0) != (at == len(want)) || n > 0 && first != want[at] {
+						t.Fatalf("from %d: %d, %d", near, first, n)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A cursor returns whole runs, from anywhere and within any limit.
+func TestSetRuns(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for name, chunks := range sets() {
+		s := setOf(chunks...)
+		for range 300 {
+			if len(chunks) == 0 {
+				break
+			}
+			from := r.IntN(len(chunks))
+			limit := int64(1 + r.IntN(100000))
+			c := s.Cursor(int64(from))
+			for calls := 0; from < len(chunks) && calls < 20; calls++ {
+				want := int64(1)
+				for want < limit && from+int(want) < len(chunks) && chunks[from+int(want)] == chunks[from]+uint64(want) {
+					want++
+				}
+				if first, n := c.Next(limit); first != chunks[from] || n != want {
+					t.Fatalf("%s: at %d, limit %d: %d chunks from %d, want %d from %d", name, from, limit, n, first, want, chunks[from])
+				}
+				from += int(want)
+			}
+			if from == len(chunks) {
+				if _, n := c.Next(limit); n != 0 {
+					t.Fatalf("%s: %d chunks behind the end", name, n)
+				}
+			}
+		}
+		if c := s.Cursor(s.Len()); true {
+			if _, n := c.Next(1); n != 0 {
+				t.Fatalf("%s: %d chunks behind the end", name, n)
+			}
+		}
+	}
+}
+
+func TestSetUnion(t *testing.T) {
+	all := sets()
+	for nameA, a := range all {
+		for nameB, b := range all {
+			want := slices.Concat(a, b)
+			slices.Sort(want)
+			want = slices.Compact(want)
+			var both SetBuilder
+			both.AddSet(setOf(a...))
+			both.AddSet(setOf(b...))
+			if got := chunksOf(both.Set()); !slices.Equal(got, want) {
+				t.Errorf("%s and %s: %d chunks, want %d", nameA, nameB, len(got), len(want))
+			}
+		}
+	}
+}
+
+func TestSetRange(t *testing.T) {
+	for _, c := range []struct{ first, end uint64 }{
+		{0, 0}, {5, 5}, {0, 1}, {65535, 65537}, {1, 65536}, {0, 65536}, {65536, 4*65536 + 1}, {3, 1 << 24},
+	} {
+		var b SetBuilder
+		b.Add(c.first + 1)
+		b.AddRange(c.first, c.end)
+		s := b.Set()
+		want := int64(c.end - c.first)
+		if c.first+1 >= c.end {
+			want++
+		}
+		if s.Len() != want {
+			t.Errorf("%+v: %d chunks, want %d", c, s.Len(), want)
+		}
+	}
+}
+
+func BenchmarkSetAdd(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 2))
+	chunks := make([]uint64, 1<<20)
+	for i := range chunks {
+		chunks[i] = r.Uint64N(1 << 24)
+	}
+	for b.Loop() {
+		var s SetBuilder
+		for _, c := range chunks {
+			s.Add(c)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(chunks)), "ns/chunk")
+}
+
+func BenchmarkSetCursor(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 2))
+	s := setOf(randomChunks(r, 1<<24, 1<<20)...)
+	b.ReportAllocs()
+	for b.Loop() {
+		c := s.Cursor(r.Int64N(s.Len()))
+		c.Next(32)
+	}
+}

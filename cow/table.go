@@ -1,0 +1,83 @@
+package cow
+
+import (
+	"fmt"
+	"io"
+)
+
+const (
+	tableColumn = 15
+
+	// TableLineBytes is the length of a line of a [Table], its newline included:
+	// two columns of 15 digits. A power of two, so that lines don't straddle the
+	// blocks that dd or a page cache work with.
+	TableLineBytes = 2 * (tableColumn + 1)
+
+	// maxTableNumber is the highest number that a column can show; a volume of
+	// 450 PiB in chunks of 512 bytes stays below it.
+	maxTableNumber = 999_999_999_999_999
+)
+
+// Table is the exception map of a [Delta] as text, computed as it is read: line i
+// says where exception i is, in two columns that are aligned to the right, its
+// chunk on the volume (old_chunk) and the chunk of the delta that holds its data
+// (new_chunk). It begins at byte i * TableLineBytes.
+type Table struct {
+	layout  Layout
+	changed *Set
+}
+
+// Table returns the delta's exception map. It fails if the volume is too large
+// for the columns.
+func (d *Delta) Table() (*Table, error) {
+	if n := d.changed.Len(); n > 0 {
+		if highest := max(d.changed.Chunk(n-1), uint64(d.layout.DataChunk(n-1))); highest > maxTableNumber {
+			return nil, fmt.Errorf("exceptions: chunk %d has more than %d digits", highest, tableColumn)
+		}
+	}
+	return &Table{d.layout, d.changed}, nil
+}
+
+// Size is the size of the text in bytes.
+func (t *Table) Size() int64 { return t.layout.Exceptions() * TableLineBytes }
+
+// ReadAt implements io.ReaderAt.
+func (t *Table) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, fmt.Errorf("exceptions: read at byte %d: negative offset", off)
+	}
+	if off >= t.Size() {
+		return 0, io.EOF
+	}
+	i, within := off/TableLineBytes, off%TableLineBytes
+	runs := t.changed.Cursor(i)
+	for n < len(p) {
+		first, count := runs.Next(int64(len(p)-n)/TableLineBytes + 2)
+		if count == 0 {
+			return n, io.EOF
+		}
+		for chunk := first; chunk < first+uint64(count) && n < len(p); chunk++ {
+			var line [TableLineBytes]byte
+			putNumber(line[:tableColumn], chunk)
+			line[tableColumn] = ' '
+			putNumber(line[tableColumn+1:TableLineBytes-1], uint64(t.layout.DataChunk(i)))
+			line[TableLineBytes-1] = '\n'
+			n += copy(p[n:], line[within:])
+			within = 0
+			i++
+		}
+	}
+	return n, nil
+}
+
+// putNumber writes v to the right end of column, which is filled with spaces.
+func putNumber(column []byte, v uint64) {
+	for at := len(column) - 1; at >= 0; at-- {
+		if v == 0 && at < len(column)-1 {
+			column[at] = ' '
+			continue
+		}
+		column[at] = byte('0' + v%10)
+		v /= 10
+	}
+}

@@ -1,0 +1,118 @@
+package fs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// serverEnd is how long Unmount waits for the serving process to end. It has
+// nothing left to do by then.
+const serverEnd = 10 * time.Second
+
+// Unmount unmounts a directory that [Mount] mounted, in this process or in
+// another, and waits until the process that served it has ended, so that the
+// devices it had open are free.
+func Unmount(mountpoint string) error {
+	path, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", mountpoint, err)
+	}
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		path = resolved
+	} else if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		// A mount that lost its server can't be looked at; its parent can.
+		path = filepath.Join(parent, filepath.Base(path))
+	}
+	ours, err := isMounted(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("unmount %s: %w", mountpoint, err)
+	case !ours:
+		return fmt.Errorf("unmount %s: no %s file system is mounted there", mountpoint, TypeName)
+	}
+	server := openServer(path)
+	if server >= 0 {
+		defer unix.Close(server)
+	}
+	if err := unmount(path, 0); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("unmount %s: a file in it is in use: find who has it open with fuser -vm %s", mountpoint, mountpoint)
+		}
+		return fmt.Errorf("unmount %s: %w", mountpoint, err)
+	}
+	if server < 0 {
+		return nil
+	}
+	ended := []unix.PollFd{{Fd: int32(server), Events: unix.POLLIN}}
+	for deadline := time.Now().Add(serverEnd); ; {
+		n, err := unix.Poll(ended, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case n > 0:
+			return nil
+		case err != nil && err != unix.EINTR:
+			return fmt.Errorf("unmount %s: wait for the serving process: %w", mountpoint, err)
+		case err == nil:
+			return fmt.Errorf("unmount %s: unmounted, but the process that served it has not ended: its devices are still open", mountpoint)
+		}
+	}
+}
+
+// openServer returns a pidfd of the process that serves the mounted directory,
+// or -1 if there is none, or this process is it.
+func openServer(path string) int {
+	var value [20]byte
+	n, err := unix.Getxattr(path, pidAttribute, value[:])
+	if err != nil {
+		return -1
+	}
+	pid, err := strconv.Atoi(string(value[:n]))
+	if err != nil || pid == os.Getpid() {
+		return -1
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// unmount unmounts path as root does, or through fusermount3.
+func unmount(path string, flags int) error {
+	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	args := []string{"-u"}
+	if flags&unix.MNT_DETACH != 0 {
+		args = append(args, "-z")
+	}
+	out, err := exec.Command("fusermount3", append(args, "--", path)...).CombinedOutput()
+	switch {
+	case err == nil:
+		return nil
+	case bytes.Contains(out, []byte("busy")):
+		return unix.EBUSY
+	case len(out) > 0:
+		return errors.New(strings.TrimSpace(string(out)))
+	}
+	return fmt.Errorf("fusermount3: %w", err)
+}
+
+// isMounted tells whether what is mounted last on path is a file system of ours.
+func isMounted(path string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
+	if err != nil || len(mounts) == 0 {
+		return false, err
+	}
+	return mounts[len(mounts)-1].FSType == "fuse."+TypeName, nil
+}
