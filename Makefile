@@ -39,7 +39,7 @@ unit: tools
 # Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
 # testdata/lab/guest there.
 lab:
-	$(GO) test -count=1 -v ./testdata/lab
+	$(GO) test -count=1 -v -timeout 20m ./testdata/lab
 
 # Speed as ratios, side by side with what a user would take instead.
 bench: build

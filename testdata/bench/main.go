@@ -151,7 +151,9 @@ func (b *bench) pattern(p pattern) (err error) {
 	return b.measure(bytes, []way{
 		{"pread, pwrite, fsync of the runs", func() error { return b.copyRuns(runs) }},
 		{"apply delta.cow", func() error { return b.shell("$DDSFS apply -q delta target") }},
-		{"extract | apply --stream", func() error { return b.shell("$DDSFS extract --cow cow --source source | $DDSFS apply -q --stream - target") }},
+		{"extract | apply --stream", func() error {
+			return b.shell("$DDSFS extract --cow cow --source source | $DDSFS apply -q --stream - target")
+		}},
 		{"extract | apply", func() error { return b.shell("$DDSFS extract --cow cow --source source | $DDSFS apply -q - target") }},
 	})
 }
