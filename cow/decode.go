@@ -17,6 +17,8 @@ var ErrOutOfOrder = errors.New("data is not in the order of the entries: it can'
 // time and checks it before it returns the area's data.
 type Decoder struct {
 	header   Header
+	seal     *Seal
+	digester *bodyDigester // of a sealed delta that comes from a pipe
 	parser   *metadataParser
 	input    chunkReader
 	ordered  bool // new_chunk must ascend, within its own area
@@ -39,15 +41,24 @@ type chunkReader interface {
 }
 
 // NewDecoder returns a decoder for a delta that comes from a pipe. It reads the
-// delta's chunk 0, and never more than the delta's last chunk. It needs data
-// chunks in the order of the entries, as all deltas have them, and ends in
-// [ErrOutOfOrder] where they are not.
+// delta's chunk 0, and never more than the delta has. It needs data chunks in the
+// order of the entries, as all deltas have them, and ends in [ErrOutOfOrder] where
+// they are not. What a sealed delta's digests say can only be known at its end:
+// the decoder then ends in [ErrMismatch] instead of io.EOF.
 func NewDecoder(r io.Reader) (*Decoder, error) {
-	return newDecoder(&streamReader{r: r}, math.MaxInt64, true)
+	stream := &streamReader{r: r}
+	d, err := newDecoder(stream, math.MaxInt64, true)
+	if err != nil || d.seal == nil {
+		return d, err
+	}
+	d.digester = &bodyDigester{r: r, left: d.seal.BodyBytes}
+	d.digester.take(d.metadata) // still holds chunk 0
+	stream.r = d.digester
+	return d, nil
 }
 
 // NewDecoderAt returns a decoder for a delta that r holds in its first sizeBytes
-// bytes, whatever the order of its data.
+// bytes, whatever the order of its data. It does not look at digests.
 func NewDecoderAt(r io.ReaderAt, sizeBytes int64) (*Decoder, error) {
 	return newDecoder(fileReader{r}, sizeBytes, false)
 }
@@ -64,26 +75,27 @@ func newDecoder(input chunkReader, sizeBytes int64, ordered bool) (*Decoder, err
 	if err := h.CheckValid(); err != nil {
 		return nil, err
 	}
-	rest := make([]byte, h.ChunkBytes-HeaderBytes)
-	if err := input.readChunks(rest, HeaderBytes); err != nil {
+	chunk := append(first, make([]byte, h.ChunkBytes-HeaderBytes)...)
+	if err := input.readChunks(chunk[HeaderBytes:], HeaderBytes); err != nil {
 		return nil, fmt.Errorf("delta: chunk 0: %w", err)
 	}
-	for i, b := range rest {
-		if b != 0 {
-			return nil, &FormatError{"byte", uint64(b), int64(HeaderBytes + i), "chunk 0 must be zero behind its header: the delta is damaged or of a later version"}
-		}
+	d := &Decoder{header: h, input: input, ordered: ordered, metadata: chunk}
+	if d.seal, err = parseFirstChunk(h, chunk); err != nil {
+		return nil, err
 	}
-	return &Decoder{
-		header:   h,
-		parser:   newMetadataParser(h, sizeBytes, 0),
-		input:    input,
-		ordered:  ordered,
-		metadata: make([]byte, h.ChunkBytes),
-	}, nil
+	var volumeBytes int64
+	if d.seal != nil {
+		volumeBytes = d.seal.VolumeBytes
+	}
+	d.parser = newMetadataParser(h, sizeBytes, volumeBytes)
+	return d, nil
 }
 
 // Header is the delta's header.
 func (d *Decoder) Header() Header { return d.header }
+
+// Seal is the delta's seal, or nil if it has none.
+func (d *Decoder) Seal() *Seal { return d.seal }
 
 // Areas is how many metadata chunks were read so far.
 func (d *Decoder) Areas() int64 { return d.parser.area }
@@ -130,9 +142,34 @@ func (d *Decoder) Next(p []byte) (Run, error) {
 		run.Count += n
 	}
 	if run.Count == 0 {
-		return Run{}, io.EOF
+		return Run{}, d.finish()
 	}
 	return run, nil
+}
+
+// finish returns io.EOF if what was read is the whole delta.
+func (d *Decoder) finish() error {
+	if d.seal == nil {
+		return io.EOF
+	}
+	if d.parser.exceptions != d.seal.Exceptions {
+		return &FormatError{"number of exceptions", uint64(d.seal.Exceptions), 88, fmt.Sprintf("the list has %d", d.parser.exceptions)}
+	}
+	if d.digester == nil {
+		return io.EOF
+	}
+	if d.digester.left > 0 {
+		return fmt.Errorf("delta: the last data chunk is not at the end of the body, which has %d bytes more: %w", d.digester.left, ErrOutOfOrder)
+	}
+	_, bad, err := d.digester.readTrailer(d.digester.r, *d.seal)
+	if err == nil && len(bad) > 0 {
+		err = fmt.Errorf("delta: %d of %d MiB, the first at byte %d: %w", len(bad), blockCount(d.seal.BodyBytes), bad[0]*BlockBytes, ErrMismatch)
+	}
+	if err != nil {
+		return err
+	}
+	d.digester = nil
+	return io.EOF
 }
 
 // readArea reads and checks the metadata of the next area.

@@ -15,6 +15,7 @@ type Delta struct {
 	changed     *Set
 	volumeBytes int64
 	source      io.ReaderAt
+	first       [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
 }
 
 // NewDelta returns the delta of the changed chunks of a volume that source holds
@@ -29,7 +30,17 @@ func NewDelta(changed *Set, chunkBytes, volumeBytes int64, source io.ReaderAt) (
 			return nil, fmt.Errorf("delta: chunk %d of %d bytes lies past the end of the volume, which has %d bytes", last, chunkBytes, volumeBytes)
 		}
 	}
-	return &Delta{layout: l, changed: changed, volumeBytes: volumeBytes, source: source}, nil
+	d := &Delta{layout: l, changed: changed, volumeBytes: volumeBytes, source: source}
+	Header{Valid: true, ChunkBytes: chunkBytes}.Append(d.first[:0])
+	return d, nil
+}
+
+// Sealed is the delta as the body of one with that seal: all but its data is then
+// the same, whatever its source.
+func (d *Delta) Sealed(s Seal) *Delta {
+	body := *d
+	body.first = s.firstSector(Header{Valid: true, ChunkBytes: d.layout.chunkBytes})
+	return &body
 }
 
 // Size is the size of the store in bytes.
@@ -129,11 +140,9 @@ func (d *Delta) readSource(p []byte, off int64) error {
 
 // fillHeader fills p with what chunk 0 holds from its byte within.
 func (d *Delta) fillHeader(p []byte, within int64) {
-	var b [HeaderBytes]byte
-	Header{Valid: true, ChunkBytes: d.layout.chunkBytes}.Append(b[:0])
 	n := 0
-	if within < HeaderBytes {
-		n = copy(p, b[within:])
+	if within < SectorBytes {
+		n = copy(p, d.first[within:])
 	}
 	clear(p[n:])
 }

@@ -1,0 +1,226 @@
+package cow
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+)
+
+// Seal is the seal header of a delta: what it is, and where its trailer begins.
+// The package comment draws it.
+type Seal struct {
+	VolumeBytes int64 // size of the volume that the delta was taken from
+	Exceptions  int64
+	NewOnly     int64 // exceptions that only the new snapshot's store had
+	BodyBytes   int64 // length of the exception store, behind which the trailer begins
+	// BaseCheck says that the trailer also has the digests of the body as it
+	// would be with the base's content.
+	BaseCheck bool
+	// Base, New and Origin name what the delta was made of: a dm uuid, or what
+	// the user said. "" is unknown.
+	Base, New, Origin string
+}
+
+const (
+	sealOffset     = 64
+	sealMagic      = "ddsfseal"
+	sealVersion    = 1
+	sealBaseCheck  = 1 << 0
+	sealBytes      = SectorBytes // of chunk 0
+	identityBytes  = 120
+	sealSumOffset  = sealBytes - DigestBytes
+	footerMagic    = "ddsftail"
+	footerBytes    = 64
+	footerSumAt    = footerBytes - DigestBytes
+	identityOffset = 120
+)
+
+// Identity returns the name under which a seal can keep id. One that is too long,
+// or has other than visible ASCII characters, is replaced by a digest of it.
+func Identity(id string) string {
+	if len(id) <= identityBytes && checkIdentity([]byte(id)) == nil {
+		return id
+	}
+	return "blake3-" + digestOf([]byte(id)).String()
+}
+
+func checkIdentity(b []byte) error {
+	for _, c := range b {
+		if c <= ' ' || c > '~' {
+			return fmt.Errorf("byte 0x%02x in an identity", c)
+		}
+	}
+	return nil
+}
+
+// IsFull tells whether the delta holds all of a volume in chunks of that size.
+func (s Seal) IsFull(chunkBytes int64) bool {
+	return s.Exceptions == (s.VolumeBytes-1)/chunkBytes+1
+}
+
+// lists is how many lists of digests the trailer has.
+func (s Seal) lists() int64 {
+	if s.BaseCheck {
+		return 2
+	}
+	return 1
+}
+
+// TotalBytes is the size of the body with its trailer.
+func (s Seal) TotalBytes() int64 {
+	return s.BodyBytes + s.lists()*blockCount(s.BodyBytes)*DigestBytes + footerBytes
+}
+
+// firstSector returns the first sector of a sealed delta: the header and the
+// seal.
+func (s Seal) firstSector(h Header) [sealBytes]byte {
+	var b [sealBytes]byte
+	le := binary.LittleEndian
+	h.Append(b[:0])
+	copy(b[sealOffset:], sealMagic)
+	le.PutUint32(b[72:], sealVersion)
+	if s.BaseCheck {
+		le.PutUint32(b[76:], sealBaseCheck)
+	}
+	le.PutUint64(b[80:], uint64(s.VolumeBytes))
+	le.PutUint64(b[88:], uint64(s.Exceptions))
+	le.PutUint64(b[96:], uint64(s.NewOnly))
+	le.PutUint64(b[104:], uint64(s.BodyBytes))
+	for i, id := range []string{s.Base, s.New, s.Origin} {
+		copy(b[identityOffset+i*identityBytes:][:identityBytes], Identity(id))
+	}
+	sum := digestOf(b[:sealSumOffset])
+	copy(b[sealSumOffset:], sum[:])
+	return b
+}
+
+// ParseSeal reads the seal in a delta's first sector, whose header is h. There is
+// none, and no error, where the sector is zero behind the header. Anything else is
+// refused.
+func ParseSeal(h Header, sector []byte) (*Seal, error) {
+	if len(sector) < sealBytes {
+		return nil, fmt.Errorf("seal: %d bytes of %d: %w", len(sector), sealBytes, io.ErrUnexpectedEOF)
+	}
+	sector = sector[:sealBytes]
+	if firstNonZero(sector[HeaderBytes:]) < 0 {
+		return nil, nil
+	}
+	le := binary.LittleEndian
+	if string(sector[sealOffset:sealOffset+len(sealMagic)]) != sealMagic {
+		at := firstNonZero(sector[HeaderBytes:]) + HeaderBytes
+		return nil, &FormatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero behind its header nor sealed: the delta is damaged"}
+	}
+	if v := le.Uint32(sector[72:]); v != sealVersion {
+		return nil, &FormatError{"seal version", uint64(v), 72, "only version 1 is known: a later ddsfs made this delta, or it is damaged"}
+	}
+	if sum := digestOf(sector[:sealSumOffset]); !bytes.Equal(sum[:], sector[sealSumOffset:]) {
+		return nil, &FormatError{"seal checksum", le.Uint64(sector[sealSumOffset:]), sealSumOffset, "does not match: the delta is damaged"}
+	}
+	if at := firstNonZero(sector[HeaderBytes:sealOffset]); at >= 0 {
+		return nil, &FormatError{"byte", uint64(sector[HeaderBytes+at]), int64(HeaderBytes + at), "must be zero"}
+	}
+	flags := le.Uint32(sector[76:])
+	if flags&^sealBaseCheck != 0 {
+		return nil, &FormatError{"seal flags", uint64(flags), 76, "has flags that are not known"}
+	}
+	s := &Seal{BaseCheck: flags&sealBaseCheck != 0}
+	for _, f := range []struct {
+		name   string
+		offset int
+		to     *int64
+	}{
+		{"volume size", 80, &s.VolumeBytes},
+		{"number of exceptions", 88, &s.Exceptions},
+		{"number of the new snapshot's exceptions", 96, &s.NewOnly},
+		{"body length", 104, &s.BodyBytes},
+	} {
+		v := le.Uint64(sector[f.offset:])
+		if v > math.MaxInt64 {
+			return nil, &FormatError{f.name, v, int64(f.offset), "is too large"}
+		}
+		*f.to = int64(v)
+	}
+	if v := le.Uint64(sector[112:]); v != 0 {
+		return nil, &FormatError{"reserved field", v, 112, "must be zero"}
+	}
+	for i, to := range []*string{&s.Base, &s.New, &s.Origin} {
+		at := identityOffset + i*identityBytes
+		id, rest, _ := bytes.Cut(sector[at:at+identityBytes], []byte{0})
+		if err := errors.Join(checkIdentity(id), checkZero(rest)); err != nil {
+			return nil, fmt.Errorf("seal: identity at byte %d: %w", at, err)
+		}
+		*to = string(id)
+	}
+	return s, s.check(h)
+}
+
+// check refuses numbers that don't fit together.
+func (s *Seal) check(h Header) error {
+	l, err := NewLayout(h.ChunkBytes, uint64(s.Exceptions))
+	switch {
+	case err != nil:
+		return fmt.Errorf("seal: number of exceptions at byte 88: %w", err)
+	case s.BodyBytes != l.Bytes():
+		return &FormatError{"body length", uint64(s.BodyBytes), 104, fmt.Sprintf("%d exceptions make %d bytes", s.Exceptions, l.Bytes())}
+	case s.VolumeBytes == 0 || s.Exceptions > (s.VolumeBytes-1)/h.ChunkBytes+1:
+		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("a volume of %d bytes has fewer chunks", s.VolumeBytes)}
+	case s.NewOnly > s.Exceptions:
+		return &FormatError{"number of the new snapshot's exceptions", uint64(s.NewOnly), 96, fmt.Sprintf("there are only %d", s.Exceptions)}
+	case s.BodyBytes > math.MaxInt64/2:
+		return &FormatError{"body length", uint64(s.BodyBytes), 104, "is too large"}
+	}
+	return nil
+}
+
+func firstNonZero(b []byte) int {
+	for i, c := range b {
+		if c != 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+func checkZero(b []byte) error {
+	if at := firstNonZero(b); at >= 0 {
+		return fmt.Errorf("byte 0x%02x behind an identity", b[at])
+	}
+	return nil
+}
+
+// footer is the end of the trailer. Its digest is that of all digests before it,
+// and names the delta.
+func (s Seal) footer(name Digest) [footerBytes]byte {
+	var b [footerBytes]byte
+	copy(b[:], footerMagic)
+	binary.LittleEndian.PutUint32(b[8:], sealVersion)
+	binary.LittleEndian.PutUint64(b[16:], uint64(s.BodyBytes))
+	binary.LittleEndian.PutUint64(b[24:], uint64(s.lists()*blockCount(s.BodyBytes)))
+	copy(b[footerSumAt:], name[:])
+	return b
+}
+
+// parseFooter returns the digest that the footer has of the digests before it.
+func (s Seal) parseFooter(b []byte) (Digest, error) {
+	name := Digest(b[footerSumAt:footerBytes])
+	if want := s.footer(name); !bytes.Equal(b[:footerSumAt], want[:footerSumAt]) {
+		return Digest{}, fmt.Errorf("trailer: footer at byte %d: not the one of this delta: the trailer is damaged or cut off", s.TotalBytes()-footerBytes)
+	}
+	return name, nil
+}
+
+// Text is the seal in words, a line for each thing that is known.
+func (s Seal) Text() string {
+	var b strings.Builder
+	for _, line := range []struct{ name, value string }{{"Base", s.Base}, {"New", s.New}, {"Origin", s.Origin}} {
+		if line.value != "" {
+			fmt.Fprintf(&b, "%s %s\n", line.name, line.value)
+		}
+	}
+	fmt.Fprintf(&b, "Sealed size %s\n", size(s.TotalBytes()))
+	return b.String()
+}

@@ -1,0 +1,399 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrSourceChanged says that the source of a delta did not hold still: two
+// readings of a part of it differ.
+var ErrSourceChanged = errors.New("the source changed while it was read: two readings of it differ, and the delta can't be sealed")
+
+// Sealed is a delta with its seal: an io.ReaderAt over the body and the trailer
+// behind it.
+//
+// The digests are taken of the body as it is served, in whatever pieces and
+// order, so that who copies it from its beginning to its end has each byte of the
+// source read and hashed once. What is still missing when the trailer is read, is
+// read from the source then.
+type Sealed struct {
+	body   *Delta
+	seal   Seal
+	base   *Delta // the body as it would be with the base's content, or nil
+	verify func() error
+
+	mu      sync.Mutex
+	idle    sync.Cond
+	blocks  map[int64]*blockState
+	digests digestList
+	bases   digestList
+	footer  *[footerBytes]byte
+	failed  error // the seal can't be made any more
+}
+
+// blockState is what is known of a block of the body that is being read.
+type blockState struct {
+	hash    blockHash
+	readers int  // reads of it for somebody that are under way
+	filling bool // what is missing of it is being read for the trailer
+}
+
+func (b *blockState) busy() bool { return b.readers > 0 || b.filling }
+
+// maxOpenBlocks is how many blocks of which only a part was read are remembered.
+// Those beyond it are forgotten, and read again for the trailer.
+const maxOpenBlocks = 1024
+
+// digestList is a list of digests of which some are known; it takes memory for
+// those that are.
+type digestList struct{ pages map[int64]*digestPage }
+
+const digestsPerPage = 256
+
+type digestPage struct {
+	digests [digestsPerPage]Digest
+	known   [digestsPerPage]bool
+}
+
+func (l *digestList) get(block int64) (Digest, bool) {
+	p := l.pages[block/digestsPerPage]
+	if p == nil {
+		return Digest{}, false
+	}
+	return p.digests[block%digestsPerPage], p.known[block%digestsPerPage]
+}
+
+func (l *digestList) set(block int64, d Digest) {
+	p := l.pages[block/digestsPerPage]
+	if p == nil {
+		if l.pages == nil {
+			l.pages = make(map[int64]*digestPage)
+		}
+		p = new(digestPage)
+		l.pages[block/digestsPerPage] = p
+	}
+	p.digests[block%digestsPerPage], p.known[block%digestsPerPage] = d, true
+}
+
+// SealOptions say what a seal is to hold beside what follows from the delta.
+type SealOptions struct {
+	Base, New, Origin string // identities, "" where unknown
+	NewOnly           int64  // exceptions that only the new snapshot's store had
+	// BaseContent, if set, holds the base's content of the changed chunks; the
+	// trailer then has digests of it.
+	BaseContent io.ReaderAt
+	// Verify, if set, is asked before the trailer is served whether what was read
+	// of the source can be trusted.
+	Verify func() error
+}
+
+// NewSealed seals a delta.
+func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
+	s := &Sealed{
+		seal: Seal{
+			VolumeBytes: d.volumeBytes,
+			Exceptions:  d.layout.exceptions,
+			NewOnly:     o.NewOnly,
+			BodyBytes:   d.Size(),
+			BaseCheck:   o.BaseContent != nil,
+			Base:        Identity(o.Base),
+			New:         Identity(o.New),
+			Origin:      Identity(o.Origin),
+		},
+		verify: o.Verify,
+		blocks: make(map[int64]*blockState),
+	}
+	s.idle.L = &s.mu
+	h := Header{Valid: true, ChunkBytes: d.layout.chunkBytes}
+	if err := s.seal.check(h); err != nil {
+		return nil, err
+	}
+	s.body = d.Sealed(s.seal)
+	if o.BaseContent != nil {
+		s.base = d.Sealed(s.seal)
+		s.base.source = o.BaseContent
+	}
+	return s, nil
+}
+
+// Seal is the delta's seal.
+func (s *Sealed) Seal() Seal { return s.seal }
+
+// Size is the size in bytes, trailer included.
+func (s *Sealed) Size() int64 { return s.seal.TotalBytes() }
+
+// ReadAt implements io.ReaderAt.
+func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, fmt.Errorf("delta: read at byte %d: negative offset", off)
+	}
+	if off >= s.Size() {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if left := s.Size() - off; int64(len(p)) > left {
+		p, atEnd = p[:left], io.EOF
+	}
+	if off < s.seal.BodyBytes {
+		body := p[:min(int64(len(p)), s.seal.BodyBytes-off)]
+		if n, err = s.readBody(body, off); err != nil || n == len(p) {
+			return n, err
+		}
+		p, off = p[n:], s.seal.BodyBytes
+	}
+	if err := s.readTrailer(p, off-s.seal.BodyBytes); err != nil {
+		return n, err
+	}
+	return n + len(p), atEnd
+}
+
+// readBody reads a part of the body, and takes its digests.
+func (s *Sealed) readBody(p []byte, off int64) (n int, err error) {
+	first, end := off/BlockBytes, (off+int64(len(p))-1)/BlockBytes+1
+	s.begin(first, end)
+	defer s.end(first, end)
+	if n, err = s.body.ReadAt(p, off); n < len(p) {
+		return n, err
+	}
+	for block := first; block < end; block++ {
+		begin := max(block*BlockBytes, off)
+		piece := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
+		s.hash(block, piece, begin-block*BlockBytes)
+	}
+	return n, nil
+}
+
+// begin notes that the blocks are being read, end that they no longer are.
+func (s *Sealed) begin(first, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for block := first; block < end; block++ {
+		s.state(block).readers++
+	}
+}
+
+func (s *Sealed) end(first, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for block := first; block < end; block++ {
+		b := s.blocks[block]
+		b.readers--
+		s.drop(block, b)
+	}
+	s.idle.Broadcast()
+}
+
+// drop forgets a block's state if it says nothing.
+func (s *Sealed) drop(block int64, b *blockState) {
+	if !b.busy() && b.hash.covered == 0 {
+		delete(s.blocks, block)
+	}
+}
+
+// state returns the block's state, and makes one if there is none.
+func (s *Sealed) state(block int64) *blockState {
+	b := s.blocks[block]
+	if b == nil {
+		if len(s.blocks) >= maxOpenBlocks {
+			for other, state := range s.blocks {
+				if !state.busy() {
+					delete(s.blocks, other)
+					break
+				}
+			}
+		}
+		b = &blockState{hash: blockHash{bytes: s.blockBytes(block)}}
+		s.blocks[block] = b
+	}
+	return b
+}
+
+func (s *Sealed) blockBytes(block int64) int {
+	return int(min(BlockBytes, s.seal.BodyBytes-block*BlockBytes))
+}
+
+// hash adds a piece of a block, from its byte within, to the block's digest. What
+// is no whole leaf at the ends of the piece is left for another time.
+func (s *Sealed) hash(block int64, piece []byte, within int64) {
+	size := s.blockBytes(block)
+	if size <= leafBytes {
+		if len(piece) == size {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.complete(block, digestOf(piece))
+		}
+		return
+	}
+	first := (within + leafBytes - 1) / leafBytes
+	if skip := first*leafBytes - within; skip < int64(len(piece)) {
+		piece = piece[skip:]
+	} else {
+		return
+	}
+	if first*leafBytes+int64(len(piece)) < int64(size) {
+		piece = piece[:len(piece)/leafBytes*leafBytes]
+	}
+	var buf [subtreesHint]subtree
+	trees := hashPiece(buf[:0], piece, int(first), size)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.state(block)
+	for _, t := range trees {
+		if !b.hash.add(t) {
+			s.failed = ErrSourceChanged
+		}
+	}
+	if b.hash.complete() {
+		s.complete(block, b.hash.digest())
+		b.hash = blockHash{bytes: size, trees: b.hash.trees[:0]}
+	}
+}
+
+// complete notes the digest of a block. Another reading of the block must come to
+// the same.
+func (s *Sealed) complete(block int64, d Digest) {
+	if before, ok := s.digests.get(block); ok && before != d {
+		s.failed = ErrSourceChanged
+	}
+	s.digests.set(block, d)
+}
+
+// readTrailer fills p with what the trailer has from its byte off.
+func (s *Sealed) readTrailer(p []byte, off int64) error {
+	if s.verify != nil {
+		if err := s.verify(); err != nil {
+			return fmt.Errorf("delta: trailer: %w", err)
+		}
+	}
+	blocks := blockCount(s.seal.BodyBytes)
+	footerAt := s.seal.lists() * blocks * DigestBytes
+	end := off + int64(len(p))
+	for list, known := range []*digestList{&s.digests, &s.bases}[:s.seal.lists()] {
+		at := int64(list) * blocks * DigestBytes
+		first := max(0, (off-at)/DigestBytes)
+		last := min(blocks, (end-at+DigestBytes-1)/DigestBytes)
+		if end > footerAt {
+			first, last = 0, blocks // the footer is a digest of all
+		}
+		if err := s.ensure(list, first, last); err != nil {
+			return fmt.Errorf("delta: trailer: %w", err)
+		}
+		s.mu.Lock()
+		for block := max(0, (off-at)/DigestBytes); block < min(blocks, (end-at+DigestBytes-1)/DigestBytes); block++ {
+			d, _ := known.get(block)
+			copyPart(p, off, d[:], at+block*DigestBytes)
+		}
+		s.mu.Unlock()
+	}
+	if end > footerAt {
+		footer := s.makeFooter()
+		copyPart(p, off, footer[:], footerAt)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// copyPart copies what p, which begins at byte off, has of part, which begins at
+// byte at.
+func copyPart(p []byte, off int64, part []byte, at int64) {
+	if at < off {
+		part = part[min(off-at, int64(len(part))):]
+		at = off
+	}
+	if at-off < int64(len(p)) {
+		copy(p[at-off:], part)
+	}
+}
+
+// makeFooter makes the footer of digests that are all known.
+func (s *Sealed) makeFooter() [footerBytes]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.footer == nil {
+		name := newNamer()
+		for _, known := range []*digestList{&s.digests, &s.bases}[:s.seal.lists()] {
+			for block := range blockCount(s.seal.BodyBytes) {
+				d, _ := known.get(block)
+				name.add(d)
+			}
+		}
+		footer := s.seal.footer(name.digest())
+		s.footer = &footer
+	}
+	return *s.footer
+}
+
+// ensure reads what is missing for the digests of the blocks from first to before
+// end.
+func (s *Sealed) ensure(list int, first, end int64) error {
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for block := first; block < end; block++ {
+		s.mu.Lock()
+		_, known := []*digestList{&s.digests, &s.bases}[list].get(block)
+		s.mu.Unlock()
+		if known {
+			continue
+		}
+		if list == 0 {
+			g.Go(func() error { return s.ensureBody(block) })
+		} else {
+			g.Go(func() error { return s.ensureBase(block) })
+		}
+	}
+	return g.Wait()
+}
+
+// ensureBody reads of a block what no reader has read.
+func (s *Sealed) ensureBody(block int64) error {
+	s.mu.Lock()
+	b := s.state(block)
+	// The kernel's read-ahead asks for the trailer while it still waits for the
+	// end of the body.
+	for b.busy() {
+		s.idle.Wait()
+		b = s.state(block)
+	}
+	var missing [][2]int
+	if _, known := s.digests.get(block); !known {
+		b.hash.gaps(func(first, end int) { missing = append(missing, [2]int{first, end}) })
+	}
+	b.filling = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		b.filling = false
+		s.drop(block, b)
+		s.idle.Broadcast()
+	}()
+	for _, m := range missing {
+		first, end := int64(m[0])*leafBytes, min(int64(m[1])*leafBytes, int64(s.blockBytes(block)))
+		p := make([]byte, end-first)
+		if n, err := s.body.ReadAt(p, block*BlockBytes+first); n < len(p) {
+			return err
+		}
+		s.hash(block, p, first)
+	}
+	return nil
+}
+
+// ensureBase takes the digest of a block of the body with the base's content.
+func (s *Sealed) ensureBase(block int64) error {
+	p := make([]byte, s.blockBytes(block))
+	if n, err := s.base.ReadAt(p, block*BlockBytes); n < len(p) {
+		return fmt.Errorf("the base's content: %w", err)
+	}
+	d := digestOf(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bases.set(block, d)
+	return nil
+}

@@ -1,0 +1,453 @@
+package cow
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"lukechampine.com/blake3"
+)
+
+// sealStore puts a seal around a store, as its description reads.
+func sealStore(store []byte, volumeBytes, exceptions, newOnly int, base, new, origin string, bases []byte) []byte {
+	le := binary.LittleEndian
+	b := slices.Clone(store)
+	copy(b[64:], "ddsfseal")
+	le.PutUint32(b[72:], 1)
+	if bases != nil {
+		le.PutUint32(b[76:], 1)
+	}
+	le.PutUint64(b[80:], uint64(volumeBytes))
+	le.PutUint64(b[88:], uint64(exceptions))
+	le.PutUint64(b[96:], uint64(newOnly))
+	le.PutUint64(b[104:], uint64(len(store)))
+	copy(b[120:240], base)
+	copy(b[240:360], new)
+	copy(b[360:480], origin)
+	sum := blake3.Sum256(b[:480])
+	copy(b[480:512], sum[:])
+
+	var digests []byte
+	list := func(body []byte) {
+		for at := 0; at < len(body); at += 1 << 20 {
+			d := blake3.Sum256(body[at:min(at+1<<20, len(body))])
+			digests = append(digests, d[:]...)
+		}
+	}
+	list(b)
+	if bases != nil {
+		copy(bases, b[:512])
+		list(bases)
+	}
+	name := blake3.Sum256(digests)
+	footer := make([]byte, 64)
+	copy(footer, "ddsftail")
+	le.PutUint32(footer[8:], 1)
+	le.PutUint64(footer[16:], uint64(len(store)))
+	le.PutUint64(footer[24:], uint64(len(digests)/32))
+	copy(footer[32:], name[:])
+	return slices.Concat(b, digests, footer)
+}
+
+// sealedDelta is a delta of some MiB with the bytes that it must read as.
+func sealedDelta(t testing.TB, r *rand.Rand, withBase bool) (s *Sealed, v *volume, want []byte) {
+	t.Helper()
+	chunkBytes := 512 << r.IntN(8)
+	size := r.Int64N(6<<20) + 1
+	v = &volume{data: randomBytes(r.Uint64(), size)}
+	limit := uint64((size-1)/int64(chunkBytes)) + 1
+	chunks := randomChunks(r, limit, r.IntN(int(limit)+1))
+	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(data []byte) []byte {
+		return buildStore(chunkBytes, inOrder(chunkBytes, chunks...), func(e exception) []byte {
+			return chunkOf(data, e.old, chunkBytes)
+		})
+	}
+	o := SealOptions{Base: "LVM-base", New: "LVM-new", Origin: "LVM-origin"}
+	var bases []byte
+	if withBase {
+		base := randomBytes(r.Uint64(), size)
+		o.BaseContent = bytes.NewReader(base)
+		bases = store(base)
+	}
+	want = sealStore(store(v.data), int(size), len(chunks), 0, o.Base, o.New, o.Origin, bases)
+	s, err = NewSealed(d, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Size() != int64(len(want)) {
+		t.Fatalf("%d bytes, want %d", s.Size(), len(want))
+	}
+	return s, v, want
+}
+
+func TestSealedReadsAsItShould(t *testing.T) {
+	r := rand.New(rand.NewPCG(21, 22))
+	for round := range 40 {
+		s, v, want := sealedDelta(t, r, round%4 == 0)
+		piece := []int64{64 << 10, 128 << 10, 4096, 5000, 1 << 20, 3<<20 + 100}[round%6]
+		switch round % 5 {
+		case 0, 1: // from its beginning to its end
+			for at := int64(0); at < s.Size(); at += piece {
+				p := make([]byte, piece)
+				n, err := s.ReadAt(p, at)
+				if n < len(p) && (err != io.EOF || at+int64(n) != s.Size()) {
+					t.Fatalf("round %d: at %d: %d, %v", round, at, n, err)
+				}
+				if !bytes.Equal(p[:n], want[at:at+int64(n)]) {
+					t.Fatalf("round %d: %d bytes at %d of %d differ", round, n, at, s.Size())
+				}
+			}
+			var read, body int64
+			for _, one := range v.reads() {
+				read += one.bytes
+			}
+			body = s.Seal().Exceptions * s.body.layout.chunkBytes
+			if piece%4096 == 0 && read > body {
+				t.Errorf("round %d: read %d bytes of the source for %d, in pieces of %d", round, read, body, piece)
+			}
+		default: // anywhere, the trailer perhaps first
+			for range 60 {
+				off := r.Int64N(s.Size())
+				if r.IntN(4) == 0 {
+					off = s.Seal().BodyBytes + r.Int64N(s.Size()-s.Seal().BodyBytes)
+				}
+				p := make([]byte, 1+r.Int64N(min(piece, s.Size()-off)))
+				if n, err := s.ReadAt(p, off); n < len(p) || !bytes.Equal(p, want[off:][:n]) {
+					t.Fatalf("round %d: %d bytes at %d of %d: %d, %v", round, len(p), off, s.Size(), n, err)
+				}
+			}
+		}
+		trailer := make([]byte, s.Size()-s.Seal().BodyBytes)
+		if _, err := s.ReadAt(trailer, s.Seal().BodyBytes); err != nil || !bytes.Equal(trailer, want[s.Seal().BodyBytes:]) {
+			t.Fatalf("round %d: trailer: %v", round, err)
+		}
+		if len(s.blocks) > 1 && s.failed == nil && round%5 < 2 {
+			t.Errorf("round %d: %d blocks remembered after all was read", round, len(s.blocks))
+		}
+	}
+}
+
+func TestSealedConcurrently(t *testing.T) {
+	r := rand.New(rand.NewPCG(23, 24))
+	s, _, want := sealedDelta(t, r, true)
+	for s.Size() < 2<<20 {
+		s, _, want = sealedDelta(t, r, true)
+	}
+	var wg sync.WaitGroup
+	for reader := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(reader), 0))
+			for range 60 {
+				off := r.Int64N(s.Size())
+				if r.IntN(8) == 0 {
+					off = s.Size() - 1
+				}
+				p := make([]byte, r.Int64N(min(300<<10, s.Size()-off))+1)
+				if _, err := s.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:][:len(p)]) {
+					t.Errorf("%d bytes at %d: %v", len(p), off, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestSealedNoticesAChangedSource(t *testing.T) {
+	r := rand.New(rand.NewPCG(25, 26))
+	for _, whole := range []bool{true, false} {
+		s, v, _ := sealedDelta(t, r, false)
+		for s.Seal().Exceptions < 2000 {
+			s, v, _ = sealedDelta(t, r, false)
+		}
+		off, n := int64(0), s.Seal().BodyBytes
+		if !whole {
+			n = 64 << 10
+		}
+		p := make([]byte, n)
+		if _, err := s.ReadAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+		for i := range v.data {
+			v.data[i]++
+		}
+		if _, err := s.ReadAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ReadAt(p[:10], s.Size()-10); !errors.Is(err, ErrSourceChanged) {
+			t.Errorf("whole %v: %v", whole, err)
+		}
+	}
+}
+
+func TestSealedAsksBeforeTheTrailer(t *testing.T) {
+	bad := errors.New("overflowed")
+	d, err := NewDelta(setOf(1), 4096, 1<<20, zeros{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer error
+	s, err := NewSealed(d, SealOptions{Verify: func() error { return answer }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, s.Size())
+	if _, err := s.ReadAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	answer = bad
+	if _, err := s.ReadAt(p, 0); !errors.Is(err, bad) {
+		t.Errorf("whole: %v", err)
+	}
+	if _, err := s.ReadAt(p[:s.Seal().BodyBytes], 0); err != nil {
+		t.Errorf("body: %v", err)
+	}
+}
+
+// verifyAll is all that tells a whole sealed delta from another.
+func verifyAll(b []byte) error {
+	r, size := bytes.NewReader(b), int64(len(b))
+	_, seal, err := ReadSeal(r, size)
+	if err != nil {
+		return err
+	}
+	if seal == nil {
+		return errors.New("not sealed")
+	}
+	digests, err := ReadDigests(r, *seal)
+	if err != nil {
+		return err
+	}
+	blocks := 0
+	if err := digests.Verify(context.Background(), r, OfNew, func(int64) { blocks++ }, func(int64) {}); err != nil {
+		return err
+	}
+	if blocks > 0 {
+		return ErrMismatch
+	}
+	store, err := ReadStore(r, size, StoreOptions{VolumeBytes: seal.VolumeBytes})
+	if err != nil {
+		return err
+	}
+	if store.Changed.Len() != seal.Exceptions {
+		return errors.New("another number of exceptions")
+	}
+	return nil
+}
+
+// smallSealed is a sealed delta with every part, and as small as can be.
+func smallSealed(t testing.TB) []byte {
+	t.Helper()
+	d, err := NewDelta(setOf(3, 4, 9), 512, 5000, bytes.NewReader(randomBytes(1, 5000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{Base: "base", New: "new", Origin: "origin", BaseContent: bytes.NewReader(randomBytes(2, 5000))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A sealed delta of which any single bit is another, or whose end is missing, is
+// refused.
+func TestSealHoldsEveryBit(t *testing.T) {
+	good := smallSealed(t)
+	if err := verifyAll(good); err != nil {
+		t.Fatal(err)
+	}
+	stream := func(b []byte) error {
+		d, err := NewDecoder(bytes.NewReader(b))
+		if err == nil {
+			_, err = decode(d, 5)
+		}
+		return err
+	}
+	if err := stream(good); err != nil {
+		t.Fatal(err)
+	}
+	if err := verifyAll(append(slices.Clone(good), randomBytes(3, 100)...)); err != nil {
+		t.Errorf("with something behind it: %v", err)
+	}
+	for at := range good {
+		for bit := range 8 {
+			b := slices.Clone(good)
+			b[at] ^= 1 << bit
+			if verifyAll(b) == nil {
+				t.Fatalf("bit %d of byte %d: taken", bit, at)
+			}
+			if bit == at%8 && stream(b) == nil {
+				t.Fatalf("bit %d of byte %d: taken from a pipe", bit, at)
+			}
+		}
+		if verifyAll(good[:at]) == nil {
+			t.Fatalf("cut off at byte %d: taken", at)
+		}
+		if stream(good[:at]) == nil {
+			t.Fatalf("cut off at byte %d: taken from a pipe", at)
+		}
+	}
+}
+
+func TestDigestsOfATarget(t *testing.T) {
+	r := rand.New(rand.NewPCG(27, 28))
+	base, after := randomBytes(1, 5<<20+700), randomBytes(2, 5<<20+700)
+	chunks := randomChunks(r, 5<<8, 900)
+	set := setOf(chunks...)
+	d, err := NewDelta(set, 4096, int64(len(after)), bytes.NewReader(after))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{BaseContent: bytes.NewReader(base)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests, err := ReadDigests(s, s.Seal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := slices.Clone(base)
+	bad := func(list int64) (blocks []int64) {
+		on, err := NewDelta(set, 4096, int64(len(after)), bytes.NewReader(target))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = digests.Verify(context.Background(), on.Sealed(s.Seal()), list, func(block int64) { blocks = append(blocks, block) }, func(int64) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(blocks)
+		return blocks
+	}
+	all := blockCount(s.Seal().BodyBytes)
+	if got := bad(OfBase); len(got) != 0 {
+		t.Errorf("a target that holds the base: blocks %v differ from it", got)
+	}
+	if got := bad(OfNew); int64(len(got)) != all {
+		t.Errorf("a target that holds the base: of %d blocks, %v differ from the new", all, got)
+	}
+	for _, c := range chunks {
+		copy(target[c*4096:min((c+1)*4096, uint64(len(target)))], after[c*4096:])
+	}
+	if got := bad(OfNew); len(got) != 0 {
+		t.Errorf("a target that holds the new: blocks %v differ from it", got)
+	}
+	const i = 300
+	target[chunks[i]*4096+17]++
+	got := bad(OfNew)
+	if len(got) != 1 {
+		t.Fatalf("one byte changed: blocks %v differ", got)
+	}
+	if first, end := d.Layout().BlockChunks(got[0]); first > i || end <= i {
+		t.Errorf("one byte of exception %d changed: block %d has %d to %d", i, got[0], first, end)
+	}
+}
+
+func TestBlockChunks(t *testing.T) {
+	for _, n := range []uint64{0, 1, 31, 32, 33, 2000, 5000, 70000} {
+		l, err := NewLayout(512, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := int64(0)
+		for block := range blockCount(l.Bytes()) {
+			first, end := l.BlockChunks(block)
+			if first != next || end < first {
+				t.Fatalf("%d exceptions: block %d has %d to %d, want from %d", n, block, first, end, next)
+			}
+			next = end
+		}
+		if next != int64(n) {
+			t.Fatalf("%d exceptions: the blocks have %d", n, next)
+		}
+	}
+}
+
+func TestParseSealRefuses(t *testing.T) {
+	h := Header{Valid: true, ChunkBytes: 4096}
+	good := Seal{VolumeBytes: 1 << 20, Exceptions: 3, BodyBytes: 5 * 4096, Base: "b", New: "n"}
+	resum := func(b [sealBytes]byte) []byte {
+		sum := digestOf(b[:sealSumOffset])
+		copy(b[sealSumOffset:], sum[:])
+		return b[:]
+	}
+	first := good.firstSector(h)
+	if s, err := ParseSeal(h, first[:]); err != nil || *s != good {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	le := binary.LittleEndian
+	for name, change := range map[string]func(b []byte){
+		"seal version":         func(b []byte) { b[72] = 2 },
+		"flags":                func(b []byte) { b[77] = 1 },
+		"volume 0":             func(b []byte) { le.PutUint64(b[80:], 0) },
+		"volume too small":     func(b []byte) { le.PutUint64(b[80:], 4096) },
+		"volume negative":      func(b []byte) { le.PutUint64(b[80:], 1<<63) },
+		"exceptions":           func(b []byte) { le.PutUint64(b[88:], 4) },
+		"exceptions huge":      func(b []byte) { le.PutUint64(b[88:], 1<<62) },
+		"more of the new":      func(b []byte) { le.PutUint64(b[96:], 4) },
+		"body":                 func(b []byte) { le.PutUint64(b[104:], 6*4096) },
+		"body huge":            func(b []byte) { le.PutUint64(b[104:], 1<<63-1) },
+		"reserved":             func(b []byte) { b[112] = 1 },
+		"between header, seal": func(b []byte) { b[20] = 1 },
+		"identity":             func(b []byte) { b[121] = '\n' },
+		"behind the identity":  func(b []byte) { b[200] = 'x' },
+	} {
+		b := first
+		change(b[:])
+		if s, err := ParseSeal(h, resum(b)); err == nil {
+			t.Errorf("%s: taken as %+v", name, s)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	long := string(bytes.Repeat([]byte("x"), 200))
+	for _, id := range []string{"", "LVM-abc", long, "with space", "newline\n"} {
+		got := Identity(id)
+		if len(got) > identityBytes || checkIdentity([]byte(got)) != nil || Identity(got) != got {
+			t.Errorf("%q: %q", id, got)
+		}
+	}
+}
+
+func BenchmarkSealed(b *testing.B) {
+	const c, size = 4096, 1 << 30
+	var set SetBuilder
+	set.AddRange(0, size/c)
+	source := bytes.NewReader(make([]byte, size))
+	d, err := NewDelta(set.Set(), c, size, source)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := make([]byte, 128<<10)
+	at := int64(0)
+	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if at+int64(len(p)) > s.Seal().BodyBytes {
+			at = 0
+		}
+		if _, err := s.ReadAt(p, at); err != nil {
+			b.Fatal(err)
+		}
+		at += int64(len(p))
+	}
+}

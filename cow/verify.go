@@ -1,0 +1,240 @@
+package cow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrMismatch says that data is not what the digests say.
+var ErrMismatch = errors.New("does not match its digests")
+
+// Digests are the digests that the trailer of a sealed delta has of its body, and
+// of the body as it would be with the base's content.
+type Digests struct {
+	seal Seal
+	name Digest
+	r    io.ReaderAt
+}
+
+// The lists of digests in a trailer.
+const (
+	// OfNew are the digests of the body: of the changed chunks as they are in the
+	// new snapshot.
+	OfNew = 0
+	// OfBase are the digests of the body with the base's content.
+	OfBase = 1
+)
+
+// ReadSeal reads the header and the seal of the delta that r holds in its first
+// sizeBytes bytes. The seal is nil where there is none.
+func ReadSeal(r io.ReaderAt, sizeBytes int64) (Header, *Seal, error) {
+	h, err := ReadHeader(r)
+	if err != nil {
+		return Header{}, nil, err
+	}
+	if err := h.CheckValid(); err != nil {
+		return Header{}, nil, err
+	}
+	first := make([]byte, h.ChunkBytes)
+	if err := readFullAt(r, first, 0); err != nil {
+		return Header{}, nil, fmt.Errorf("delta: chunk 0: %w", err)
+	}
+	seal, err := parseFirstChunk(h, first)
+	if err != nil {
+		return Header{}, nil, err
+	}
+	if seal != nil && sizeBytes < seal.TotalBytes() {
+		return Header{}, nil, fmt.Errorf("delta: the data ends at byte %d, before the end of its trailer at byte %d: %w", sizeBytes, seal.TotalBytes(), io.ErrUnexpectedEOF)
+	}
+	return h, seal, nil
+}
+
+// parseFirstChunk returns the seal in chunk 0, which is zero apart from that.
+func parseFirstChunk(h Header, chunk []byte) (*Seal, error) {
+	seal, err := ParseSeal(h, chunk)
+	if err != nil {
+		return nil, err
+	}
+	if at := firstNonZero(chunk[sealBytes:]); at >= 0 {
+		return nil, &FormatError{"byte", uint64(chunk[sealBytes+at]), int64(sealBytes + at), "chunk 0 must be zero behind its first sector: the delta is damaged"}
+	}
+	return seal, nil
+}
+
+// ReadDigests reads the trailer of the sealed delta that r holds, and checks that
+// it is whole.
+func ReadDigests(r io.ReaderAt, seal Seal) (*Digests, error) {
+	d := &Digests{seal: seal, r: r}
+	footer := make([]byte, footerBytes)
+	if err := readFullAt(r, footer, seal.TotalBytes()-footerBytes); err != nil {
+		return nil, fmt.Errorf("delta: footer: %w", err)
+	}
+	var err error
+	if d.name, err = seal.parseFooter(footer); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrMismatch)
+	}
+	name := newNamer()
+	for list := range seal.lists() {
+		for first := int64(0); first < blockCount(seal.BodyBytes); first += digestsPerPage {
+			digests, err := d.read(list, first, digestsPerPage)
+			if err != nil {
+				return nil, err
+			}
+			for _, digest := range digests {
+				name.add(digest)
+			}
+		}
+	}
+	if name.digest() != d.name {
+		return nil, fmt.Errorf("delta: trailer at byte %d: its digests don't have the footer's digest: %w", seal.BodyBytes, ErrMismatch)
+	}
+	return d, nil
+}
+
+// Name is the digest of all digests, which names the delta.
+func (d *Digests) Name() Digest { return d.name }
+
+// read reads at most count digests of a list, from that of block first on.
+func (d *Digests) read(list, first, count int64) ([]Digest, error) {
+	blocks := blockCount(d.seal.BodyBytes)
+	b := make([]byte, min(count, blocks-first)*DigestBytes)
+	if err := readFullAt(d.r, b, d.seal.BodyBytes+(list*blocks+first)*DigestBytes); err != nil {
+		return nil, fmt.Errorf("delta: trailer: %w", err)
+	}
+	digests := make([]Digest, len(b)/DigestBytes)
+	for i := range digests {
+		digests[i] = Digest(b[i*DigestBytes:])
+	}
+	return digests, nil
+}
+
+// Verify compares the blocks of a body with a list of digests: of the delta's own
+// body, or of a delta of the same changed chunks with another source. It calls
+// bad for each block that differs, and progress with the number of bytes that
+// were read; neither is called by two goroutines at once.
+func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad func(block int64), progress func(bytes int64)) error {
+	blocks := blockCount(d.seal.BodyBytes)
+	g, groupCtx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	var (
+		mu   sync.Mutex
+		done int64
+		pool = sync.Pool{New: func() any { return new([BlockBytes]byte) }}
+	)
+	for first := int64(0); first < blocks && groupCtx.Err() == nil; first += digestsPerPage {
+		digests, err := d.read(list, first, digestsPerPage)
+		if err != nil {
+			return errors.Join(g.Wait(), err)
+		}
+		for i, want := range digests {
+			block := first + int64(i)
+			g.Go(func() error {
+				if err := groupCtx.Err(); err != nil {
+					return err
+				}
+				buf := pool.Get().(*[BlockBytes]byte)
+				defer pool.Put(buf)
+				p := buf[:min(BlockBytes, d.seal.BodyBytes-block*BlockBytes)]
+				if n, err := body.ReadAt(p, block*BlockBytes); n < len(p) {
+					return fmt.Errorf("delta: MiB %d: %w", block, err)
+				}
+				same := digestOf(p) == want
+				mu.Lock()
+				defer mu.Unlock()
+				if !same {
+					bad(block)
+				}
+				done += int64(len(p))
+				progress(done)
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// BlockChunks tells which exceptions have data in a block of the body: those from
+// the first-th to before the end-th.
+func (l Layout) BlockChunks(block int64) (first, end int64) {
+	begin, last := block*BlockBytes, min((block+1)*BlockBytes, l.bytes)-1
+	kind, index := l.locate(begin / l.chunkBytes)
+	switch kind {
+	case data:
+		first = index
+	case metadata:
+		first = index * l.perArea
+	}
+	kind, index = l.locate(last / l.chunkBytes)
+	switch kind {
+	case data:
+		end = index + 1
+	case metadata:
+		end = index * l.perArea
+	}
+	return first, end
+}
+
+// bodyDigester takes the digests of a body that is read from its beginning to its
+// end, to compare them with the trailer that follows.
+type bodyDigester struct {
+	r       io.Reader
+	left    int64 // bytes of the body that were not read
+	block   []byte
+	digests []Digest
+}
+
+func (b *bodyDigester) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p[:min(int64(len(p)), max(b.left, 1))])
+	b.take(p[:n])
+	return n, err
+}
+
+func (b *bodyDigester) take(p []byte) {
+	for len(p) > 0 && b.left > 0 {
+		n := min(len(p), BlockBytes-len(b.block))
+		b.block = append(b.block, p[:n]...)
+		b.left -= int64(n)
+		p = p[n:]
+		if len(b.block) == BlockBytes || b.left == 0 {
+			b.digests = append(b.digests, digestOf(b.block))
+			b.block = b.block[:0]
+		}
+	}
+}
+
+// readTrailer reads the trailer from r and returns the delta's name, and the
+// blocks that differ.
+func (b *bodyDigester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64, err error) {
+	n := newNamer()
+	var d Digest
+	for i := range seal.lists() * blockCount(seal.BodyBytes) {
+		if _, err := io.ReadFull(r, d[:]); err != nil {
+			return Digest{}, nil, truncated("trailer", seal.BodyBytes+i*DigestBytes, 0, err)
+		}
+		n.add(d)
+		if i < int64(len(b.digests)) && b.digests[i] != d {
+			bad = append(bad, i)
+		}
+	}
+	footer := make([]byte, footerBytes)
+	if got, err := io.ReadFull(r, footer); err != nil {
+		return Digest{}, nil, truncated("footer", seal.TotalBytes()-footerBytes, int64(got), err)
+	}
+	name, err = seal.parseFooter(footer)
+	if err == nil && name != n.digest() {
+		err = errors.New("delta: trailer: its digests don't have the footer's digest")
+	}
+	if err != nil {
+		return Digest{}, nil, fmt.Errorf("%w: %w", err, ErrMismatch)
+	}
+	return name, bad, nil
+}
