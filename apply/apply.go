@@ -1,10 +1,13 @@
 package apply
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -24,15 +27,50 @@ func (e *RefusedError) Error() string {
 // Options say how to merge.
 type Options struct {
 	// Stream writes what comes from a pipe as it comes, instead of spooling and
-	// checking all of it first. A pipe that breaks leaves the target half
-	// merged.
+	// checking all of it first. A pipe that breaks leaves the target half merged.
 	Stream bool
 	// SpoolDir is where a delta from a pipe is kept until it was applied.
 	SpoolDir string
+	// StateDir is where it is recorded what targets hold.
+	StateDir string
+	// AssumeBase merges even if the target is not recorded to hold what the delta
+	// starts from.
+	AssumeBase bool
+	// Undo, if set, is a file in which to save what is overwritten.
+	Undo string
+	// WriteZeros writes zeros as anything else.
+	WriteZeros bool
+	// DryRun checks all, and changes nothing.
+	DryRun bool
+	// Warn, if set, is told of what the user should know.
+	Warn func(message string)
 	// Progress, if set, is told of the bytes that were handled and of how many
-	// there are, 0 if that is not known. It is called from the goroutine that
-	// called Apply.
+	// there are, 0 if that is not known. It is not called by two goroutines at
+	// once.
 	Progress func(stage Stage, done, total int64)
+
+	// For tests.
+	storage         storage
+	checkpointBytes int64
+}
+
+func (o Options) progress(stage Stage, done, total int64) {
+	if o.Progress != nil {
+		o.Progress(stage, done, total)
+	}
+}
+
+func (o Options) warn(message string) {
+	if o.Warn != nil && message != "" {
+		o.Warn(message)
+	}
+}
+
+func (o Options) disk() storage {
+	if o.storage != nil {
+		return o.storage
+	}
+	return disk{}
 }
 
 // Stage is what Apply is doing.
@@ -41,6 +79,9 @@ type Stage string
 // The stages of Apply, in their order.
 const (
 	Receiving Stage = "receiving"
+	Verifying Stage = "verifying"
+	Proving   Stage = "comparing with the base"
+	Saving    Stage = "saving what will be overwritten"
 	Writing   Stage = "writing"
 	Flushing  Stage = "flushing"
 )
@@ -50,120 +91,393 @@ type Result struct {
 	cow.Report
 	// TargetBytes is the size of the target.
 	TargetBytes int64 `json:"target_bytes"`
-	// WrittenBytes is what was written of the data: less than all where the
-	// target ends within its last chunk.
-	WrittenBytes int64 `json:"written_bytes"`
+	// WrittenBytes is what was written of the data. What is missing were zeros
+	// where the target held zeros (SkippedZeroBytes) or got a hole
+	// (PunchedBytes), what an interrupted merge had written (ResumedBytes), and
+	// what of the last chunk lies past the volume's end.
+	WrittenBytes     int64 `json:"written_bytes"`
+	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
+	PunchedBytes     int64 `json:"punched_bytes"`
+	ResumedBytes     int64 `json:"resumed_bytes"`
+	DryRun           bool  `json:"dry_run,omitempty"`
 }
 
 // File merges the delta in a regular file or a block device into the target.
-func File(path, targetPath string, o Options) (Result, error) {
+func File(ctx context.Context, path, targetPath string, o Options) (Result, error) {
 	in, err := blockdev.OpenSource(path)
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	t, err := openTarget(targetPath)
+	m, err := open(targetPath, o)
 	if err != nil {
 		return Result{}, err
 	}
-	defer t.Close()
-	if err := t.checkApart(in.Info()); err != nil {
+	defer m.close()
+	if err := m.target.checkApart(in.Info()); err != nil {
 		return Result{}, err
 	}
-	result, err := mergeChecked(in, in.Size(), t, o)
-	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", path, err)
-	}
-	return result, nil
+	return m.mergeChecked(ctx, path, in, in.Size())
 }
 
 // Pipe merges the delta that comes from r into the target.
-func Pipe(r *os.File, targetPath string, o Options) (Result, error) {
-	t, err := openTarget(targetPath)
+func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result, error) {
+	m, err := open(targetPath, o)
 	if err != nil {
 		return Result{}, err
 	}
-	defer t.Close()
+	defer m.close()
 	if info, err := blockdev.Stat(r); err == nil {
-		if err := t.checkApart(info); err != nil {
+		if err := m.target.checkApart(info); err != nil {
 			return Result{}, err
 		}
 	}
 	if o.Stream {
-		d, err := cow.NewDecoder(r)
-		if err != nil {
-			return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
-		}
-		return merge(d, t, 0, o)
+		return m.mergeStream(ctx, r)
 	}
-	s, err := spool(r, t, o)
+	s, err := spool(ctx, r, o)
 	if err != nil {
 		return Result{}, err
 	}
 	defer s.Close()
-	result, err := mergeChecked(s, s.size, t, o)
+	return m.mergeChecked(ctx, r.Name(), s, s.size)
+}
+
+// merger merges one delta into a target that it has opened and locked.
+type merger struct {
+	target *target
+	state  stateDir
+	lock   *os.File
+	known  known
+	key    string
+	o      Options
+}
+
+// open opens and locks the target, and reads what is known of it.
+func open(targetPath string, o Options) (*merger, error) {
+	t, err := openTarget(o.disk(), targetPath)
 	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
+		return nil, err
 	}
-	return result, nil
+	m := &merger{target: t, state: stateDir{o.StateDir, o.disk()}, o: o}
+	if err := m.takeOver(); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// takeOver locks the target, and reads what is known of it.
+func (m *merger) takeOver() (err error) {
+	if m.key, err = m.target.info.Key(); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	m.lock, err = m.state.lock(m.key)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return m.target.refused("another apply to it is running")
+	}
+	if err != nil {
+		return err
+	}
+	return m.readKnown()
+}
+
+func (m *merger) close() {
+	m.target.Close()
+	if m.lock != nil {
+		m.lock.Close()
+	}
+}
+
+// readKnown reads the record of the target, and compares it with what the target
+// looks like.
+func (m *merger) readKnown() (err error) {
+	if m.known.Record, err = m.state.load(m.key); err != nil || m.known.Record == nil {
+		return err
+	}
+	r := m.known.Record
+	if r.WrittenSince != nil {
+		if m.known.written, m.known.writtenChunk, err = m.state.loadWritten(r); err != nil {
+			return err
+		}
+	}
+	now, err := m.target.fingerprint()
+	if err != nil {
+		return err
+	}
+	if r.Merging == nil {
+		m.known.touched = r.Fingerprint.differs(now)
+	}
+	return nil
 }
 
 // mergeChecked merges a delta that can be looked through first.
-func mergeChecked(r io.ReaderAt, sizeBytes int64, t *target, o Options) (Result, error) {
-	d, err := cow.NewDecoderAt(r, sizeBytes)
+func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
+	d, err := openDelta(ctx, r, sizeBytes, func(done, total int64) { m.o.progress(Verifying, done, total) })
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", name, err)
+	}
+	if d.seal == nil {
+		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
+	}
+	decoder, err := d.decoder()
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", name, err)
+	}
+	base, new := d.identities()
+	f := facts{
+		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
+		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	}
+	if err := m.checkFits(f, d.seal); err != nil {
+		return Result{}, err
+	}
+	how, err := m.decide(f)
 	if err != nil {
 		return Result{}, err
 	}
-	store, err := cow.ReadStore(r, sizeBytes, cow.StoreOptions{})
-	if err != nil {
-		return Result{}, err
+	if how.done {
+		return m.alreadyDone(d)
 	}
-	if n := store.Changed.Len(); n > 0 {
-		if err := t.checkInside(store.Changed.Chunk(n-1), store.ChunkBytes); err != nil {
+	if how.proveBase {
+		if err := m.proveBase(ctx, d); err != nil {
 			return Result{}, err
 		}
 	}
-	return merge(d, t, store.Report().DataBytes, o)
+	undo, undoDelta, err := m.undo(ctx, d)
+	if err != nil {
+		return Result{}, err
+	}
+	if m.o.DryRun {
+		result := m.newResult()
+		result.Report = d.report
+		return result, nil
+	}
+	return m.merge(ctx, decoder, f, how, undo, undoDelta)
 }
 
-// writeBytes is how much is written at once at most, chunks permitting.
-const writeBytes = 4 << 20
-
-// merge writes the delta's data to the target, and flushes it.
-func merge(d *cow.Decoder, t *target, totalBytes int64, o Options) (Result, error) {
-	c := d.Header().ChunkBytes
-	result := Result{TargetBytes: t.size}
-	buf := make([]byte, max(writeBytes, c))
-	var exceptions int64
-	for {
-		run, err := d.Next(buf)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return Result{}, t.halfMerged(err, result.WrittenBytes)
-		}
-		if err := t.checkInside(run.Chunk+uint64(run.Count-1), c); err != nil {
-			return Result{}, t.halfMerged(err, result.WrittenBytes)
-		}
-		off := int64(run.Chunk) * c
-		n := min(run.Count*c, t.size-off)
-		written, err := t.WriteAt(buf[:n], off)
-		result.WrittenBytes += int64(written)
-		if err != nil {
-			return Result{}, t.halfMerged(fmt.Errorf("write %d bytes at byte %d: %w", n, off, err), result.WrittenBytes)
-		}
-		exceptions += run.Count
-		if o.Progress != nil {
-			o.Progress(Writing, exceptions*c, totalBytes)
-		}
+// mergeStream merges a delta as it comes.
+func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
+	if m.o.Undo != "" || m.o.DryRun {
+		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
 	}
-	if o.Progress != nil {
-		o.Progress(Flushing, exceptions*c, totalBytes)
+	decoder, err := cow.NewDecoder(r)
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
-	if err := t.Sync(); err != nil {
-		return Result{}, t.halfMerged(fmt.Errorf("flush: %w", err), result.WrittenBytes)
+	f := facts{chunkBytes: decoder.Header().ChunkBytes}
+	if s := decoder.Seal(); s != nil {
+		f.base, f.new, f.volumeBytes, f.full = s.Base, s.New, s.VolumeBytes, s.IsFull(f.chunkBytes)
 	}
-	result.Report = cow.NewReport(d.Header(), d.Areas(), exceptions)
-	return result, nil
+	if err := m.checkFits(f, decoder.Seal()); err != nil {
+		return Result{}, err
+	}
+	how, err := m.decide(f)
+	if err != nil {
+		return Result{}, err
+	}
+	return m.merge(ctx, decoder, f, how, "", "")
 }
+
+// checkFits refuses a delta that is not of the target's size, or from itself.
+func (m *merger) checkFits(f facts, seal *cow.Seal) error {
+	if seal != nil {
+		if err := m.target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
+			return err
+		}
+	}
+	if err := m.target.checkSize(f.volumeBytes); err != nil {
+		return err
+	}
+	if f.changed != nil && f.changed.Len() > 0 {
+		return m.target.checkInside(f.changed.Chunk(f.changed.Len()-1), f.chunkBytes)
+	}
+	return nil
+}
+
+func (m *merger) decide(f facts) (decision, error) {
+	how, err := decide(f, m.known, m.o.AssumeBase)
+	var no refusal
+	if errors.As(err, &no) {
+		return decision{}, m.target.refused("%s", no)
+	}
+	if err == nil {
+		m.o.warn(how.warning)
+	}
+	return how, err
+}
+
+// proveBase compares the target with the digests of the base's content.
+func (m *merger) proveBase(ctx context.Context, d *delta) error {
+	on, err := d.over(m.target)
+	if err != nil {
+		return err
+	}
+	var bad badBlocks
+	err = d.digests.Verify(ctx, on, cow.OfBase, bad.add, func(done int64) { m.o.progress(Proving, done, d.seal.BodyBytes) })
+	if err != nil {
+		return fmt.Errorf("target %s: compare it with the base: %w", m.target.path, err)
+	}
+	if bad.count > 0 {
+		return m.target.refused("it does not hold what the delta starts from: %d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, m.firstChunk(d, bad.first))
+	}
+	return nil
+}
+
+func (m *merger) firstChunk(d *delta, block int64) uint64 {
+	on, err := d.over(m.target)
+	if err != nil {
+		return 0
+	}
+	first, end := on.Layout().BlockChunks(block)
+	if first == end {
+		return 0
+	}
+	return d.changed.Chunk(first)
+}
+
+// undo saves what will be overwritten, if that is asked for, and returns where it
+// is and the digest that names it.
+func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err error) {
+	if m.o.Undo == "" {
+		return "", "", nil
+	}
+	if path, err = filepath.Abs(m.o.Undo); err != nil {
+		return "", "", fmt.Errorf("undo: %w", err)
+	}
+	if r := m.known.Record; r != nil && r.Merging != nil {
+		same := r.Merging.New.Delta != "" && r.Merging.New.Delta == d.name()
+		switch {
+		case r.Merging.Undo == "" || !same:
+			return "", "", m.target.refused("it is half merged: what it held before can't be saved any more")
+		case r.Merging.Undo != path:
+			return "", "", m.target.refused("it is half merged, and what it held before is in %s", r.Merging.Undo)
+		}
+		name, err := undoName(path)
+		if err == nil && name != r.Merging.UndoDelta {
+			err = errors.New("it is another one now")
+		}
+		if err != nil {
+			return "", "", fmt.Errorf("undo: %s, which the interrupted merge wrote: %w", path, err)
+		}
+		return path, name, nil
+	}
+	if m.o.DryRun {
+		return path, "", nil
+	}
+	name, err = saveUndo(ctx, m.o.disk(), path, d, m.target, m.o)
+	return path, name, err
+}
+
+// merge does what was decided. Before the first write to the target, the record
+// says durably what is under way; before it says that it is done, the target is
+// flushed.
+func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how decision, undo, undoDelta string) (Result, error) {
+	result := m.newResult()
+	var total, skip int64
+	if f.changed != nil {
+		total = f.changed.Len()
+	}
+	if how.resume {
+		skip = m.known.Merging.DoneChunks
+		result.ResumedBytes = skip * f.chunkBytes
+	}
+	r := &Record{
+		Key: m.key, Target: m.target.path, WrittenSince: how.since,
+		Merging: &Merge{
+			Base: f.base, New: Content{f.new, f.name, f.volumeBytes},
+			Undo: undo, UndoDelta: undoDelta, DoneChunks: skip,
+		},
+	}
+	if m.known.Record != nil {
+		r.Holds = m.known.Holds
+	}
+	if how.resume {
+		r.Merging.Undo, r.Merging.UndoDelta = m.known.Merging.Undo, m.known.Merging.UndoDelta
+	}
+	if how.since != nil && how.written != nil {
+		var err error
+		if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, how.written, f.chunkBytes); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := m.state.save(r); err != nil {
+		return Result{}, err
+	}
+	err := merge(ctx, decoder, m.target, skip, total, m.o, &result, func(chunks int64) error {
+		r.Merging.DoneChunks = chunks
+		if total > 0 && chunks < total {
+			return m.state.save(r)
+		}
+		return nil
+	})
+	if err != nil {
+		return Result{}, m.interrupted(err, result)
+	}
+	if decoder.Seal() != nil {
+		result.VolumeBytes, result.Base, result.New, result.Digest = f.volumeBytes, f.base, f.new, f.name
+		result.Origin, result.SealedBytes = decoder.Seal().Origin, decoder.Seal().TotalBytes()
+	}
+	return result, m.finish(r)
+}
+
+// alreadyDone is the result of a merge that was done before. It may have been
+// stopped just before its end.
+func (m *merger) alreadyDone(d *delta) (Result, error) {
+	result := m.newResult()
+	result.Report = d.report
+	result.ResumedBytes = result.DataBytes
+	if m.o.DryRun {
+		return result, nil
+	}
+	return result, m.state.removeOther(m.key, m.known.WrittenFile)
+}
+
+func (m *merger) newResult() Result {
+	return Result{TargetBytes: m.target.size, DryRun: m.o.DryRun}
+}
+
+// finish records that the merge is done.
+func (m *merger) finish(r *Record) error {
+	fingerprint, err := m.target.fingerprint()
+	if err != nil {
+		return err
+	}
+	content := r.Merging.New
+	r.Holds, r.Merging, r.Fingerprint = &content, nil, &fingerprint
+	if err := m.state.save(r); err != nil {
+		return fmt.Errorf("target %s: it is merged, but that could not be recorded: apply the same delta again: %w", m.target.path, err)
+	}
+	return m.state.removeOther(m.key, r.WrittenFile)
+}
+
+// interrupted is the error of a merge that stopped, and says whether anything was
+// written.
+func (m *merger) interrupted(err error, done Result) error {
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("stopped by a signal")
+	}
+	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
+		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, errors.Join(err, m.takeBack()))
+	}
+	// What was a refusal is none any more, as the target is not what it was.
+	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.target.path, done.WrittenBytes, &brokenOff{err})
+}
+
+// takeBack puts the record back that was there before a merge that wrote nothing.
+func (m *merger) takeBack() error {
+	if m.known.Record != nil {
+		return m.state.save(m.known.Record)
+	}
+	if err := m.state.storage.remove(m.state.recordPath(m.key)); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return m.state.storage.syncDir(m.state.path)
+}
+
+// brokenOff hides a refusal in an error of a merge that had begun.
+type brokenOff struct{ err error }
+
+func (b *brokenOff) Error() string { return b.err.Error() }
+
+func (b *brokenOff) Is(target error) bool { return errors.Is(b.err, target) }

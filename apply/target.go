@@ -3,11 +3,13 @@ package apply
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
+	"lukechampine.com/blake3"
 
 	"ddsfs/cow/blockdev"
 )
@@ -15,57 +17,79 @@ import (
 // target is the device or file that is merged into, held so that nobody else can
 // claim it as long as it is open.
 type target struct {
-	*os.File
+	file
 	path string
 	info blockdev.Info
-	size int64
+	size int64 // in bytes
 }
 
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
-func openTarget(path string) (t *target, err error) {
-	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL
-	// claims a block device, and says nothing of a file.
-	file, err := os.OpenFile(path, os.O_RDWR|syscall.O_EXCL, 0)
+func openTarget(s storage, path string) (*target, error) {
+	f, err := s.openTarget(path)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, inUse(path)}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			file.Close()
-		}
-	}()
-	info, err := blockdev.Stat(file)
-	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+	t := &target{file: f, path: path}
+	if t.info, err = blockdev.Stat(f.os()); err == nil {
+		t.size, err = blockdev.Size(f.os())
 	}
-	size, err := blockdev.Size(file)
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		err = fmt.Errorf("target: %w", err)
+	} else {
+		err = t.checkUnused()
 	}
-	t = &target{File: file, path: path, info: info, size: size}
-	loops, err := info.LoopDevices()
 	if err != nil {
-		return nil, fmt.Errorf("target %s: who uses it: %w", path, err)
-	}
-	if len(loops) > 0 {
-		return nil, t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", strings.Join(loops, ", "))
+		t.Close()
+		return nil, err
 	}
 	return t, nil
+}
+
+// checkUnused refuses a target that somebody uses without having claimed it: a
+// loop device over a file, and whoever just opened it, as virtual machines do.
+func (t *target) checkUnused() error {
+	loops, err := t.info.LoopDevices()
+	if err != nil {
+		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
+	}
+	if len(loops) > 0 {
+		return t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", strings.Join(loops, ", "))
+	}
+	users, err := t.info.Users()
+	if err != nil {
+		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
+	}
+	if len(users) > 0 {
+		return t.refused("%s has it open", users[0])
+	}
+	if !t.info.IsDM() {
+		return nil
+	}
+	// What is open in a namespace whose processes can't be seen shows here.
+	const own = 1
+	count, err := t.info.OpenCount()
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if count > own {
+		return t.refused("the device mapper counts %d others that have it open", count-own)
+	}
+	return nil
 }
 
 // inUse says who uses a block device that can't be claimed.
 func inUse(path string) string {
 	const unknown = "it is in use: unmount it, and close what is stacked on it"
-	file, err := os.Open(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return unknown
 	}
-	defer file.Close()
-	info, err := blockdev.Stat(file)
+	defer f.Close()
+	info, err := blockdev.Stat(f)
 	if err != nil {
 		return unknown
 	}
@@ -77,6 +101,9 @@ func inUse(path string) string {
 	}
 	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
 		return fmt.Sprintf("it is in use by %s, which is stacked on it", strings.Join(holders, ", "))
+	}
+	if users, err := info.Users(); err == nil && len(users) > 0 {
+		return fmt.Sprintf("%s has claimed it", users[0])
 	}
 	return unknown
 }
@@ -102,12 +129,62 @@ func (t *target) checkInside(chunk uint64, chunkBytes int64) error {
 	return nil
 }
 
-// halfMerged is the error of a merge that stopped, and says whether anything had
-// been written.
-func (t *target) halfMerged(err error, writtenBytes int64) error {
-	if writtenBytes == 0 {
-		return fmt.Errorf("target %s: nothing was written: %w", t.path, err)
+// checkSize refuses a volume that is larger than the target.
+func (t *target) checkSize(volumeBytes int64) error {
+	if volumeBytes > t.size {
+		return t.refused("the volume has %d bytes, and the target only %d: extend it first", volumeBytes, t.size)
 	}
-	// No longer a refusal: the target is not what it was.
-	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the whole delta again before it is used: %s", t.path, writtenBytes, err)
+	return nil
+}
+
+// checkOrigin refuses a target that is the volume that the delta was taken from, or
+// a part of its snapshots. LVM's hidden devices have the volume's uuid with a
+// suffix.
+func (t *target) checkOrigin(ids ...string) error {
+	own := t.info.DMUUID()
+	if own == "" {
+		return nil
+	}
+	for _, suffix := range []string{"-real", "-cow"} {
+		own = strings.TrimSuffix(own, suffix)
+	}
+	for _, id := range ids {
+		if id != "" && strings.TrimSuffix(id, "-real") == own {
+			return t.refused("it is what the delta was taken from")
+		}
+	}
+	return nil
+}
+
+// fingerprint is what the target looks like now.
+func (t *target) fingerprint() (Fingerprint, error) {
+	p := make([]byte, min(t.size, 1<<20))
+	if n, err := t.ReadAt(p, 0); n < len(p) && err != nil && err != io.EOF {
+		return Fingerprint{}, fmt.Errorf("target %s: read its first MiB: %w", t.path, err)
+	}
+	sum := blake3.Sum256(p)
+	counter, err := t.info.Counter(t.os())
+	if err != nil {
+		return Fingerprint{}, fmt.Errorf("target %s: %w", t.path, err)
+	}
+	return Fingerprint{SizeBytes: t.size, FirstMiB: fmt.Sprintf("%x", sum), Counter: counter}, nil
+}
+
+// differs says in what two fingerprints differ, "" if in nothing.
+func (f Fingerprint) differs(now Fingerprint) string {
+	switch {
+	case f.SizeBytes != now.SizeBytes:
+		return fmt.Sprintf("its size was %d bytes and is %d", f.SizeBytes, now.SizeBytes)
+	case f.FirstMiB != now.FirstMiB:
+		return "its first MiB is another"
+	case !f.Comparable(now.Counter):
+		return ""
+	case f.Inode != now.Inode:
+		return "it is another file"
+	case f.ModifiedNS != now.ModifiedNS || f.AttributeNS != now.AttributeNS:
+		return "its times are others"
+	case f.WrittenSectors != now.WrittenSectors:
+		return "sectors were written to it"
+	}
+	return ""
 }

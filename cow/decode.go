@@ -97,6 +97,10 @@ func (d *Decoder) Header() Header { return d.header }
 // Seal is the delta's seal, or nil if it has none.
 func (d *Decoder) Seal() *Seal { return d.seal }
 
+// Highest is the highest chunk of the volume in the metadata that was read so far,
+// which is that of all data that Next has returned, and of some that it has not.
+func (d *Decoder) Highest() uint64 { return d.parser.lastOld }
+
 // Areas is how many metadata chunks were read so far.
 func (d *Decoder) Areas() int64 { return d.parser.area }
 

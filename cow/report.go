@@ -16,11 +16,29 @@ type Report struct {
 	MetaBytes   int64 `json:"meta_bytes"`
 	DataBytes   int64 `json:"data_bytes"`
 	TotalBytes  int64 `json:"total_bytes"`
+
+	// Of a sealed delta: what it was made of, its size with the trailer, and its
+	// digest if that was read.
+	Base        string `json:"base,omitempty"`
+	New         string `json:"new,omitempty"`
+	Origin      string `json:"origin,omitempty"`
+	SealedBytes int64  `json:"sealed_bytes,omitempty"`
+	Digest      string `json:"delta,omitempty"`
 }
 
 // Report returns the report of a store, as if its chunks were laid out without
 // a gap.
-func (s *Store) Report() Report { return NewReport(s.Header, s.Areas, s.Changed.Len()) }
+func (s *Store) Report() Report {
+	r := NewReport(s.Header, s.Areas, s.Changed.Len())
+	if s.Seal != nil {
+		r.VolumeBytes = s.Seal.VolumeBytes
+		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
+	}
+	if s.Name != nil {
+		r.Digest = s.Name.String()
+	}
+	return r
+}
 
 // Report returns the delta's report.
 func (d *Delta) Report() Report {
@@ -49,7 +67,7 @@ func (r Report) HeaderText() string {
 	if r.Valid {
 		valid = "yes"
 	}
-	return fmt.Sprintf("magic 0x%08x\nversion %d\nvalid %s\nchunk_size %s\n", uint32(magic), version, valid, size(r.ChunkBytes))
+	return fmt.Sprintf("magic 0x%08x\nversion %d\nvalid %s\nchunk_size %s\n", uint32(magic), version, valid, SizeText(r.ChunkBytes))
 }
 
 // Text is the report in dds's words, and then what dds did not say.
@@ -57,19 +75,30 @@ func (r Report) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Exception chunks %d\n", r.Areas)
 	fmt.Fprintf(&b, "Exceptions %d\n", r.Exceptions)
-	fmt.Fprintf(&b, "Output size meta %s\n", size(r.MetaBytes))
-	fmt.Fprintf(&b, "Output size data %s\n", size(r.DataBytes))
-	fmt.Fprintf(&b, "Output size total %s\n", size(r.TotalBytes))
+	fmt.Fprintf(&b, "Output size meta %s\n", SizeText(r.MetaBytes))
+	fmt.Fprintf(&b, "Output size data %s\n", SizeText(r.DataBytes))
+	fmt.Fprintf(&b, "Output size total %s\n", SizeText(r.TotalBytes))
 	if r.VolumeBytes > 0 {
-		fmt.Fprintf(&b, "Volume size %s\n", size(r.VolumeBytes))
+		fmt.Fprintf(&b, "Volume size %s\n", SizeText(r.VolumeBytes))
 		fmt.Fprintf(&b, "Changed %.2f %%\n", 100*min(1, float64(r.DataBytes)/float64(r.VolumeBytes)))
+	}
+	for _, line := range []struct{ name, value string }{{"Base", r.Base}, {"New", r.New}, {"Origin", r.Origin}} {
+		if line.value != "" {
+			fmt.Fprintf(&b, "%s %s\n", line.name, line.value)
+		}
+	}
+	if r.SealedBytes > 0 {
+		fmt.Fprintf(&b, "Sealed size %s\n", SizeText(r.SealedBytes))
+	}
+	if r.Digest != "" {
+		fmt.Fprintf(&b, "Digest %s\n", r.Digest)
 	}
 	return b.String()
 }
 
-// size is a number of bytes as dds writes it: in KB of 1024 bytes; in bytes
+// SizeText is a number of bytes as dds writes it: in KB of 1024 bytes; in bytes
 // where that would not be exact.
-func size(bytes int64) string {
+func SizeText(bytes int64) string {
 	if bytes%1024 != 0 {
 		return fmt.Sprintf("%d B", bytes)
 	}

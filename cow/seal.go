@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"strings"
 )
 
 // Seal is the seal header of a delta: what it is, and where its trailer begins.
@@ -211,16 +210,4 @@ func (s Seal) parseFooter(b []byte) (Digest, error) {
 		return Digest{}, fmt.Errorf("trailer: footer at byte %d: not the one of this delta: the trailer is damaged or cut off", s.TotalBytes()-footerBytes)
 	}
 	return name, nil
-}
-
-// Text is the seal in words, a line for each thing that is known.
-func (s Seal) Text() string {
-	var b strings.Builder
-	for _, line := range []struct{ name, value string }{{"Base", s.Base}, {"New", s.New}, {"Origin", s.Origin}} {
-		if line.value != "" {
-			fmt.Fprintf(&b, "%s %s\n", line.name, line.value)
-		}
-	}
-	fmt.Fprintf(&b, "Sealed size %s\n", size(s.TotalBytes()))
-	return b.String()
 }

@@ -236,6 +236,29 @@ func (s *Set) Contains(chunk uint64) bool {
 	return n > 0 && first == chunk
 }
 
+// ContainsAll tells whether each chunk of other is in the set.
+func (s *Set) ContainsAll(other *Set) bool {
+	for c := other.Cursor(0); ; {
+		first, n := c.Next(other.count)
+		if n == 0 {
+			return true
+		}
+		if !s.ContainsRange(first, first+uint64(n)) {
+			return false
+		}
+	}
+}
+
+// ContainsRange tells whether the chunks from first up to but not including end
+// are in the set.
+func (s *Set) ContainsRange(first, end uint64) bool {
+	if first >= end {
+		return true
+	}
+	got, n := s.From(first, int64(end-first))
+	return got == first && uint64(n) == end-first
+}
+
 // From is the first run of adjacent chunks of the set at or after the given
 // one, at most limit of them, or 0 chunks if there is none.
 func (s *Set) From(chunk uint64, limit int64) (first uint64, n int64) {

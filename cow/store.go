@@ -18,6 +18,10 @@ type Store struct {
 	Areas int64
 	// Changed are the old_chunk numbers of its exceptions.
 	Changed *Set
+	// Seal is the seal of a sealed delta, nil of anything else.
+	Seal *Seal
+	// Name is the digest that names a sealed delta, nil if that was not read.
+	Name *Digest
 }
 
 // StoreOptions say what is known about a store beside its bytes.
@@ -47,7 +51,12 @@ func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
 	if err := h.CheckValid(); err != nil {
 		return &Store{Header: h}, err
 	}
+	first := make([]byte, sealBytes)
+	if err := readFullAt(r, first, 0); err != nil {
+		return nil, fmt.Errorf("exception store: chunk 0: %w", err)
+	}
 	p := newMetadataParser(h, sizeBytes, o.VolumeBytes)
+	p.seal = knownSeal(h, first)
 	areas := areaReader{r: r, p: p, live: o.Live}
 	for {
 		window, err := areas.next()
@@ -70,9 +79,9 @@ func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
 }
 
 // ReadStoreFrom is ReadStore for a store that comes from a pipe, which it reads
-// up to the last data chunk that an entry names.
+// up to the last data chunk that an entry names, or to the end of its trailer.
 func ReadStoreFrom(r io.Reader) (*Store, error) {
-	first := make([]byte, HeaderBytes)
+	first := make([]byte, sealBytes)
 	if n, err := io.ReadFull(r, first); err != nil {
 		return nil, truncated("header", 0, int64(n), err)
 	}
@@ -84,8 +93,9 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 		return &Store{Header: h}, err
 	}
 	p := newMetadataParser(h, math.MaxInt64, 0)
+	p.seal = knownSeal(h, first)
 	metadata := make([]byte, h.ChunkBytes)
-	at := int64(HeaderBytes)
+	at := int64(sealBytes)
 	skip := func(what string, to int64) error {
 		n, err := io.CopyN(io.Discard, r, to-at)
 		if err != nil {
@@ -117,7 +127,26 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 			return nil, err
 		}
 	}
-	return p.store(), nil
+	s := p.store()
+	if s.Seal == nil {
+		return s, nil
+	}
+	if err := skip("data chunks", max(at, s.Seal.BodyBytes)); err != nil {
+		return nil, err
+	}
+	name, _, err := (&bodyDigester{}).readTrailer(r, *s.Seal)
+	s.Name = &name
+	return s, err
+}
+
+// knownSeal is the seal in a store's first sector, nil if there is none. The kernel
+// looks at nothing behind the header, and nor does who reads a store for its list.
+func knownSeal(h Header, sector []byte) *Seal {
+	seal, err := ParseSeal(h, sector)
+	if err != nil {
+		return nil
+	}
+	return seal
 }
 
 // truncated says where a stream ended early.
@@ -137,8 +166,10 @@ type metadataParser struct {
 	volumeChunks uint64 // chunks of the origin, the last perhaps partial
 	area         int64  // the next area to parse
 	exceptions   int64
-	lastNew      int64 // the highest new_chunk so far
+	lastNew      int64  // the highest new_chunk so far
+	lastOld      uint64 // the highest old_chunk so far
 	changed      SetBuilder
+	seal         *Seal
 }
 
 func newMetadataParser(h Header, sizeBytes, volumeBytes int64) *metadataParser {
@@ -179,6 +210,7 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 			return 0, &FormatError{"old_chunk", e.old, at, "is there twice"}
 		}
 		p.lastNew = max(p.lastNew, int64(e.new))
+		p.lastOld = max(p.lastOld, e.old)
 		used++
 	}
 	p.area++
@@ -187,7 +219,7 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 }
 
 func (p *metadataParser) store() *Store {
-	return &Store{Header: p.header, Areas: p.area, Changed: p.changed.Set()}
+	return &Store{Header: p.header, Areas: p.area, Changed: p.changed.Set(), Seal: p.seal}
 }
 
 // entry is one exception.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -68,7 +69,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mountpoint: %w", err)
 	}
-	now := time.Now()
+	now := mountTime(path)
 	attr := fuse.Attr{Mode: syscall.S_IFREG | uint32(o.Mode.Perm()), Nlink: 1, Blksize: maxRequest}
 	attr.Owner = fuse.Owner{Uid: o.UID, Gid: o.GID}
 	attr.SetTimes(&now, &now, &now)
@@ -114,20 +115,52 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 		RootStableAttr:  &gofs.StableAttr{Ino: root.attr.Ino},
 		Logger:          o.Log,
 	})
+	if err != nil {
+		// It may be mounted all the same, and nobody serves it: go-fuse fails
+		// after the kernel has it where this user may not look into it.
+		if mounted, mountsErr := isMounted(path); mountsErr == nil && mounted {
+			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
+		}
+	}
 	switch {
 	case err != nil && asRoot:
 		return nil, fmt.Errorf("mount on %s: %w (is the kernel's fuse module loaded, and /dev/fuse there?)", mountpoint, err)
 	case err != nil:
-		return nil, fmt.Errorf("mount on %s: %w (install the fuse3 package, or mount as root)", mountpoint, err)
+		return nil, fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and for --allow-other user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))
 	}
 	return &Mounted{server: server, mountpoint: path}, nil
+}
+
+// mountTime returns the time for the files of a mount, which lies in a later
+// second than that of the mount before on the same mountpoint: rsync compares
+// whole seconds. It waits for that second if it must.
+//
+// The mount before left its time with the mountpoint, as the time of the last
+// change in it. Making the directory, or changing something in it, sets that as
+// well, but then the time of the last change of its attributes is the same one.
+func mountTime(mountpoint string) time.Time {
+	now := time.Now()
+	next := now.Truncate(time.Second).Add(time.Second)
+	var st unix.Stat_t
+	if err := unix.Stat(mountpoint, &st); err == nil && st.Mtim != st.Ctim && st.Mtim.Sec == now.Unix() {
+		time.Sleep(time.Until(next))
+		now = time.Now()
+	}
+	if err := os.Chtimes(mountpoint, now, now); err != nil {
+		// Nothing tells the next mount, so this one lets its second pass.
+		time.Sleep(time.Until(next))
+	}
+	return now
 }
 
 // checkMountpoint refuses what can't be mounted on, and what hides files if it
 // is.
 func checkMountpoint(path string) error {
-	dir, err := os.Open(path)
+	// Not os.Open, which waits where the path is a pipe's.
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	switch {
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("mountpoint %s: not a directory", path)
 	case errors.Is(err, syscall.ENOTCONN):
 		return fmt.Errorf("mountpoint %s: an earlier mount lost its server: unmount it first", path)
 	case errors.Is(err, os.ErrNotExist):
@@ -136,13 +169,6 @@ func checkMountpoint(path string) error {
 		return fmt.Errorf("mountpoint: %w", err)
 	}
 	defer dir.Close()
-	fi, err := dir.Stat()
-	if err != nil {
-		return fmt.Errorf("mountpoint: %w", err)
-	}
-	if !fi.IsDir() {
-		return fmt.Errorf("mountpoint %s: not a directory", path)
-	}
 	switch _, err := dir.Readdirnames(1); err {
 	case io.EOF:
 		return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -32,6 +33,10 @@ func startInBackground() error {
 	child.Stderr = os.Stderr
 	child.ExtraFiles = []*os.File{w}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+
+	// What the caller left open to this process, as a shell's lock file, must not
+	// stay open as long as the directory is mounted. Kernels before 5.11 can't.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	// Control-C reaches only this process, as the other is in another session.
 	stop := make(chan os.Signal, 1)
@@ -75,6 +80,10 @@ func detach(readyFD int) error {
 		}
 	}
 	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("go to the background: %w", err)
+	}
+	// For ps and killall, which would know it as "exe".
+	if err := os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}
 	ready := os.NewFile(uintptr(readyFD), "ready")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"ddsfs/apply"
+	"ddsfs/cow"
 )
 
 // The exit codes, which scripts may rely on.
@@ -13,12 +14,14 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitRefused = 3 // to protect the target
+	exitDiffers = 4 // the data does not verify
 )
 
 const exitCodesHelp = `  0  done
   1  failed
   2  wrong usage
   3  refused to protect the target; nothing was written
+  4  the data does not verify
 `
 
 // usage is the error of a wrong command line.
@@ -50,6 +53,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused
+	case errors.Is(err, cow.ErrMismatch):
+		return exitDiffers
 	}
 	return exitFailed
 }

@@ -23,6 +23,7 @@ to as it is.`,
 			x := extract{}
 			x.pair.define(flags)
 			flags.StringVarP(&x.output, "output", "o", "", "write to this `file`")
+			flags.BoolVar(&x.unsealed, "unsealed", false, "write no seal and no trailer, as dds: whether the delta is whole can't be verified then")
 			flags.BoolVarP(&x.verbose, "verbose", "v", false, "print the header and the report to stderr")
 			flags.BoolVarP(&x.quiet, "quiet", "q", false, "show no progress")
 			return x.run
@@ -33,6 +34,7 @@ to as it is.`,
 type extract struct {
 	pair           pairFlags
 	output         string
+	unsealed       bool
 	verbose, quiet bool
 }
 
@@ -47,7 +49,8 @@ func (x *extract) run(args []string) error {
 	if len(args) != 0 {
 		return usageError("unexpected argument %q", args[0])
 	}
-	if x.output == "" && term.IsTerminal(int(os.Stdout.Fd())) {
+	toStdout := x.output == "" || x.output == "-"
+	if toStdout && term.IsTerminal(int(os.Stdout.Fd())) {
 		return usageError("a delta is not for the terminal: redirect stdout, or name a file with -o")
 	}
 	p, err := x.pair.open(x.quiet)
@@ -56,19 +59,31 @@ func (x *extract) run(args []string) error {
 	}
 	defer p.Close()
 	if x.verbose {
-		fmt.Fprint(os.Stderr, headerHeading, p.Delta.Report().HeaderText(), reportHeading, p.ReportText())
+		fmt.Fprint(os.Stderr, headerHeading, p.HeaderText(), reportHeading, p.ReportText())
+	}
+	if !toStdout {
+		if err := x.checkOutput(); err != nil {
+			return err
+		}
 	}
 	out, err := createOutput(x.output)
 	if err != nil {
 		return err
 	}
 	defer out.abandon()
+	var delta interface {
+		io.ReaderAt
+		Size() int64
+	} = p.Delta
+	if x.unsealed {
+		delta = p.Unsealed
+	}
 	bar := newProgress("extracting", x.quiet)
-	bar.of(p.Delta.Size())
+	bar.of(delta.Size())
 	defer bar.done()
 	buf := make([]byte, copyBytes)
-	for at := int64(0); at < p.Delta.Size(); {
-		n, err := p.Delta.ReadAt(buf, at)
+	for at := int64(0); at < delta.Size(); {
+		n, err := delta.ReadAt(buf, at)
 		if err != nil && err != io.EOF {
 			return fmt.Errorf("delta: at byte %d: %w", at+int64(n), err)
 		}
@@ -78,5 +93,22 @@ func (x *extract) run(args []string) error {
 		at += int64(n)
 		bar.set(at)
 	}
+	if err := p.CheckSource(); err != nil {
+		return err
+	}
 	return out.commit()
+}
+
+// checkOutput refuses to write the delta over what it is made of.
+func (x *extract) checkOutput() error {
+	out, err := os.Stat(x.output)
+	if err != nil {
+		return nil // a new file, or createOutput says what is wrong
+	}
+	for _, path := range []string{x.pair.cow, x.pair.source} {
+		if in, err := os.Stat(path); err == nil && os.SameFile(in, out) {
+			return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
+		}
+	}
+	return nil
 }

@@ -23,7 +23,9 @@ Reads the metadata of FILE, a snapshot's COW device, a copy of one, or a delta,
 checks it, and prints its header and its report. FILE - is stdin.
 
 With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
-chunks), exceptions, meta_bytes, data_bytes and total_bytes.`,
+chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta also
+volume_bytes, base, new and origin (names, where known), sealed_bytes and
+delta (its digest).`,
 		example: `ddsfs info /dev/mapper/vg-base-cow`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			asJSON := flags.Bool("json", false, "print a JSON object")
@@ -37,10 +39,20 @@ chunks), exceptions, meta_bytes, data_bytes and total_bytes.`,
 					return err
 				}
 				if err != nil {
-					_, printErr := fmt.Print(headerHeading, cow.NewReport(store.Header, 0, 0).HeaderText())
+					report := cow.NewReport(store.Header, 0, 0)
+					if *asJSON {
+						return errors.Join(err, printReport(os.Stdout, report, true))
+					}
+					_, printErr := fmt.Print(headerHeading, report.HeaderText())
 					return errors.Join(err, printErr)
 				}
-				return printReport(os.Stdout, store.Report(), *asJSON)
+				report := store.Report()
+				if store.Seal != nil && args[0] != "-" {
+					if report.Digest, err = pair.ReadDigest(args[0], *store.Seal); err != nil {
+						return err
+					}
+				}
+				return printReport(os.Stdout, report, *asJSON)
 			}
 		},
 	}

@@ -34,6 +34,8 @@ func commands() []*command {
 		unmountCommand(),
 		extractCommand(),
 		applyCommand(),
+		verifyCommand(),
+		statusCommand(),
 		infoCommand(),
 	}
 }
@@ -125,6 +127,9 @@ func printHelp(out io.Writer, flags *pflag.FlagSet) {
 	fmt.Fprintf(out, "\nFlags:\n%s\nExit codes:\n%s", flags.FlagUsages(), exitCodesHelp)
 	fmt.Fprint(out, "\nExample:\n"+indent(mountCommand().example)+"\n")
 }
+
+// warn says on stderr what the user should know, and goes on.
+func warn(message string) { fmt.Fprintf(os.Stderr, "ddsfs: warning: %s\n", message) }
 
 func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")

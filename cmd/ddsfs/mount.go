@@ -90,10 +90,6 @@ func (m *mount) run(args []string) error {
 		return startInBackground()
 	}
 
-	// From here on, so that a mount that just appeared is not left behind.
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
-
 	logger := log.New(os.Stderr, "ddsfs: ", 0)
 	var quiet io.Writer
 	if m.logFile != "" {
@@ -109,12 +105,13 @@ func (m *mount) run(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
-	files, err := deltaFiles(p)
-	if err != nil {
-		return err
-	}
-	mounted, err := fs.Mount(args[0], files, fs.Options{
+	// It is closed by the end of the process: Close could wait for a read that
+	// hangs.
+	// Until here a signal just ends the process, also while it waits for a slow
+	// device. From here on a mount that just appeared must not be left behind.
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	mounted, err := fs.Mount(args[0], deltaFiles(p), fs.Options{
 		Source:     m.pair.source,
 		UID:        m.uid,
 		GID:        m.gid,
@@ -159,21 +156,17 @@ func joinUnmount(err error, mounted *fs.Mounted) error {
 }
 
 // deltaFiles are the files of the mounted directory.
-func deltaFiles(p *pair.Pair) ([]fs.File, error) {
-	table, err := p.Delta.Table()
-	if err != nil {
-		return nil, err
-	}
+func deltaFiles(p *pair.Pair) []fs.File {
 	text := func(name, content string) fs.File {
 		r := strings.NewReader(content)
 		return fs.File{Name: name, Content: r, Size: r.Size()}
 	}
 	return []fs.File{
-		text("header", p.Delta.Report().HeaderText()),
-		{Name: "exceptions", Content: table, Size: table.Size()},
+		text("header", p.HeaderText()),
+		{Name: "exceptions", Content: p.Table(), Size: p.Table().Size()},
 		{Name: "delta.cow", Content: p.Delta, Size: p.Delta.Size()},
 		text("report", p.ReportText()),
-	}, nil
+	}
 }
 
 // systemLog is where a process in the background logs to: syslog, or where none

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // output is a file that is written from its beginning to its end: complete under
@@ -14,6 +17,7 @@ import (
 type output struct {
 	*os.File
 	path string // under which it appears; "" where it is written in place
+	part string // its name until then; "" where it needs none
 }
 
 // createOutput opens path for writing, or stdout if it is "" or "-". A block
@@ -43,11 +47,36 @@ func createOutput(path string) (*output, error) {
 			return nil, fmt.Errorf("output: %w", err)
 		}
 	}
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".part-")
-	if err != nil {
+	// Without a name nothing is left of it however this process ends.
+	file, err := os.OpenFile(filepath.Dir(path), os.O_WRONLY|unix.O_TMPFILE, 0o600)
+	if err == nil {
+		return &output{File: file, path: path}, nil
+	}
+	if !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
 		return nil, fmt.Errorf("output: %w", err)
 	}
-	return &output{file, path}, nil
+	// A file system without unnamed files.
+	if file, err = os.CreateTemp(filepath.Dir(path), partPattern(path)); err != nil {
+		return nil, fmt.Errorf("output: %w", err)
+	}
+	return &output{file, path, file.Name()}, nil
+}
+
+func partPattern(path string) string { return "." + filepath.Base(path) + ".part-" }
+
+// name gives a file without a name one, beside that under which it will appear.
+func (o *output) name() error {
+	if o.part != "" {
+		return nil
+	}
+	part := filepath.Join(filepath.Dir(o.path), partPattern(o.path)+rand.Text())
+	// The kernel follows this link to the open file, whatever it reads as.
+	open := fmt.Sprintf("/proc/self/fd/%d", o.Fd())
+	if err := unix.Linkat(unix.AT_FDCWD, open, unix.AT_FDCWD, part, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return fmt.Errorf("name it %s: %w", part, err)
+	}
+	o.part = part
+	return nil
 }
 
 // commit makes what was written durable, and then gives it its name.
@@ -60,11 +89,14 @@ func (o *output) commit() error {
 		return fmt.Errorf("output: %w", err)
 	}
 	if o.path != "" {
-		if err := os.Rename(o.Name(), o.path); err != nil {
+		if err := o.name(); err != nil {
 			return fmt.Errorf("output: %w", err)
 		}
-		o.path = ""
-		dir, err := os.Open(filepath.Dir(o.Name()))
+		if err := os.Rename(o.part, o.path); err != nil {
+			return fmt.Errorf("output: %w", err)
+		}
+		dir, err := os.Open(filepath.Dir(o.path))
+		o.path, o.part = "", ""
 		if err != nil {
 			return fmt.Errorf("output: %w", err)
 		}
@@ -83,6 +115,8 @@ func (o *output) commit() error {
 func (o *output) abandon() {
 	if o.path != "" {
 		o.Close()
-		os.Remove(o.Name())
+	}
+	if o.part != "" {
+		os.Remove(o.part)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
+
+	"ddsfs/apply"
 )
 
 // progress shows on stderr how far long work is, if that is a terminal; its
@@ -69,3 +71,23 @@ func (p *progress) done() {
 		p.bars.Wait()
 	}
 }
+
+// stages shows a progress for each stage of apply, one after the other.
+type stages struct {
+	quiet bool
+	stage apply.Stage
+	bar   *progress
+}
+
+func newStages(quiet bool) *stages { return &stages{quiet: quiet} }
+
+func (s *stages) set(stage apply.Stage, done, total int64) {
+	if s.stage != stage {
+		s.bar.done()
+		s.stage, s.bar = stage, newProgress(string(stage), s.quiet)
+	}
+	s.bar.of(total)
+	s.bar.set(done)
+}
+
+func (s *stages) done() { s.bar.done() }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,8 @@ func OpenCOW(path string) (*Device, error) { return open(path, false) }
 func OpenSource(path string) (*Device, error) { return open(path, true) }
 
 func open(path string, cacheImmutable bool) (d *Device, err error) {
-	file, err := os.Open(path)
+	// O_NONBLOCK: a FIFO must not make us wait for its other end.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,7 @@ func (i Info) Backs(other Info) bool {
 		return false
 	}
 	st, ok := fi.Sys().(*syscall.Stat_t)
-	return ok && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino
+	return ok && i.sameStat(fi.Mode(), st)
 }
 
 // Holders are the kernel's names of the devices that are stacked on this one,
@@ -100,7 +100,7 @@ func (i Info) LoopDevices() ([]string, error) {
 		if err != nil {
 			continue
 		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && i.sameStat(fi.Mode(), st) {
 			names = append(names, filepath.Base(filepath.Dir(filepath.Dir(attribute))))
 		}
 	}
@@ -115,7 +115,7 @@ func (i Info) isReadOnlySnapshot() bool {
 	if err != nil || !strings.HasPrefix(uuid, "LVM-") {
 		return false
 	}
-	if ro, err := i.attribute("ro"); err != nil || ro != "1" {
+	if !i.ReadOnly() {
 		return false
 	}
 	slaves, err := i.list("slaves")
@@ -129,6 +129,50 @@ func (i Info) isReadOnlySnapshot() bool {
 		}
 	}
 	return false
+}
+
+// ReadOnly tells whether a block device can't be written to.
+func (i Info) ReadOnly() bool {
+	ro, err := i.attribute("ro")
+	return err == nil && ro == "1"
+}
+
+// SnapshotUUID is the dm uuid of the snapshot whose COW device this is, "" if it
+// is not known. LVM's COW devices have the snapshot's with a suffix; of others, it
+// is that of the device that lies on it.
+func (i Info) SnapshotUUID() string {
+	if uuid, ok := strings.CutSuffix(i.DMUUID(), "-cow"); ok {
+		return uuid
+	}
+	holders, err := i.Holders()
+	if err != nil || len(holders) != 1 {
+		return ""
+	}
+	b, err := os.ReadFile(filepath.Join(i.dir(), "holders", holders[0], "dm/uuid"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// OriginUUID is the dm uuid of the volume that this device is a snapshot of, ""
+// if it is not known: of LVM's snapshots, one of the devices it lies on has it
+// with a suffix.
+func (i Info) OriginUUID() string {
+	slaves, err := i.list("slaves")
+	if err != nil {
+		return ""
+	}
+	for _, slave := range slaves {
+		b, err := os.ReadFile(filepath.Join(i.dir(), "slaves", slave, "dm/uuid"))
+		if err != nil {
+			continue
+		}
+		if uuid, ok := strings.CutSuffix(strings.TrimSpace(string(b)), "-real"); ok {
+			return uuid
+		}
+	}
+	return ""
 }
 
 func (i Info) dir() string { return fmt.Sprintf("%s/%d:%d", sysfs, i.Major, i.Minor) }

@@ -1,0 +1,511 @@
+package apply
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"ddsfs/cow"
+)
+
+var errStopped = errors.New("stopped")
+
+// loss is what a power cut does to what was written since the last flush.
+type loss int
+
+const (
+	loseNothing loss = iota
+	loseAll
+	loseSome
+)
+
+// faulty is a storage on real files that stops at an operation, or fails there once,
+// and knows what a power cut would leave.
+type faulty struct {
+	disk
+	at    int  // the operation, from 1
+	fails bool // only that one fails; otherwise all after it as well
+	count int
+	files []*faultyFile
+	names []func() error // undo what was done to names since they were made durable
+}
+
+// step counts an operation, and says whether it is to fail.
+func (s *faulty) step() error {
+	s.count++
+	switch {
+	case s.fails && s.count == s.at:
+		return syscall.EIO
+	case !s.fails && s.count >= s.at:
+		return errStopped
+	}
+	return nil
+}
+
+func (s *faulty) track(f file, path string) (file, error) {
+	durable, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	tracked := &faultyFile{file: f, storage: s, path: path, durable: durable}
+	s.files = append(s.files, tracked)
+	return tracked, nil
+}
+
+func (s *faulty) openTarget(path string) (file, error) {
+	f, err := s.disk.openTarget(path)
+	if err != nil {
+		return nil, err
+	}
+	return s.track(f, path)
+}
+
+func (s *faulty) create(path string) (file, error) {
+	if err := s.step(); err != nil {
+		return nil, err
+	}
+	f, err := s.disk.create(path)
+	if err != nil {
+		return nil, err
+	}
+	s.names = append(s.names, func() error { return s.disk.remove(path) })
+	return s.track(f, path)
+}
+
+func (s *faulty) rename(from, to string) error {
+	if err := s.step(); err != nil {
+		return err
+	}
+	before, err := os.ReadFile(to)
+	existed := err == nil
+	if err := s.disk.rename(from, to); err != nil {
+		return err
+	}
+	for _, f := range s.files {
+		if f.path == from {
+			f.path = to
+		}
+	}
+	s.names = append(s.names, func() error {
+		for _, f := range s.files {
+			if f.path == to {
+				f.path = from
+			}
+		}
+		if err := os.Rename(to, from); err != nil || !existed {
+			return err
+		}
+		return os.WriteFile(to, before, 0o600)
+	})
+	return nil
+}
+
+func (s *faulty) remove(path string) error {
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	if err := s.step(); err != nil {
+		return err
+	}
+	if err := s.disk.remove(path); err != nil {
+		return err
+	}
+	s.names = append(s.names, func() error { return os.WriteFile(path, before, 0o600) })
+	return nil
+}
+
+func (s *faulty) syncDir(path string) error {
+	if err := s.step(); err != nil {
+		return err
+	}
+	s.names = nil
+	return s.disk.syncDir(path)
+}
+
+// crash leaves of the files what a power cut would.
+func (s *faulty) crash(l loss, r *rand.Rand) error {
+	for _, f := range s.files {
+		if len(f.pending) == 0 || l == loseNothing {
+			continue
+		}
+		content := f.durable
+		for _, w := range f.pending {
+			if l == loseSome && r.IntN(2) == 0 {
+				content = w(content)
+			}
+		}
+		if err := os.WriteFile(f.path, content, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if l == loseNothing {
+		return nil
+	}
+	// Names change in their order: what is lost is the last of them.
+	keep := 0
+	if l == loseSome && len(s.names) > 0 {
+		keep = r.IntN(len(s.names) + 1)
+	}
+	for _, undo := range slices.Backward(s.names[keep:]) {
+		if err := undo(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// faultyFile is a file of a faulty storage.
+type faultyFile struct {
+	file
+	storage *faulty
+	path    string
+	durable []byte
+	writes  int
+	pending []func(content []byte) []byte
+}
+
+func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.storage.step(); err != nil {
+		return 0, err
+	}
+	f.writes++
+	data := slices.Clone(p)
+	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, data, off) })
+	return f.file.WriteAt(p, off)
+}
+
+func overwrite(content, data []byte, off int64) []byte {
+	size := max(int64(len(content)), off+int64(len(data)))
+	changed := make([]byte, size)
+	copy(changed, content)
+	copy(changed[off:], data)
+	return changed
+}
+
+func (f *faultyFile) punchHole(off, n int64) error {
+	if err := f.storage.step(); err != nil {
+		return err
+	}
+	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, make([]byte, n), off) })
+	return f.file.punchHole(off, n)
+}
+
+func (f *faultyFile) Sync() error {
+	if err := f.storage.step(); err != nil {
+		return err
+	}
+	content := f.durable
+	for _, w := range f.pending {
+		content = w(content)
+	}
+	f.durable, f.pending = content, nil
+	return f.file.Sync()
+}
+
+// rig is a target with a delta to merge, in a directory of its own.
+type rig struct {
+	t                  *testing.T
+	dir                string
+	base, after        []byte
+	delta, undo        string
+	target             string
+	pipe, undoWanted   bool
+	secondFromSameBase bool
+}
+
+const rigChunk = 512
+
+// sealedFile writes a sealed delta of the chunks in which two volumes differ.
+func sealedFile(t *testing.T, path, base, new string, before, after []byte, more ...uint64) {
+	t.Helper()
+	var changed cow.SetBuilder
+	for at := 0; at < len(after); at += rigChunk {
+		end := min(at+rigChunk, len(after))
+		if !bytes.Equal(before[at:end], after[at:end]) {
+			changed.Add(uint64(at / rigChunk))
+		}
+	}
+	for _, c := range more {
+		changed.Add(c)
+	}
+	d, err := cow.NewDelta(changed.Set(), rigChunk, int64(len(after)), bytes.NewReader(after))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := cow.NewSealed(d, cow.SealOptions{Base: base, New: new})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// change changes some chunks of a volume, one to zeros.
+func change(volume []byte, seed uint64, chunks int) []byte {
+	r := rand.New(rand.NewPCG(seed, 0))
+	changed := slices.Clone(volume)
+	for range chunks {
+		at := r.IntN(len(volume)/rigChunk) * rigChunk
+		for i := range rigChunk {
+			changed[at+i] = byte(r.Uint32())
+		}
+	}
+	clear(changed[:rigChunk])
+	return changed
+}
+
+func newRig(t *testing.T, r rig) *rig {
+	t.Helper()
+	r.t = t
+	var err error
+	if r.dir, err = os.MkdirTemp("/dev/shm", "ddsfs-test-"); err != nil {
+		t.Fatal(err)
+	}
+	path := func(name string) string { return filepath.Join(r.dir, name) }
+	r.delta, r.undo, r.target = path("delta"), path("undo"), path("target")
+	r.base = make([]byte, 40*rigChunk+100)
+	for i := range r.base {
+		r.base[i] = byte(i/rigChunk + 1)
+	}
+	r.write(r.target, r.base)
+	full := path("full")
+	sealedFile(t, full, "", "base", make([]byte, len(r.base)), r.base)
+	r.mustApply(full, "")
+	if r.secondFromSameBase {
+		first := path("first")
+		middle := change(r.base, 1, 8)
+		sealedFile(t, first, "base", "middle", r.base, middle)
+		r.mustApply(first, "")
+		r.after = change(middle, 2, 8)
+		var written []uint64
+		for at := 0; at < len(middle); at += rigChunk {
+			end := min(at+rigChunk, len(middle))
+			if !bytes.Equal(r.base[at:end], middle[at:end]) {
+				written = append(written, uint64(at/rigChunk))
+			}
+		}
+		sealedFile(t, r.delta, "base", "new", r.base, r.after, written...)
+		r.base = middle
+	} else {
+		r.after = change(r.base, 3, 10)
+		sealedFile(t, r.delta, "base", "new", r.base, r.after)
+	}
+	return &r
+}
+
+func (r *rig) write(path string, b []byte) {
+	r.t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// mustRead reads as much of a file as the volume has.
+func (r *rig) mustRead(path string) []byte {
+	r.t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return b[:len(r.base)]
+}
+
+func (r *rig) options(undo string) Options {
+	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk}
+}
+
+func (r *rig) mustApply(delta, undo string) {
+	r.t.Helper()
+	if _, err := File(context.Background(), delta, r.target, r.options(undo)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// apply merges the rig's delta as the rig says.
+func (r *rig) apply(s storage) error {
+	o := r.options("")
+	if r.undoWanted {
+		o.Undo = r.undo
+	}
+	o.storage = s
+	if !r.pipe {
+		_, err := File(context.Background(), r.delta, r.target, o)
+		return err
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	go func() {
+		defer out.Close()
+		b, err := os.ReadFile(r.delta)
+		if err == nil {
+			// The other end may be gone, which is what is tested.
+			_, _ = out.Write(b)
+		}
+	}()
+	_, err = Pipe(context.Background(), in, r.target, o)
+	return err
+}
+
+func (r *rig) targetIs(want []byte) bool { return bytes.Equal(r.mustRead(r.target), want) }
+
+// Wherever a merge is stopped, whatever the disk had not made durable by then, the
+// same command again finishes it, and the undo file brings the old state back.
+func TestStopAtEveryOperation(t *testing.T) {
+	for name, kind := range map[string]rig{
+		"file":           {},
+		"pipe":           {pipe: true},
+		"undo":           {undoWanted: true},
+		"same base":      {secondFromSameBase: true},
+		"same base undo": {secondFromSameBase: true, undoWanted: true},
+	} {
+		for _, failure := range []struct {
+			name  string
+			fails bool
+			loss  loss
+			seed  uint64
+		}{
+			{"stopped, nothing lost", false, loseNothing, 0},
+			{"stopped, all lost", false, loseAll, 0},
+			{"stopped, some lost 1", false, loseSome, 1},
+			{"stopped, some lost 2", false, loseSome, 2},
+			{"stopped, some lost 3", false, loseSome, 3},
+			{"failed once", true, loseNothing, 0},
+			{"failed once, all lost", true, loseAll, 0},
+		} {
+			t.Run(name+"/"+failure.name, func(t *testing.T) {
+				t.Parallel()
+				for n := 1; ; n++ {
+					done := false
+					for _, back := range []bool{false, true} {
+						if back && !kind.undoWanted {
+							continue
+						}
+						func() {
+							r := newRig(t, kind)
+							defer os.RemoveAll(r.dir)
+							s := &faulty{at: n, fails: failure.fails}
+							err := r.apply(s)
+							if s.count < n {
+								if err != nil || !r.targetIs(r.after) {
+									t.Fatalf("without a failure: %v", err)
+								}
+								done = true
+							}
+							where := fmt.Sprintf("operation %d (%v)", n, err)
+							if err := s.crash(failure.loss, rand.New(rand.NewPCG(failure.seed, uint64(n)))); err != nil {
+								t.Fatal(err)
+							}
+							if back {
+								r.checkUndo(where)
+							} else {
+								r.checkRerun(where)
+							}
+						}()
+					}
+					if done {
+						if n < 15 {
+							t.Fatalf("only %d operations", n)
+						}
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+func (r *rig) checkRerun(where string) {
+	r.t.Helper()
+	if err := r.apply(nil); err != nil {
+		r.t.Fatalf("%s: again: %v", where, err)
+	}
+	if !r.targetIs(r.after) {
+		r.t.Fatalf("%s: again: the target is not the new state", where)
+	}
+	if r.undoWanted {
+		r.mustApply(r.undo, "")
+		if !r.targetIs(r.base) {
+			r.t.Fatalf("%s: again and undone: the target is not the old state", where)
+		}
+	}
+}
+
+func (r *rig) checkUndo(where string) {
+	r.t.Helper()
+	if _, err := os.Stat(r.undo); err != nil {
+		if !r.targetIs(r.base) {
+			r.t.Fatalf("%s: the target was written to before the undo file was there", where)
+		}
+		return
+	}
+	_, err := File(context.Background(), r.undo, r.target, r.options(""))
+	var refused *RefusedError
+	if errors.As(err, &refused) && r.targetIs(r.base) {
+		return // nothing was recorded, as nothing had been written
+	}
+	if err != nil {
+		r.t.Fatalf("%s: undo: %v", where, err)
+	}
+	if !r.targetIs(r.base) {
+		r.t.Fatalf("%s: undo: the target is not the old state", where)
+	}
+	// And forward again.
+	if err := r.apply(nil); err != nil && !r.undoWanted {
+		r.t.Fatalf("%s: undone, and again: %v", where, err)
+	}
+}
+
+// Adjacent chunks are one write to the target, also across the metadata between
+// them.
+func TestAdjacentChunksAreOneWrite(t *testing.T) {
+	run := func(first, count uint64) (chunks []uint64) {
+		for i := range count {
+			chunks = append(chunks, first+i)
+		}
+		return chunks
+	}
+	for name, c := range map[string]struct {
+		chunks []uint64
+		writes int
+	}{
+		"one chunk":               {run(4, 1), 1},
+		"across twenty areas":     {run(3, 20*rigChunk/cow.EntryBytes+1), 1},
+		"two runs":                {append(run(0, 10), run(11, 40)...), 2},
+		"no two of them adjacent": {[]uint64{0, 2, 4, 6}, 4},
+		"none":                    {nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			volume := bytes.Repeat([]byte("x"), 1000*rigChunk)
+			delta, target := filepath.Join(dir, "delta"), filepath.Join(dir, "target")
+			sealedFile(t, delta, "", "", volume, volume, c.chunks...)
+			if err := os.WriteFile(target, volume, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := &faulty{at: 1 << 30}
+			if _, err := File(context.Background(), delta, target, Options{StateDir: dir, storage: s}); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.files[0].writes; got != c.writes {
+				t.Errorf("%d writes, want %d", got, c.writes)
+			}
+		})
+	}
+}

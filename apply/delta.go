@@ -1,0 +1,119 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"ddsfs/cow"
+)
+
+// delta is a delta that can be looked through before it is merged, and was.
+type delta struct {
+	r         io.ReaderAt
+	sizeBytes int64
+	header    cow.Header
+	seal      *cow.Seal    // nil: the delta is not sealed
+	digests   *cow.Digests // of a sealed one
+	changed   *cow.Set
+	report    cow.Report
+}
+
+// openDelta reads all that can be checked of the delta in the first sizeBytes bytes
+// of r. Of a sealed one, that is every byte.
+func openDelta(ctx context.Context, r io.ReaderAt, sizeBytes int64, progress func(done, total int64)) (*delta, error) {
+	d := &delta{r: r, sizeBytes: sizeBytes}
+	var err error
+	if d.header, d.seal, err = cow.ReadSeal(r, sizeBytes); err != nil {
+		return nil, err
+	}
+	var volumeBytes int64
+	if d.seal != nil {
+		volumeBytes = d.seal.VolumeBytes
+		if d.digests, err = cow.ReadDigests(r, *d.seal); err != nil {
+			return nil, err
+		}
+		var bad badBlocks
+		if err := d.digests.Verify(ctx, r, cow.OfNew, bad.add, func(done int64) { progress(done, d.seal.BodyBytes) }); err != nil {
+			return nil, err
+		}
+		if err := bad.err(); err != nil {
+			return nil, err
+		}
+	}
+	store, err := cow.ReadStore(r, sizeBytes, cow.StoreOptions{VolumeBytes: volumeBytes})
+	if err != nil {
+		return nil, err
+	}
+	d.changed, d.report = store.Changed, store.Report()
+	d.report.Digest = d.name()
+	if d.seal != nil && d.seal.Exceptions != d.changed.Len() {
+		return nil, fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", d.seal.Exceptions, d.changed.Len())
+	}
+	return d, nil
+}
+
+// badBlocks collects the blocks that don't match their digests.
+type badBlocks struct {
+	count, first int64
+}
+
+func (b *badBlocks) add(block int64) {
+	if b.count == 0 || block < b.first {
+		b.first = block
+	}
+	b.count++
+}
+
+func (b *badBlocks) err() error {
+	if b.count == 0 {
+		return nil
+	}
+	return fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w: copy it again (ddsfs verify says which)", b.count, b.first*cow.BlockBytes, cow.ErrMismatch)
+}
+
+// name is the digest that names the delta, "" if it is not sealed.
+func (d *delta) name() string {
+	if d.digests == nil {
+		return ""
+	}
+	return d.digests.Name().String()
+}
+
+// identities are those of the snapshots that the delta was made of, "" where they
+// are not known.
+func (d *delta) identities() (base, new string) {
+	if d.seal == nil {
+		return "", ""
+	}
+	return d.seal.Base, d.seal.New
+}
+
+// volumeBytes is the size of the volume, 0 if the delta does not say.
+func (d *delta) volumeBytes() int64 {
+	if d.seal == nil {
+		return 0
+	}
+	return d.seal.VolumeBytes
+}
+
+// full tells whether the delta holds all of the volume, so that it does not matter
+// what a target held before.
+func (d *delta) full() bool { return d.seal != nil && d.seal.IsFull(d.header.ChunkBytes) }
+
+// over is the delta with the data of another volume: what the delta would be if
+// that volume were its new snapshot.
+func (d *delta) over(volume io.ReaderAt) (*cow.Delta, error) {
+	if d.seal == nil {
+		return nil, errors.New("delta: not sealed")
+	}
+	on, err := cow.NewDelta(d.changed, d.header.ChunkBytes, d.seal.VolumeBytes, volume)
+	if err != nil {
+		return nil, err
+	}
+	return on.Sealed(*d.seal), nil
+}
+
+// decoder decodes the delta from its beginning.
+func (d *delta) decoder() (*cow.Decoder, error) { return cow.NewDecoderAt(d.r, d.sizeBytes) }

@@ -1,0 +1,164 @@
+package apply
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"ddsfs/cow"
+)
+
+const (
+	// writeBytes is how much is written at once at most, chunks permitting.
+	writeBytes = 4 << 20
+
+	// checkpointBytes is after how much written data the target is flushed and
+	// the record says so, so that an interrupted merge has less to do again.
+	checkpointBytes = 512 << 20
+
+	// zeroBytes is the shortest run of zeros that is not just written.
+	zeroBytes = 4096
+)
+
+// writer writes the data of a delta to the target.
+type writer struct {
+	target    *target
+	alwaysAll bool // write zeros as anything else
+	result    *Result
+	existing  []byte
+}
+
+// merge writes what d decodes, behind the first skip chunks, to the target. It
+// calls checkpoint with the number of chunks that are durable, at the end as well.
+//
+// A flush that failed is never just tried again: the kernel may have dropped what
+// it could not write, and would say that all is well. The merge ends there, and
+// what goes on writes all again since the last flush that did not fail.
+func merge(ctx context.Context, d *cow.Decoder, t *target, skip, totalChunks int64, o Options, result *Result, checkpoint func(chunks int64) error) error {
+	c := d.Header().ChunkBytes
+	w := &writer{target: t, alwaysAll: o.WriteZeros, result: result}
+	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
+	buf := make([]byte, max(writeBytes, c))
+	var chunks, sinceFlush int64
+	flush := func() error {
+		o.progress(Flushing, chunks*c, totalChunks*c)
+		if err := t.Sync(); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
+		sinceFlush = 0
+		return checkpoint(chunks)
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			if chunks > skip {
+				err = errors.Join(err, flush())
+			}
+			return err
+		}
+		run, err := d.Next(buf)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := t.checkInside(d.Highest(), c); err != nil {
+			return err
+		}
+		before := chunks
+		chunks += run.Count
+		if chunks <= skip {
+			continue
+		}
+		skipped := max(0, skip-before)
+		off := (int64(run.Chunk) + skipped) * c
+		data := buf[skipped*c : run.Count*c]
+		if left := t.size - off; int64(len(data)) > left {
+			data = data[:left]
+		}
+		if err := w.write(data, off); err != nil {
+			return err
+		}
+		o.progress(Writing, chunks*c, totalChunks*c)
+		if sinceFlush += int64(len(data)); sinceFlush >= checkpointAt {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
+	return flush()
+}
+
+// write writes data, of which runs of zeros only where the target does not read as
+// zeros already, and to a file as holes.
+func (w *writer) write(data []byte, off int64) error {
+	for len(data) > 0 {
+		zero := !w.alwaysAll && isZero(data[:min(zeroBytes, len(data))])
+		n := min(zeroBytes, len(data))
+		for n < len(data) && (w.alwaysAll || isZero(data[n:min(n+zeroBytes, len(data))]) == zero) {
+			n = min(n+zeroBytes, len(data))
+		}
+		var err error
+		if zero {
+			err = w.writeZeros(data[:n], off)
+		} else {
+			err = w.writeData(data[:n], off)
+		}
+		if err != nil {
+			return err
+		}
+		data, off = data[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (w *writer) writeData(data []byte, off int64) error {
+	n, err := w.target.WriteAt(data, off)
+	w.result.WrittenBytes += int64(n)
+	if err != nil {
+		return fmt.Errorf("write %d bytes at byte %d: %w", len(data), off, err)
+	}
+	return nil
+}
+
+// writeZeros makes a part of the target read as zeros, which data is.
+func (w *writer) writeZeros(data []byte, off int64) error {
+	if len(w.existing) < len(data) {
+		w.existing = make([]byte, len(data))
+	}
+	existing := w.existing[:len(data)]
+	if _, err := w.target.ReadAt(existing, off); err != nil {
+		return fmt.Errorf("read %d bytes at byte %d: %w", len(data), off, err)
+	}
+	if isZero(existing) {
+		w.result.SkippedZeroBytes += int64(len(data))
+		return nil
+	}
+	if !w.target.info.Block {
+		err := w.target.punchHole(off, int64(len(data)))
+		if err == nil {
+			w.result.PunchedBytes += int64(len(data))
+			return nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("make a hole of %d bytes at byte %d: %w", len(data), off, err)
+		}
+	}
+	return w.writeData(data, off)
+}
+
+func isZero(b []byte) bool {
+	for len(b) > len(zeros) {
+		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
+			return false
+		}
+		b = b[len(zeros):]
+	}
+	return bytes.Equal(b, zeros[:len(b)])
+}
+
+var zeros [zeroBytes]byte

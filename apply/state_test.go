@@ -1,0 +1,227 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"ddsfs/cow"
+)
+
+func testRecord() *Record {
+	return &Record{
+		Key: "path:/t", Target: "/t",
+		Holds:       &Content{"A", "d", 4096},
+		Fingerprint: &Fingerprint{SizeBytes: 4096, FirstMiB: "x"},
+	}
+}
+
+func TestRecordSurvives(t *testing.T) {
+	d := stateDir{t.TempDir(), disk{}}
+	if r, err := d.load("path:/t"); r != nil || err != nil {
+		t.Fatalf("before: %+v, %v", r, err)
+	}
+	want := testRecord()
+	if err := d.save(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.load("path:/t")
+	if err != nil || *got.Holds != *want.Holds || *got.Fingerprint != *want.Fingerprint || got.Target != want.Target {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if names, err := filepath.Glob(filepath.Join(d.path, "*")); err != nil || len(names) != 1 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+}
+
+func TestRecordRefuses(t *testing.T) {
+	good := `{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`
+	if _, err := parseRecord([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{
+		{`"version":1`, `"version":2`},
+		{`"key":"k"`, `"key":""`},
+		{`"target"`, `"tarjet"`},
+		{`,"fingerprint":{"size_bytes":1,"first_mib":"x"}`, ``},
+		{`"holds":{"snapshot":"A"},`, ``},
+		{`"snapshot":"A"`, `"snapshot":"A","volume_bytes":-1`},
+		{`}}`, `}} {}`},
+		{`}}`, `}`},
+		{`"holds"`, `"written_since":{},"written_file":"../x","holds"`},
+		{`"holds"`, `"merging":{"new":{},"done_chunks":-1},"holds"`},
+	} {
+		b := strings.Replace(good, change[0], change[1], 1)
+		if r, err := parseRecord([]byte(b)); err == nil {
+			t.Errorf("%s: taken as %+v", b, r)
+		}
+	}
+}
+
+// A record that can't be understood is not taken for none.
+func TestDamagedRecordIsNoRecord(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	names, err := filepath.Glob(filepath.Join(r.dir, "state", "*.json"))
+	if err != nil || len(names) != 1 {
+		t.Fatalf("%v, %v", names, err)
+	}
+	r.write(names[0], []byte("{"))
+	if err := r.apply(nil); err == nil || !strings.Contains(err.Error(), names[0]) {
+		t.Errorf("error %v", err)
+	}
+	if !r.targetIs(r.base) {
+		t.Error("the target was written to")
+	}
+}
+
+func TestLockKeepsTheSecondOut(t *testing.T) {
+	d := stateDir{t.TempDir(), disk{}}
+	lock, err := d.lock("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.lock("k"); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Fatalf("a second: %v", err)
+	}
+	if other, err := d.lock("other"); err != nil {
+		t.Fatal(err)
+	} else {
+		other.Close()
+	}
+	lock.Close()
+	again, err := d.lock("k")
+	if err != nil {
+		t.Fatalf("after it was closed: %v", err)
+	}
+	again.Close()
+}
+
+// What somebody does to a target between two merges is noticed.
+func TestTouchedTargetIsRefused(t *testing.T) {
+	for name, touch := range map[string]func(r *rig) error{
+		"written to behind the first MiB": func(r *rig) error {
+			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt([]byte("x"), int64(len(r.base)-1))
+			return err
+		},
+		"replaced by another file": func(r *rig) error {
+			b, err := os.ReadFile(r.target)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(r.target+"2", b, 0o600); err != nil {
+				return err
+			}
+			return os.Rename(r.target+"2", r.target)
+		},
+		"extended": func(r *rig) error { return os.Truncate(r.target, int64(len(r.base))+512) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rig{})
+			defer os.RemoveAll(r.dir)
+			if err := touch(r); err != nil {
+				t.Fatal(err)
+			}
+			before := r.mustRead(r.target)
+			var refused *RefusedError
+			if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "was written to") {
+				t.Fatalf("error %v", err)
+			}
+			if !r.targetIs(before) {
+				t.Error("it was written to all the same")
+			}
+			o := r.options("")
+			o.AssumeBase = true
+			if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+				t.Errorf("with the user's word: %v", err)
+			}
+		})
+	}
+}
+
+func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	// Behind the record, in the middle of the writes.
+	s := &faulty{at: 14}
+	if err := r.apply(s); err == nil || r.targetIs(r.base) {
+		t.Fatalf("not half merged: %v", err)
+	}
+	r.undoWanted = true
+	var refused *RefusedError
+	if err := r.apply(nil); !errors.As(err, &refused) {
+		t.Fatalf("error %v", err)
+	}
+	if _, err := os.Stat(r.undo); err == nil {
+		t.Error("an undo file was made of a half merged target")
+	}
+}
+
+// The base check finds out what no record knows.
+func TestBaseCheck(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	if err := os.RemoveAll(filepath.Join(r.dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	var changed cow.SetBuilder
+	for at := 0; at < len(r.after); at += rigChunk {
+		end := min(at+rigChunk, len(r.after))
+		if string(r.base[at:end]) != string(r.after[at:end]) {
+			changed.Add(uint64(at / rigChunk))
+		}
+	}
+	set := changed.Set()
+	d, err := cow.NewDelta(set, rigChunk, int64(len(r.after)), strings.NewReader(string(r.after)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new", BaseContent: strings.NewReader(string(r.base))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, s.Size())
+	if _, err := s.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.write(r.delta, b)
+
+	wrong := append([]byte(nil), r.base...)
+	wrong[set.Chunk(set.Len()-1)*rigChunk]++
+	r.write(r.target, wrong)
+	var refused *RefusedError
+	if err := r.apply(nil); !errors.As(err, &refused) || !r.targetIs(wrong) {
+		t.Fatalf("another base: %v", err)
+	}
+	r.write(r.target, r.base)
+	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+		t.Fatalf("the right base: %v", err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`))
+	f.Add([]byte(`{"version":1,"key":"k","merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(b)
+		if err != nil {
+			return
+		}
+		d := stateDir{t.TempDir(), disk{}}
+		if err := d.save(r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.load(r.Key); err != nil {
+			t.Fatalf("what was read and written is refused: %v", err)
+		}
+	})
+}

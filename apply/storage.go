@@ -1,0 +1,151 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// storage is every way in which apply changes what is on disk. What is durable
+// before what is overwritten hangs on the order of these calls, so tests put a
+// storage of their own here that stops or fails at any of them.
+type storage interface {
+	// openTarget opens an existing device or file for reading and writing. A
+	// block device is claimed.
+	openTarget(path string) (file, error)
+	// create makes a new file. It is an error if there is one.
+	create(path string) (file, error)
+	// rename gives a file another name, in place of what had it.
+	rename(from, to string) error
+	// remove removes a file, if it is there.
+	remove(path string) error
+	// syncDir makes the names in a directory durable.
+	syncDir(path string) error
+}
+
+// file is an open file of a storage.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Sync makes all that was written durable.
+	Sync() error
+	// punchHole makes a part of a regular file read as zeros without taking
+	// room. It is errors.ErrUnsupported where that can't be.
+	punchHole(off, bytes int64) error
+	// os is the operating system's file.
+	os() *os.File
+}
+
+// disk is the storage of the operating system.
+type disk struct{}
+
+func (disk) openTarget(path string) (file, error) {
+	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
+	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
+	// us wait for its other end.
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_EXCL|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (disk) create(path string) (file, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (disk) rename(from, to string) error { return os.Rename(from, to) }
+
+func (disk) remove(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (disk) syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) os() *os.File { return f.File }
+
+// WriteAt implements io.WriterAt. That of os.File does not count what a call wrote
+// before it failed, such as up to where the room ended.
+func (f osFile) WriteAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pwrite(int(f.Fd()), p[n:], off+int64(n))
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return n, err
+		case m == 0:
+			return n, io.ErrShortWrite
+		}
+		n += max(0, m)
+	}
+	return n, nil
+}
+
+func (f osFile) punchHole(off, bytes int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, bytes)
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
+		return errors.ErrUnsupported
+	}
+	return err
+}
+
+// replaceFile gives path the contents that write writes, or leaves it as it was:
+// the new file is durable before it takes the name, and the name is durable when
+// replaceFile returns.
+func replaceFile(s storage, path string, write func(io.WriterAt) error) (err error) {
+	part := path + ".part"
+	// One that a crash left behind.
+	if err := s.remove(part); err != nil {
+		return err
+	}
+	f, err := s.create(part)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			// What matters is the first error.
+			_ = s.remove(part)
+		}
+	}()
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = s.rename(part, path)
+	}
+	if err == nil {
+		err = s.syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}

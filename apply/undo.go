@@ -1,0 +1,113 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"ddsfs/cow"
+)
+
+// undoDelta is the delta that brings back what d overwrites: the same chunks with
+// what the target holds there now, and base and new swapped.
+func (d *delta) undoDelta(t *target) (*cow.Sealed, error) {
+	volumeBytes := d.volumeBytes()
+	if volumeBytes == 0 {
+		volumeBytes = t.size
+	}
+	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, t)
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
+	}
+	base, new := d.identities()
+	o := cow.SealOptions{Base: new, New: base}
+	if d.seal != nil {
+		o.Origin = d.seal.Origin
+	}
+	return cow.NewSealed(before, o)
+}
+
+// saveUndo writes down what the merge will overwrite, and returns the digest that
+// names it. The file is complete and durable when it returns: nothing is written
+// to the target before.
+//
+// A file that is there is kept if it is that already, as one is that a merge left
+// behind which was stopped before it wrote; nothing else is overwritten.
+func saveUndo(ctx context.Context, s storage, path string, d *delta, t *target, o Options) (name string, err error) {
+	undo, err := d.undoDelta(t)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		name, err := undoName(path)
+		if err != nil {
+			return "", fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %w", path, err)
+		}
+		digests, err := cow.ReadDigests(undo, undo.Seal())
+		if err != nil {
+			return "", fmt.Errorf("undo: %w", err)
+		}
+		if digests.Name().String() != name {
+			return "", fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
+		}
+		return name, nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("undo: %w", err)
+	}
+	err = replaceFile(s, path, func(w io.WriterAt) error {
+		buf := make([]byte, 1<<20)
+		for at := int64(0); at < undo.Size(); {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n, err := undo.ReadAt(buf, at)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			if _, err := w.WriteAt(buf[:n], at); err != nil {
+				return err
+			}
+			at += int64(n)
+			o.progress(Saving, at, undo.Size())
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("undo: nothing was written to the target: %w", err)
+	}
+	digests, err := cow.ReadDigests(undo, undo.Seal())
+	if err != nil {
+		return "", fmt.Errorf("undo: %w", err)
+	}
+	return digests.Name().String(), nil
+}
+
+// undoName is the digest that names the undo file at path.
+func undoName(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !fi.Mode().IsRegular() {
+		return "", fmt.Errorf("%s: not a regular file", path)
+	}
+	_, seal, err := cow.ReadSeal(f, fi.Size())
+	if err != nil {
+		return "", err
+	}
+	if seal == nil {
+		return "", fmt.Errorf("%s: not sealed", path)
+	}
+	digests, err := cow.ReadDigests(f, *seal)
+	if err != nil {
+		return "", err
+	}
+	return digests.Name().String(), nil
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"ddsfs/apply"
+)
+
+func verifyCommand() *command {
+	return &command{
+		name:  "verify",
+		usage: []string{"DELTA [TARGET]"},
+		short: "tell whether a delta is whole, and whether a target holds what it says",
+		long: `
+Reads all of DELTA, a file or - for stdin, and compares it with its digests. With
+TARGET, also tells whether TARGET holds what the delta leads to, in all chunks that
+it has; TARGET is only read. What does not match is listed on stdout: which MiB, and
+which chunks of the volume it has. The exit code is then 4.
+
+With --json: one object with sealed, delta (its digest), blocks (how many MiB were
+compared), bad_delta and bad_target, lists of objects with mib (of the delta), and
+first_chunk and last_chunk (of the volume), where known.`,
+		example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
+		define: func(flags *pflag.FlagSet) func([]string) error {
+			asJSON := flags.Bool("json", false, "print a JSON object")
+			spool := flags.String("spool", "/var/tmp", "`directory` with room for a delta that comes from stdin")
+			quiet := flags.BoolP("quiet", "q", false, "show no progress")
+			return func(args []string) error {
+				if len(args) < 1 || len(args) > 2 {
+					return usageError("needs a delta, and perhaps a target, got %d arguments", len(args))
+				}
+				target := ""
+				if len(args) == 2 {
+					target = args[1]
+				}
+				return runVerify(args[0], target, *spool, *asJSON, *quiet)
+			}
+		},
+	}
+}
+
+func runVerify(delta, target, spool string, asJSON, quiet bool) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	stages := newStages(quiet)
+	o := apply.Options{SpoolDir: spool, Progress: stages.set}
+	var (
+		v   apply.Verification
+		err error
+	)
+	if delta == "-" {
+		v, err = apply.VerifyPipe(ctx, os.Stdin, target, o)
+	} else {
+		v, err = apply.VerifyFile(ctx, delta, target, o)
+	}
+	stages.done()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		if err := json.NewEncoder(os.Stdout).Encode(v); err != nil {
+			return err
+		}
+		return v.Err()
+	}
+	for _, bad := range v.BadDelta {
+		fmt.Printf("%s: %s\n", delta, bad)
+	}
+	for _, bad := range v.BadTarget {
+		fmt.Printf("%s: %s\n", target, bad)
+	}
+	if err := v.Err(); err != nil {
+		return err
+	}
+	if target != "" {
+		fmt.Printf("%s: holds what the delta says, %d MiB compared\n", target, v.Blocks)
+	} else {
+		fmt.Printf("%s: whole, %d MiB compared, digest %s\n", delta, v.Blocks, v.Delta)
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package blockdev
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// User is a process that has a device or a file open.
+type User struct {
+	PID     int
+	Command string
+}
+
+func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command, u.PID) }
+
+// Users are the other processes that have the device or file open, as far as this
+// user may see: an open that claims nothing, as a virtual machine's, does not
+// show in any other way.
+func (i Info) Users() ([]User, error) {
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var users []User
+	for _, p := range processes {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		dir := filepath.Join("/proc", p.Name(), "fd")
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it ended, or is not ours to look at
+		}
+		for _, fd := range fds {
+			var st unix.Statx_t
+			// Without a word to a server that may not answer.
+			if err := unix.Statx(unix.AT_FDCWD, filepath.Join(dir, fd.Name()), unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
+				continue
+			}
+			if i.sameStatx(&st) {
+				users = append(users, User{pid, commandName(pid)})
+				break
+			}
+		}
+	}
+	return users, nil
+}
+
+func commandName(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (i Info) sameStat(mode os.FileMode, st *syscall.Stat_t) bool {
+	if i.Block {
+		return mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0 && st.Rdev == i.stat.Rdev
+	}
+	return mode.IsRegular() && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino
+}
+
+func (i Info) sameStatx(st *unix.Statx_t) bool {
+	if i.Block {
+		return st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev_major == i.Major && st.Rdev_minor == i.Minor
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Mkdev(st.Dev_major, st.Dev_minor) == i.stat.Dev && st.Ino == i.stat.Ino
+}
+
+// Counter is what the kernel counts of a device's or file's changes at no cost.
+// Two that are equal say that nobody wrote in between.
+type Counter struct {
+	// Of a block device: sectors written since the boot with this id.
+	BootID         string `json:"boot_id,omitempty"`
+	WrittenSectors uint64 `json:"written_sectors,omitempty"`
+	// Of a regular file.
+	Inode       uint64 `json:"inode,omitempty"`
+	ModifiedNS  int64  `json:"modified_ns,omitempty"`
+	AttributeNS int64  `json:"changed_ns,omitempty"`
+}
+
+// Comparable tells whether both count from the same point on: a block device's
+// count begins with the boot.
+func (c Counter) Comparable(other Counter) bool { return c.BootID == other.BootID }
+
+// Counter reads the counter of an open device or file.
+func (i Info) Counter(file *os.File) (Counter, error) {
+	if !i.Block {
+		fi, err := file.Stat()
+		if err != nil {
+			return Counter{}, err
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return Counter{}, fmt.Errorf("%s: no stat", i.Path)
+		}
+		return Counter{Inode: st.Ino, ModifiedNS: st.Mtim.Nano(), AttributeNS: st.Ctim.Nano()}, nil
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return Counter{}, err
+	}
+	// Documentation/block/stat.rst: the seventh field is sectors written.
+	stat, err := i.attribute("stat")
+	if err != nil {
+		return Counter{}, err
+	}
+	fields := strings.Fields(stat)
+	if len(fields) < 7 {
+		return Counter{}, fmt.Errorf("%s: its statistics %q have no seventh field", i.Path, stat)
+	}
+	written, err := strconv.ParseUint(fields[6], 10, 64)
+	if err != nil {
+		return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
+	}
+	return Counter{BootID: strings.TrimSpace(string(boot)), WrittenSectors: written}, nil
+}
+
+// Key names the device or file so that the name survives a reboot, and a rename
+// of a device-mapper device: the dm uuid, what the hardware calls itself, the file
+// that a loop device shows, or the resolved path.
+func (i Info) Key() (string, error) {
+	if i.Block {
+		if uuid := i.DMUUID(); uuid != "" {
+			return "dm:" + uuid, nil
+		}
+		if backing, err := i.attribute("loop/backing_file"); err == nil {
+			return "loop:" + backing, nil
+		}
+		// A partition's own folder has its number, its disk's the name.
+		for _, a := range []string{"wwid", "device/wwid", "serial", "device/serial"} {
+			if id, err := i.attribute(a); err == nil && id != "" {
+				return "disk:" + id, nil
+			}
+			if id, err := i.attribute("../" + a); err == nil && id != "" {
+				part, err := i.attribute("partition")
+				if err == nil {
+					return "disk:" + id + "-part" + part, nil
+				}
+			}
+		}
+	}
+	path, err := filepath.Abs(i.Path)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return "", err
+	}
+	return "path:" + path, nil
+}

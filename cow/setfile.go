@@ -1,0 +1,72 @@
+package cow
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// setMagic begins a set that was written down: it, the chunk size in bytes as a
+// u64, and then for each run of chunks two uvarints, the gap since the end of the
+// run before and the run's length.
+const setMagic = "ddsfset1"
+
+// WriteSet writes down a set of chunks of that size, compactly.
+func WriteSet(w io.Writer, s *Set, chunkBytes int64) error {
+	out := bufio.NewWriter(w)
+	head := binary.LittleEndian.AppendUint64([]byte(setMagic), uint64(chunkBytes))
+	if _, err := out.Write(head); err != nil {
+		return err
+	}
+	end := uint64(0)
+	var b [2 * binary.MaxVarintLen64]byte
+	for c := s.Cursor(0); ; {
+		first, n := c.Next(s.count)
+		if n == 0 {
+			return out.Flush()
+		}
+		pair := binary.AppendUvarint(b[:0], first-end)
+		pair = binary.AppendUvarint(pair, uint64(n))
+		if _, err := out.Write(pair); err != nil {
+			return err
+		}
+		end = first + uint64(n)
+	}
+}
+
+// ReadSet reads a set that [WriteSet] wrote, to the end of r.
+func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
+	in := bufio.NewReader(r)
+	head := make([]byte, len(setMagic)+8)
+	if _, err := io.ReadFull(in, head); err != nil {
+		return nil, 0, fmt.Errorf("set of chunks: header: %w", err)
+	}
+	size := binary.LittleEndian.Uint64(head[len(setMagic):])
+	if string(head[:len(setMagic)]) != setMagic || size > MaxChunkBytes {
+		return nil, 0, errors.New("set of chunks: not one")
+	}
+	if err := checkChunkBytes(int64(size)); err != nil {
+		return nil, 0, fmt.Errorf("set of chunks: %w", err)
+	}
+	var b SetBuilder
+	end := uint64(0)
+	for {
+		gap, err := binary.ReadUvarint(in)
+		if err == io.EOF {
+			return b.Set(), int64(size), nil
+		}
+		n, errN := binary.ReadUvarint(in)
+		// A volume's size is an int64, and that many chunks take a bitmap at most.
+		const limit = uint64(1) << 63
+		if err := errors.Join(err, errN); err != nil {
+			return nil, 0, fmt.Errorf("set of chunks: %w", err)
+		}
+		if n == 0 || gap > limit || n > limit || end+gap+n > limit/size {
+			return nil, 0, fmt.Errorf("set of chunks: a run of %d chunks, %d behind chunk %d", n, gap, end)
+		}
+		b.AddRange(end+gap, end+gap+n)
+		end += gap + n
+	}
+}
