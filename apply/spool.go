@@ -49,7 +49,7 @@ func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error
 	write := func(p []byte) error {
 		n, err := f.Write(p)
 		size += int64(n)
-		if errors.Is(err, syscall.ENOSPC) {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return noRoom(o.SpoolDir, fmt.Sprintf("after %d bytes", size))
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -46,6 +47,12 @@ type file interface {
 type disk struct{}
 
 func (disk) openTarget(path string) (file, error) {
+	// Before it is opened: opening a character device can do things by itself.
+	if fi, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+		return nil, fmt.Errorf("%s: is neither a block device nor a regular file", path)
+	}
 	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
 	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
 	// us wait for its other end.

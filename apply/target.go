@@ -114,7 +114,11 @@ func (t *target) refused(format string, args ...any) error {
 
 // checkApart refuses a delta that is read from the target itself.
 func (t *target) checkApart(delta blockdev.Info) error {
-	if t.info.Same(delta) || t.info.Backs(delta) || delta.Backs(t.info) {
+	same, err := t.info.Shares(delta)
+	if err != nil {
+		return fmt.Errorf("target %s: is it the delta: %w", t.path, err)
+	}
+	if same {
 		return t.refused("it is the delta itself")
 	}
 	return nil

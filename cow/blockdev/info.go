@@ -54,21 +54,61 @@ func (i Info) Same(other Info) bool {
 	return i.stat.Dev == other.stat.Dev && i.stat.Ino == other.stat.Ino
 }
 
-// Backs tells whether i is the regular file that the loop device other shows.
-func (i Info) Backs(other Info) bool {
-	if i.Block || !other.Block {
-		return false
+// Shares tells whether both are the same device or file, or show the same one by
+// way of loop devices.
+func (i Info) Shares(other Info) (bool, error) {
+	if i.Same(other) {
+		return true, nil
 	}
-	backing, err := other.attribute("loop/backing_file")
+	mine, err := i.backing()
 	if err != nil {
-		return false
+		return false, err
 	}
-	fi, err := os.Stat(backing)
+	theirs, err := other.backing()
 	if err != nil {
-		return false
+		return false, err
 	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	return ok && i.sameStat(fi.Mode(), st)
+	return mine == theirs, nil
+}
+
+// storeID is what is at the bottom of a loop device, or a device or file itself.
+type storeID struct {
+	block  bool
+	device uint64 // of the block device, or that the file is on
+	inode  uint64 // of the file
+}
+
+func (i Info) id() storeID {
+	if i.Block {
+		return storeID{block: true, device: i.stat.Rdev}
+	}
+	return storeID{device: i.stat.Dev, inode: i.stat.Ino}
+}
+
+// backing is what a loop device shows; of anything else, itself.
+func (i Info) backing() (storeID, error) {
+	if _, err := i.attribute("loop/backing_file"); !i.Block || err != nil {
+		return i.id(), nil
+	}
+	return loopBacking(i.Path)
+}
+
+// loopBacking asks a loop device what it shows. Its file's name would not do: the
+// file may have another by now, or none.
+func loopBacking(path string) (storeID, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return storeID{}, err
+	}
+	defer f.Close()
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return storeID{}, fmt.Errorf("%s: ask what the loop device shows: %w", path, err)
+	}
+	if status.Rdevice != 0 {
+		return storeID{block: true, device: status.Rdevice}, nil
+	}
+	return storeID{device: status.Device, inode: status.Inode}, nil
 }
 
 // Holders are the kernel's names of the devices that are stacked on this one,
@@ -80,11 +120,12 @@ func (i Info) Holders() ([]string, error) {
 	return i.list("holders")
 }
 
-// LoopDevices are the kernel's names of the loop devices that show this regular
-// file.
+// LoopDevices are the kernel's names of the other loop devices that show this
+// device or file, or what this one shows if it is a loop device itself.
 func (i Info) LoopDevices() ([]string, error) {
-	if i.Block {
-		return nil, nil
+	mine, err := i.backing()
+	if err != nil {
+		return nil, err
 	}
 	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -92,16 +133,21 @@ func (i Info) LoopDevices() ([]string, error) {
 	}
 	var names []string
 	for _, attribute := range all {
-		b, err := os.ReadFile(attribute)
-		if err != nil {
-			continue // detached meanwhile
+		name := filepath.Base(filepath.Dir(filepath.Dir(attribute)))
+		id, err := loopBacking(filepath.Join("/dev", name))
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
+			continue // detached meanwhile, or without a node here
 		}
-		fi, err := os.Stat(strings.TrimSuffix(string(b), "\n"))
+		if err != nil {
+			return nil, err
+		}
+		number, err := os.ReadFile(filepath.Join("/sys/block", name, "dev"))
 		if err != nil {
 			continue
 		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok && i.sameStat(fi.Mode(), st) {
-			names = append(names, filepath.Base(filepath.Dir(filepath.Dir(attribute))))
+		own := i.Block && strings.TrimSpace(string(number)) == fmt.Sprintf("%d:%d", i.Major, i.Minor)
+		if (id == mine || id == i.id()) && !own {
+			names = append(names, name)
 		}
 	}
 	return names, nil

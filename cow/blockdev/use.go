@@ -61,13 +61,6 @@ func commandName(pid int) string {
 	return strings.TrimSpace(string(b))
 }
 
-func (i Info) sameStat(mode os.FileMode, st *syscall.Stat_t) bool {
-	if i.Block {
-		return mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0 && st.Rdev == i.stat.Rdev
-	}
-	return mode.IsRegular() && st.Dev == i.stat.Dev && st.Ino == i.stat.Ino
-}
-
 func (i Info) sameStatx(st *unix.Statx_t) bool {
 	if i.Block {
 		return st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev_major == i.Major && st.Rdev_minor == i.Minor
@@ -149,11 +142,13 @@ func (i Info) Key() (string, error) {
 		}
 	}
 	path, err := filepath.Abs(i.Path)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
 	if err != nil {
 		return "", err
+	}
+	// A path through another process's root or a mount without a name can be
+	// opened and not resolved.
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		path = resolved
 	}
 	return "path:" + path, nil
 }

@@ -99,6 +99,9 @@ func (p *Pair) open(o Options) (err error) {
 	if o.Full {
 		p.from = "none, the whole volume"
 		chunkBytes = fullChunkSize(source.Size())
+		if source.Size()/chunkBytes > 4*maxFullChunks {
+			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", o.Source, source.Size())
+		}
 		changed = allChunks(source.Size(), chunkBytes)
 	} else {
 		if p.cow, err = blockdev.OpenCOW(o.COW); err != nil {

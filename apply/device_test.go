@@ -1,0 +1,119 @@
+package apply_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopDevice returns the name of a new loop device over a file. The kernel
+// detaches it when its last user is gone: this process, however it ends.
+func loopDevice(t *testing.T, path string) string {
+	t.Helper()
+	backing, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backing.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Fatalf("find a free loop device: %v", err)
+		}
+		name := fmt.Sprintf("/dev/loop%d", n)
+		device, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		err = unix.IoctlLoopConfigure(int(device.Fd()), &config)
+		if errors.Is(err, unix.EBUSY) {
+			device.Close() // somebody else was faster
+			continue
+		}
+		if err != nil {
+			t.Fatalf("set up %s: %v", name, err)
+		}
+		t.Cleanup(func() { device.Close() })
+		return name
+	}
+}
+
+// smallFileSystem returns the root of a file system with that much room. It is
+// mounted nowhere but in an open file, so that it is gone with this process,
+// however that ends.
+func smallFileSystem(t *testing.T, bytes int64) string {
+	t.Helper()
+	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		t.Fatalf("fsopen: %v", err)
+	}
+	defer unix.Close(context)
+	for key, value := range map[string]string{"size": strconv.FormatInt(bytes, 10), "huge": "never"} {
+		if err := unix.FsconfigSetString(context, key, value); err != nil {
+			t.Fatalf("fsconfig %s: %v", key, err)
+		}
+	}
+	if err := unix.FsconfigCreate(context); err != nil {
+		t.Fatalf("fsconfig: %v", err)
+	}
+	root, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		t.Fatalf("fsmount: %v", err)
+	}
+	t.Cleanup(func() { unix.Close(root) })
+	return fmt.Sprintf("/proc/self/fd/%d", root)
+}
+
+func writeFile(t *testing.T, path string, b []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// newFile writes a file of its own folder.
+func newFile(t *testing.T, name string, b []byte) string {
+	t.Helper()
+	return writeFile(t, filepath.Join(t.TempDir(), name), b)
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// mustHold fails the test if a file or a device doesn't hold what it should.
+func mustHold(t *testing.T, path string, want []byte) {
+	t.Helper()
+	got := readFile(t, path)
+	if bytes.Equal(got, want) {
+		return
+	}
+	if len(got) != len(want) {
+		t.Errorf("%s holds %d bytes, want %d", path, len(got), len(want))
+		return
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			t.Errorf("%s is wrong from byte %d on: %#x, want %#x", path, i, got[i], want[i])
+			return
+		}
+	}
+}
