@@ -183,7 +183,21 @@ func (b *blockHash) gaps(f func(first, end int)) {
 	}
 }
 
-func digestOf(b []byte) Digest { return blake3.Sum256(b) }
+// digestOf is the digest of all of b, at most a block. Of what is larger than a leaf
+// it is put together of groups of leaves, which is twice as fast as the hash's own
+// way for pieces of any length.
+func digestOf(b []byte) Digest {
+	if len(b) <= leafBytes {
+		return blake3.Sum256(b)
+	}
+	var buf [subtreesHint]subtree
+	var trees [subtreesHint]subtree
+	h := blockHash{bytes: len(b), trees: trees[:0]}
+	for _, t := range hashPiece(buf[:0], b, 0, len(b)) {
+		h.add(t)
+	}
+	return h.digest()
+}
 
 // namer takes the digest of a list of digests.
 type namer struct{ h *blake3.Hasher }

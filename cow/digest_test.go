@@ -50,6 +50,9 @@ func TestBlockHash(t *testing.T) {
 			for _, g := range gaps {
 				add(g[0], g[1])
 			}
+			if digestOf(block) != want {
+				t.Fatalf("%d bytes at once: %v, want %v", bytes, digestOf(block), want)
+			}
 			if !b.complete() || b.digest() != want {
 				t.Fatalf("%d bytes, round %d: complete %v, digest %v, want %v", bytes, round, b.complete(), b.digest(), want)
 			}
@@ -88,10 +91,11 @@ func BenchmarkHashPiece(b *testing.B) {
 	}
 }
 
-func BenchmarkSum256(b *testing.B) {
-	p := make([]byte, 128<<10)
+func BenchmarkDigestOf(b *testing.B) {
+	p := make([]byte, BlockBytes)
 	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
 	for b.Loop() {
-		blake3.Sum256(p)
+		digestOf(p)
 	}
 }

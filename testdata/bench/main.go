@@ -22,6 +22,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ddsfs/cow"
 	"ddsfs/fs"
 )
@@ -32,6 +34,7 @@ const chunkBytes = 4096
 type way struct {
 	name string
 	run  func() error
+	file string // whose pages are dropped from the page cache before, "" for none
 }
 
 // pattern is what changed on the volume.
@@ -138,23 +141,25 @@ func (b *bench) pattern(p pattern) (err error) {
 	bytes := changed.Len() * chunkBytes
 	fmt.Printf("%s: %d MiB\n", p.name, bytes>>20)
 	err = b.measure(bytes, []way{
-		{"read the runs, 1 MiB at most each", func() error { return b.readRuns(runs) }},
-		{"extract > /dev/null", func() error { return b.shell("$DDSFS extract --cow cow --source source > /dev/null") }},
-		{"cat of a bare FUSE file", func() error { return b.shell("cat bare/file > /dev/null") }},
-		{"cat delta.cow", func() error { return b.shell("cat mnt/delta.cow > /dev/null") }},
-		{"dd bs=1M of a bare FUSE file", func() error { return b.shell("dd if=bare/file bs=1M status=none > /dev/null") }},
-		{"dd bs=1M delta.cow", func() error { return b.shell("dd if=mnt/delta.cow bs=1M status=none > /dev/null") }},
+		{"read the runs, 1 MiB at most each", func() error { return b.readRuns(runs) }, ""},
+		{"extract > /dev/null", func() error { return b.shell("$DDSFS extract --cow cow --source source > /dev/null") }, ""},
+		{"cat of a bare FUSE file", func() error { return b.shell("cat bare/file > /dev/null") }, "bare/file"},
+		{"cat delta.cow", func() error { return b.shell("cat mnt/delta.cow > /dev/null") }, "mnt/delta.cow"},
+		{"dd bs=1M of a bare FUSE file", func() error { return b.shell("dd if=bare/file bs=1M status=none > /dev/null") }, "bare/file"},
+		{"dd bs=1M delta.cow", func() error { return b.shell("dd if=mnt/delta.cow bs=1M status=none > /dev/null") }, "mnt/delta.cow"},
 	})
 	if err != nil {
 		return err
 	}
 	return b.measure(bytes, []way{
-		{"pread, pwrite, fsync of the runs", func() error { return b.copyRuns(runs) }},
-		{"apply delta.cow", func() error { return b.shell("$DDSFS apply -q delta target") }},
+		{"pread, pwrite, fsync of the runs", func() error { return b.copyRuns(runs) }, ""},
+		{"apply delta.cow", func() error { return b.shell("$APPLY delta target") }, ""},
 		{"extract | apply --stream", func() error {
-			return b.shell("$DDSFS extract --cow cow --source source | $DDSFS apply -q --stream - target")
-		}},
-		{"extract | apply", func() error { return b.shell("$DDSFS extract --cow cow --source source | $DDSFS apply -q - target") }},
+			return b.shell("$DDSFS extract --cow cow --source source | $APPLY --stream - target")
+		}, ""},
+		{"extract | apply", func() error {
+			return b.shell("$DDSFS extract --cow cow --source source | $APPLY --spool . - target")
+		}, ""},
 	})
 }
 
@@ -163,6 +168,9 @@ func (b *bench) measure(bytes int64, ways []way) error {
 	times := make([][]time.Duration, len(ways))
 	for round := range b.rounds + 1 {
 		for i, w := range ways {
+			if err := b.dropCache(w.file); err != nil {
+				return err
+			}
 			start := time.Now()
 			if err := w.run(); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
@@ -266,9 +274,29 @@ func (b *bench) ddsfsRun(command string, args ...string) error {
 
 func (b *bench) shell(script string) error {
 	c := exec.Command("sh", "-c", script)
-	c.Dir, c.Stderr = b.dir, os.Stderr
-	c.Env = append(os.Environ(), "DDSFS="+b.ddsfs)
-	return c.Run()
+	c.Dir = b.dir
+	// Each apply is the first one, and of a delta without a name: it merges all.
+	c.Env = append(os.Environ(), "DDSFS="+b.ddsfs, "APPLY="+b.ddsfs+" apply -q --assume-base --state-dir "+b.path("state"))
+	if err := os.RemoveAll(b.path("state")); err != nil {
+		return err
+	}
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// dropCache takes what the kernel keeps of a file out of the page cache.
+func (b *bench) dropCache(name string) error {
+	if name == "" {
+		return nil
+	}
+	f, err := os.Open(b.path(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 }
 
 func (b *bench) mountpoint(name string) string {
