@@ -1,10 +1,29 @@
 // Package apply merges a delta into a target: a block device or a regular file
 // that holds what the delta's base held.
 //
-// Nothing is written before everything that can be checked was: that the target
-// is nobody else's at the moment, that the delta is whole, and that it fits. A
-// delta from a pipe can't be checked before it has arrived, so it is put into a
-// spool file first, unless the caller asks to write it as it comes.
+// The way of a chunk is: pipe, spool, [cow.Decoder], checks, target. Nothing is
+// written to the target before everything that can be checked was. A delta from a
+// pipe can't be checked before it has arrived, so it is put into a spool file first,
+// unless the caller asks to write it as it comes.
 //
-// The way of a chunk is: pipe, spool, [cow.Decoder], checks, target.
+// # What is durable before what
+//
+// A merge can be stopped at any moment, and what was not flushed may be lost then.
+// So the order is
+//
+//  1. the undo file, if one is asked for, complete and under its name;
+//  2. the set of all chunks that will have been written since a state that the
+//     target held, under a name of its own;
+//  3. the record, which names that state, that set and the merge;
+//  4. the target's chunks, flushed now and then;
+//  5. after each flush, the record with how many chunks it covers;
+//  6. after the last, the record with what the target holds now.
+//
+// Files are replaced by writing another one, flushing it, renaming it and flushing
+// the directory. Every such operation goes through the storage interface, where
+// the tests stop or fail each one in turn.
+//
+// At every moment the target holds what that state held, except in the chunks of
+// that set. Hence the same merge can go on, a delta from the same state that has all
+// of these chunks can be merged instead, and any other is refused: see decide.
 package apply

@@ -1,8 +1,9 @@
 // Package cow knows the format of device-mapper snapshots and nothing else:
 // it parses a persistent exception store, collects the changed chunks in a
 // [Set], lays a new store out over such a set ([Layout]), serves that store
-// lazily as an [io.ReaderAt] ([Delta]) and decodes one ([Decoder]). It knows no
-// FUSE, no target and no device other than as a reader and a size.
+// lazily as an [io.ReaderAt] ([Delta]), seals it ([Sealed]), verifies one
+// ([Digests]) and decodes one ([Decoder]). It knows no FUSE, no target and no
+// device other than as a reader and a size.
 //
 // # Words
 //
@@ -68,4 +69,35 @@
 // It ends with its last data chunk or, where N is a multiple of E, with the
 // empty metadata chunk of the last area. Where the volume ends within its last
 // chunk, the rest of that chunk's data is zeros.
+//
+// # The seal
+//
+// A sealed delta ([Sealed]) says what it is and carries digests of itself, in two
+// places that the kernel ignores. The exception store above is its body. The seal
+// header ([Seal]) is in the first sector of chunk 0, and but for it that chunk is
+// zeros:
+//
+//	byte 64   8 bytes    "ddsfseal"
+//	byte 72   u32        version, 1
+//	byte 76   u32        flags; 1: the trailer has digests of the base's content
+//	byte 80   u64        size of the volume in bytes
+//	byte 88   u64        number of exceptions, N
+//	byte 96   u64        how many of them only the new snapshot's store had
+//	byte 104  u64        length of the body in bytes
+//	byte 112  u64        0
+//	byte 120  120 bytes  identity of the base, NULs behind it
+//	byte 240  120 bytes  identity of the new snapshot
+//	byte 360  120 bytes  identity of the origin
+//	byte 480  32 bytes   BLAKE3-256 of bytes 0 to 479
+//
+// and the trailer follows the body:
+//
+//	32 bytes each  BLAKE3-256 of each MiB of the body; the last may be shorter
+//	32 bytes each  with flag 1, the same of the body with the base's content
+//	footer         "ddsftail", u32 version 1, u32 0, u64 length of the body,
+//	               u64 number of digests, and the BLAKE3-256 of all digests
+//	               above, which names the delta
+//
+// Everything in it follows from the two snapshots. Whatever is behind the footer
+// is not part of the delta.
 package cow

@@ -28,7 +28,7 @@ mkdir mnt
 cp base target
 
 step "On the source host: what changed since the snapshot, as files. COW device and new snapshot are files here."
-run "$ddsfs" mount --cow cow --source new mnt
+run "$ddsfs" mount --cow cow --source new --base-id monday --new-id tuesday --base-check mnt
 run ls -l mnt
 
 step "How much changed."
@@ -45,9 +45,18 @@ step "On the target host: a volume that holds what the base snapshot held."
 run cmp -s target new && { echo "the target is not behind"; exit 1; }
 echo "(target differs from new)"
 
-step "Merge the delta."
-run "$ddsfs" apply delta.copy target
+step "Is the copy whole?"
+run "$ddsfs" verify delta.copy
+
+step "Merge the delta. It proves that the target holds its base, as nothing is recorded of it yet."
+run "$ddsfs" apply --state-dir state --undo undo.cow delta.copy target
 
 step "The target is the new snapshot, byte for byte."
 run cmp target new
+echo "(no difference)"
+run "$ddsfs" status --state-dir state
+
+step "And back: what was overwritten is a delta as well."
+run "$ddsfs" apply --state-dir state undo.cow target
+run cmp target base
 echo "(no difference)"

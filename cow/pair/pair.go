@@ -119,6 +119,9 @@ func (p *Pair) open(o Options) (err error) {
 			if seal.BaseContent, err = cow.ReadBase(p.cow, store); err != nil {
 				return fmt.Errorf("%s: %w", o.COW, err)
 			}
+			if p.cow.Info().Block {
+				p.Warnings = append(p.Warnings, fmt.Sprintf("COW device %s stays open for the base check: its snapshot can't be removed before this ends", o.COW))
+			}
 		} else if err := p.closeCOW(); err != nil {
 			return fmt.Errorf("%s: %w", o.COW, err)
 		}
