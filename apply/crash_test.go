@@ -287,10 +287,10 @@ func newRig(t *testing.T, r rig) *rig {
 	r.mustApply(full, "")
 	if r.secondFromSameBase {
 		first := path("first")
-		middle := change(r.base, 1, 8)
+		middle := change(r.base, 1, 6)
 		sealedFile(t, first, "base", "middle", r.base, middle)
 		r.mustApply(first, "")
-		r.after = change(middle, 2, 8)
+		r.after = change(middle, 2, 6)
 		var written []uint64
 		for at := 0; at < len(middle); at += rigChunk {
 			end := min(at+rigChunk, len(middle))
@@ -301,7 +301,7 @@ func newRig(t *testing.T, r rig) *rig {
 		sealedFile(t, r.delta, "base", "new", r.base, r.after, written...)
 		r.base = middle
 	} else {
-		r.after = change(r.base, 3, 10)
+		r.after = change(r.base, 3, 7)
 		sealedFile(t, r.delta, "base", "new", r.base, r.after)
 	}
 	return &r
@@ -369,11 +369,10 @@ func (r *rig) targetIs(want []byte) bool { return bytes.Equal(r.mustRead(r.targe
 // same command again finishes it, and the undo file brings the old state back.
 func TestStopAtEveryOperation(t *testing.T) {
 	for name, kind := range map[string]rig{
-		"file":           {},
-		"pipe":           {pipe: true},
-		"undo":           {undoWanted: true},
-		"same base":      {secondFromSameBase: true},
-		"same base undo": {secondFromSameBase: true, undoWanted: true},
+		"file":      {},
+		"pipe":      {pipe: true},
+		"undo":      {undoWanted: true},
+		"same base": {secondFromSameBase: true, undoWanted: true},
 	} {
 		for _, failure := range []struct {
 			name  string
@@ -385,7 +384,6 @@ func TestStopAtEveryOperation(t *testing.T) {
 			{"stopped, all lost", false, loseAll, 0},
 			{"stopped, some lost 1", false, loseSome, 1},
 			{"stopped, some lost 2", false, loseSome, 2},
-			{"stopped, some lost 3", false, loseSome, 3},
 			{"failed once", true, loseNothing, 0},
 			{"failed once, all lost", true, loseAll, 0},
 		} {
