@@ -62,17 +62,17 @@ func decide(f facts, k known, assumeBase bool) (decision, error) {
 	}
 	if f.full {
 		fresh.since, fresh.written = nil, nil
-		fresh.resume = k.Record != nil && k.Merging != nil && f.name != "" && f.name == k.Merging.New.Delta
+		fresh.resume = k.Record != nil && k.touched == "" && k.Merging != nil && f.name != "" && f.name == k.Merging.New.Delta
 		return fresh, nil
 	}
 	if k.Record == nil {
 		return decideUnknown(f, fresh, assumeBase, "nothing is recorded of what the target holds")
 	}
-	if k.Merging != nil {
+	if k.Merging != nil && k.touched == "" {
 		return decideInterrupted(f, k, fresh, assumeBase)
 	}
 	if k.touched != "" {
-		return decideUnknown(f, fresh, assumeBase, "the target was written to since the last merge ("+k.touched+")")
+		return decideUnknown(f, fresh, assumeBase, "the target is not as the last merge left it ("+k.touched+")")
 	}
 	switch {
 	case f.base != "" && f.base == k.Holds.Snapshot:

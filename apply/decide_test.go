@@ -76,7 +76,7 @@ func TestDecide(t *testing.T) {
 		{"another base", delta(nil), holding("C", nil), false, "starts from A, and the target is recorded to hold C", nil},
 		{"another base, the user's word", delta(nil), holding("C", nil), true, "warned", []uint64{1, 2}},
 		{"another base, proof", delta(func(f *facts) { f.baseCheck = true }), holding("C", nil), false, "prove", []uint64{1, 2}},
-		{"touched", delta(nil), holding("A", func(k *known) { k.touched = "its size" }), false, "was written to", nil},
+		{"touched", delta(nil), holding("A", func(k *known) { k.touched = "its size" }), false, "not as the last merge left it", nil},
 		{"touched, proof", delta(func(f *facts) { f.baseCheck = true }), holding("A", func(k *known) { k.touched = "x" }), false, "prove", []uint64{1, 2}},
 		{"touched, full", delta(func(f *facts) { f.full = true }), holding("A", func(k *known) { k.touched = "x" }), false, "merge", nil},
 		{"no identity", delta(func(f *facts) { f.base = "" }), holding("A", nil), false, "warned", []uint64{1, 2}},
@@ -84,7 +84,7 @@ func TestDecide(t *testing.T) {
 		{"grown, not covered", delta(func(f *facts) { f.volumeBytes = volume + 8192; f.changed = chunks(1, 100) }), holding("A", nil), false, "grew", nil},
 
 		{"the same once more", delta(nil), made(nil), false, "done", nil},
-		{"the same, touched", delta(nil), made(func(k *known) { k.touched = "x" }), false, "was written to", nil},
+		{"the same, touched", delta(nil), made(func(k *known) { k.touched = "x" }), false, "not as the last merge left it", nil},
 		{"a later one of the same base", delta(func(f *facts) { f.name, f.new, f.changed = "d2", "C", chunks(1, 2, 3) }), made(nil), false, "merge", []uint64{1, 2, 3}},
 		{"one of the same base that lacks a chunk", delta(func(f *facts) { f.name, f.new, f.changed = "d2", "C", chunks(1, 3) }), made(nil), false, "recorded to hold B", nil},
 		{"one of the same base with other chunks", delta(func(f *facts) { f.name, f.chunkBytes, f.changed = "d2", 8192, chunks(0, 1, 2) }), made(nil), false, "recorded to hold B", nil},

@@ -31,13 +31,14 @@ type writer struct {
 	existing  []byte
 }
 
-// merge writes what d decodes, behind the first skip chunks, to the target. It
-// calls checkpoint with the number of chunks that are durable, at the end as well.
+// merge writes what d decodes to the target; of the first done chunks, which are
+// known to be there, only what is not. It calls checkpoint with the number of chunks
+// that are durable, at the end as well.
 //
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
-func merge(ctx context.Context, d *cow.Decoder, t *target, skip, totalChunks int64, o Options, result *Result, checkpoint func(chunks int64) error) error {
+func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int64, o Options, result *Result, checkpoint func(chunks int64) error) error {
 	c := d.Header().ChunkBytes
 	w := &writer{target: t, alwaysAll: o.WriteZeros, result: result}
 	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
@@ -53,7 +54,7 @@ func merge(ctx context.Context, d *cow.Decoder, t *target, skip, totalChunks int
 	}
 	for {
 		if err := ctx.Err(); err != nil {
-			if chunks > skip {
+			if chunks > done {
 				err = errors.Join(err, flush())
 			}
 			return err
@@ -68,18 +69,14 @@ func merge(ctx context.Context, d *cow.Decoder, t *target, skip, totalChunks int
 		if err := t.checkInside(d.Highest(), c); err != nil {
 			return err
 		}
-		before := chunks
+		off := int64(run.Chunk) * c
+		data := buf[:min(run.Count*c, t.size-off)]
+		known := max(0, min(int64(len(data)), (done-chunks)*c))
 		chunks += run.Count
-		if chunks <= skip {
-			continue
+		if err := w.confirm(data[:known], off); err != nil {
+			return err
 		}
-		skipped := max(0, skip-before)
-		off := (int64(run.Chunk) + skipped) * c
-		data := buf[skipped*c : run.Count*c]
-		if left := t.size - off; int64(len(data)) > left {
-			data = data[:left]
-		}
-		if err := w.write(data, off); err != nil {
+		if err := w.write(data[known:], off+known); err != nil {
 			return err
 		}
 		o.progress(Writing, chunks*c, totalChunks*c)
@@ -91,6 +88,35 @@ func merge(ctx context.Context, d *cow.Decoder, t *target, skip, totalChunks int
 	}
 	result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
 	return flush()
+}
+
+// confirm writes data unless the target holds it, as it does where an interrupted
+// merge had flushed it and nobody else came in between.
+func (w *writer) confirm(data []byte, off int64) error {
+	if len(data) == 0 {
+		return nil
+	}
+	same, err := w.holds(data, off)
+	if err != nil {
+		return err
+	}
+	if !same {
+		return w.write(data, off)
+	}
+	w.result.ResumedBytes += int64(len(data))
+	return nil
+}
+
+// holds tells whether the target holds data.
+func (w *writer) holds(data []byte, off int64) (bool, error) {
+	if len(w.existing) < len(data) {
+		w.existing = make([]byte, len(data))
+	}
+	existing := w.existing[:len(data)]
+	if _, err := w.target.ReadAt(existing, off); err != nil {
+		return false, fmt.Errorf("read %d bytes at byte %d: %w", len(data), off, err)
+	}
+	return bytes.Equal(existing, data), nil
 }
 
 // write writes data, of which runs of zeros only where the target does not read as
@@ -127,14 +153,11 @@ func (w *writer) writeData(data []byte, off int64) error {
 
 // writeZeros makes a part of the target read as zeros, which data is.
 func (w *writer) writeZeros(data []byte, off int64) error {
-	if len(w.existing) < len(data) {
-		w.existing = make([]byte, len(data))
+	zero, err := w.holds(data, off)
+	if err != nil {
+		return err
 	}
-	existing := w.existing[:len(data)]
-	if _, err := w.target.ReadAt(existing, off); err != nil {
-		return fmt.Errorf("read %d bytes at byte %d: %w", len(data), off, err)
-	}
-	if isZero(existing) {
+	if zero {
 		w.result.SkippedZeroBytes += int64(len(data))
 		return nil
 	}

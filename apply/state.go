@@ -155,7 +155,7 @@ func parseRecord(b []byte) (*Record, error) {
 		return nil, errors.New("no key")
 	case r.Holds == nil && r.Merging == nil:
 		return nil, errors.New("it says nothing")
-	case r.Merging == nil && r.Fingerprint == nil:
+	case r.Fingerprint == nil:
 		return nil, errors.New("no fingerprint")
 	case r.Merging != nil && r.Merging.DoneChunks < 0:
 		return nil, fmt.Errorf("done_chunks is %d", r.Merging.DoneChunks)

@@ -133,7 +133,7 @@ func TestTouchedTargetIsRefused(t *testing.T) {
 			}
 			before := r.mustRead(r.target)
 			var refused *RefusedError
-			if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "was written to") {
+			if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "not as the last merge left it") {
 				t.Fatalf("error %v", err)
 			}
 			if !r.targetIs(before) {
@@ -210,7 +210,7 @@ func TestBaseCheck(t *testing.T) {
 
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`))
-	f.Add([]byte(`{"version":1,"key":"k","merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
+	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRecord(b)
 		if err != nil {
@@ -224,4 +224,45 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("what was read and written is refused: %v", err)
 		}
 	})
+}
+
+// A target that was half merged and then put back from elsewhere does not hold what
+// the record says is done.
+func TestHalfMergedAndRestored(t *testing.T) {
+	for name, restore := range map[string]struct {
+		do      func(r *rig)
+		refused bool
+	}{
+		"in place":     {func(r *rig) { r.write(r.target, r.base) }, false},
+		"another file": {func(r *rig) { r.write(r.target+"2", r.base); must(r.t, os.Rename(r.target+"2", r.target)) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rig{})
+			defer os.RemoveAll(r.dir)
+			// Behind the first flush, so that some chunks are recorded as done.
+			if err := r.apply(&faulty{at: 22}); err == nil || r.targetIs(r.after) {
+				t.Fatalf("not half merged: %v", err)
+			}
+			records, err := Records(filepath.Join(r.dir, "state"))
+			if err != nil || len(records) != 1 || records[0].Merging == nil || records[0].Merging.DoneChunks == 0 {
+				t.Fatalf("nothing recorded as done: %+v, %v", records, err)
+			}
+			restore.do(r)
+			err = r.apply(nil)
+			var refused *RefusedError
+			switch {
+			case restore.refused && (!errors.As(err, &refused) || !r.targetIs(r.base)):
+				t.Errorf("error %v", err)
+			case !restore.refused && (err != nil || !r.targetIs(r.after)):
+				t.Errorf("not the new state: %v", err)
+			}
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -174,17 +174,27 @@ func (t *target) fingerprint() (Fingerprint, error) {
 	return Fingerprint{SizeBytes: t.size, FirstMiB: fmt.Sprintf("%x", sum), Counter: counter}, nil
 }
 
-// differs says in what two fingerprints differ, "" if in nothing.
-func (f Fingerprint) differs(now Fingerprint) string {
+// replaced says why a target is not the one it was, "" if it may be.
+func (f Fingerprint) replaced(now Fingerprint) string {
 	switch {
 	case f.SizeBytes != now.SizeBytes:
 		return fmt.Sprintf("its size was %d bytes and is %d", f.SizeBytes, now.SizeBytes)
+	case f.Inode != now.Inode:
+		return "it is another file"
+	}
+	return ""
+}
+
+// differs says in what two fingerprints differ, "" if in nothing.
+func (f Fingerprint) differs(now Fingerprint) string {
+	why := f.replaced(now)
+	switch {
+	case why != "":
+		return why
 	case f.FirstMiB != now.FirstMiB:
 		return "its first MiB is another"
 	case !f.Comparable(now.Counter):
 		return ""
-	case f.Inode != now.Inode:
-		return "it is another file"
 	case f.ModifiedNS != now.ModifiedNS || f.AttributeNS != now.AttributeNS:
 		return "its times are others"
 	case f.WrittenSectors != now.WrittenSectors:

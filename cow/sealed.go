@@ -53,7 +53,7 @@ const maxOpenBlocks = 1024
 // those that are.
 type digestList struct{ pages map[int64]*digestPage }
 
-const digestsPerPage = 256
+const digestsPerPage = 32
 
 type digestPage struct {
 	digests [digestsPerPage]Digest

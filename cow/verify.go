@@ -22,6 +22,9 @@ type Digests struct {
 	r    io.ReaderAt
 }
 
+// digestsAtOnce is how many digests are read at once.
+const digestsAtOnce = 256
+
 // The lists of digests in a trailer.
 const (
 	// OfNew are the digests of the body: of the changed chunks as they are in the
@@ -81,8 +84,8 @@ func ReadDigests(r io.ReaderAt, seal Seal) (*Digests, error) {
 	}
 	name := newNamer()
 	for list := range seal.lists() {
-		for first := int64(0); first < blockCount(seal.BodyBytes); first += digestsPerPage {
-			digests, err := d.read(list, first, digestsPerPage)
+		for first := int64(0); first < blockCount(seal.BodyBytes); first += digestsAtOnce {
+			digests, err := d.read(list, first, digestsAtOnce)
 			if err != nil {
 				return nil, err
 			}
@@ -127,8 +130,8 @@ func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad 
 		done int64
 		pool = sync.Pool{New: func() any { return new([BlockBytes]byte) }}
 	)
-	for first := int64(0); first < blocks && groupCtx.Err() == nil; first += digestsPerPage {
-		digests, err := d.read(list, first, digestsPerPage)
+	for first := int64(0); first < blocks && groupCtx.Err() == nil; first += digestsAtOnce {
+		digests, err := d.read(list, first, digestsAtOnce)
 		if err != nil {
 			return errors.Join(g.Wait(), err)
 		}

@@ -1,0 +1,356 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"ddsfs/cow"
+)
+
+// merger merges one delta into a target that it has opened and locked.
+type merger struct {
+	target *target
+	state  stateDir
+	lock   *os.File
+	known  known
+	key    string
+	o      Options
+}
+
+// open opens and locks the target, and reads what is known of it.
+func open(targetPath string, o Options) (*merger, error) {
+	t, err := openTarget(o.disk(), targetPath)
+	if err != nil {
+		return nil, err
+	}
+	m := &merger{target: t, state: stateDir{o.StateDir, o.disk()}, o: o}
+	if err := m.takeOver(); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// takeOver locks the target, and reads what is known of it.
+func (m *merger) takeOver() (err error) {
+	if m.key, err = m.target.info.Key(); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	m.lock, err = m.state.lock(m.key)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return m.target.refused("another apply to it is running")
+	}
+	if err != nil {
+		return err
+	}
+	return m.readKnown()
+}
+
+func (m *merger) close() {
+	m.target.Close()
+	if m.lock != nil {
+		m.lock.Close()
+	}
+}
+
+// readKnown reads the record of the target, and compares it with what the target
+// looks like.
+func (m *merger) readKnown() (err error) {
+	if m.known.Record, err = m.state.load(m.key); err != nil || m.known.Record == nil {
+		return err
+	}
+	r := m.known.Record
+	if r.WrittenSince != nil {
+		if m.known.written, m.known.writtenChunk, err = m.state.loadWritten(r); err != nil {
+			return err
+		}
+	}
+	now, err := m.target.fingerprint()
+	if err != nil {
+		return err
+	}
+	if r.Merging == nil {
+		m.known.touched = r.Fingerprint.differs(now)
+	} else {
+		m.known.touched = r.Fingerprint.replaced(now)
+	}
+	return nil
+}
+
+// mergeChecked merges a delta that can be looked through first.
+func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
+	d, err := openDelta(ctx, r, sizeBytes, func(done, total int64) { m.o.progress(Verifying, done, total) })
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", name, err)
+	}
+	if d.seal == nil {
+		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
+	}
+	decoder, err := d.decoder()
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", name, err)
+	}
+	base, new := d.identities()
+	f := facts{
+		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
+		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	}
+	if err := m.checkFits(f, d.seal); err != nil {
+		return Result{}, err
+	}
+	how, err := m.decide(f)
+	if err != nil {
+		return Result{}, err
+	}
+	if how.done {
+		return m.alreadyDone(d)
+	}
+	if how.proveBase {
+		if err := m.proveBase(ctx, d); err != nil {
+			return Result{}, err
+		}
+	}
+	undo, undoDelta, err := m.undo(ctx, d)
+	if err != nil {
+		return Result{}, err
+	}
+	if m.o.DryRun {
+		result := m.newResult()
+		result.Report = d.report
+		return result, nil
+	}
+	return m.merge(ctx, decoder, f, how, undo, undoDelta)
+}
+
+// mergeStream merges a delta as it comes.
+func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
+	if m.o.Undo != "" || m.o.DryRun {
+		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
+	}
+	decoder, err := cow.NewDecoder(r)
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
+	}
+	f := facts{chunkBytes: decoder.Header().ChunkBytes}
+	if s := decoder.Seal(); s != nil {
+		f.base, f.new, f.volumeBytes, f.full = s.Base, s.New, s.VolumeBytes, s.IsFull(f.chunkBytes)
+	}
+	if err := m.checkFits(f, decoder.Seal()); err != nil {
+		return Result{}, err
+	}
+	how, err := m.decide(f)
+	if err != nil {
+		return Result{}, err
+	}
+	return m.merge(ctx, decoder, f, how, "", "")
+}
+
+// checkFits refuses a delta that is not of the target's size, or from itself.
+func (m *merger) checkFits(f facts, seal *cow.Seal) error {
+	if seal != nil {
+		if err := m.target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
+			return err
+		}
+	}
+	if err := m.target.checkSize(f.volumeBytes); err != nil {
+		return err
+	}
+	if f.changed != nil && f.changed.Len() > 0 {
+		return m.target.checkInside(f.changed.Chunk(f.changed.Len()-1), f.chunkBytes)
+	}
+	return nil
+}
+
+func (m *merger) decide(f facts) (decision, error) {
+	how, err := decide(f, m.known, m.o.AssumeBase)
+	var no refusal
+	if errors.As(err, &no) {
+		return decision{}, m.target.refused("%s", no)
+	}
+	if err == nil {
+		m.o.warn(how.warning)
+	}
+	return how, err
+}
+
+// proveBase compares the target with the digests of the base's content.
+func (m *merger) proveBase(ctx context.Context, d *delta) error {
+	on, err := d.over(m.target)
+	if err != nil {
+		return err
+	}
+	var bad badBlocks
+	err = d.digests.Verify(ctx, on, cow.OfBase, bad.add, func(done int64) { m.o.progress(Proving, done, d.seal.BodyBytes) })
+	if err != nil {
+		return fmt.Errorf("target %s: compare it with the base: %w", m.target.path, err)
+	}
+	if bad.count > 0 {
+		return m.target.refused("it does not hold what the delta starts from: %d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, m.firstChunk(d, bad.first))
+	}
+	return nil
+}
+
+func (m *merger) firstChunk(d *delta, block int64) uint64 {
+	on, err := d.over(m.target)
+	if err != nil {
+		return 0
+	}
+	first, end := on.Layout().BlockChunks(block)
+	if first == end {
+		return 0
+	}
+	return d.changed.Chunk(first)
+}
+
+// undo saves what will be overwritten, if that is asked for, and returns where it
+// is and the digest that names it.
+func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err error) {
+	if m.o.Undo == "" {
+		return "", "", nil
+	}
+	if path, err = filepath.Abs(m.o.Undo); err != nil {
+		return "", "", fmt.Errorf("undo: %w", err)
+	}
+	if r := m.known.Record; r != nil && r.Merging != nil {
+		same := r.Merging.New.Delta != "" && r.Merging.New.Delta == d.name()
+		switch {
+		case r.Merging.Undo == "" || !same:
+			return "", "", m.target.refused("it is half merged: what it held before can't be saved any more")
+		case r.Merging.Undo != path:
+			return "", "", m.target.refused("it is half merged, and what it held before is in %s", r.Merging.Undo)
+		}
+		name, err := undoName(path)
+		if err == nil && name != r.Merging.UndoDelta {
+			err = errors.New("it is another one now")
+		}
+		if err != nil {
+			return "", "", fmt.Errorf("undo: %s, which the interrupted merge wrote: %w", path, err)
+		}
+		return path, name, nil
+	}
+	if m.o.DryRun {
+		return path, "", nil
+	}
+	name, err = saveUndo(ctx, m.o.disk(), path, d, m.target, m.o)
+	return path, name, err
+}
+
+// merge does what was decided. Before the first write to the target, the record
+// says durably what is under way; before it says that it is done, the target is
+// flushed.
+func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how decision, undo, undoDelta string) (Result, error) {
+	result := m.newResult()
+	var total, skip int64
+	if f.changed != nil {
+		total = f.changed.Len()
+	}
+	if how.resume {
+		skip = min(total, m.known.Merging.DoneChunks)
+	}
+	fingerprint, err := m.target.fingerprint()
+	if err != nil {
+		return Result{}, err
+	}
+	r := &Record{
+		Key: m.key, Target: m.target.path, WrittenSince: how.since, Fingerprint: &fingerprint,
+		Merging: &Merge{
+			Base: f.base, New: Content{f.new, f.name, f.volumeBytes},
+			Undo: undo, UndoDelta: undoDelta, DoneChunks: skip,
+		},
+	}
+	if m.known.Record != nil {
+		r.Holds = m.known.Holds
+	}
+	if how.resume {
+		r.Merging.Undo, r.Merging.UndoDelta = m.known.Merging.Undo, m.known.Merging.UndoDelta
+	}
+	if how.since != nil && how.written != nil {
+		if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, how.written, f.chunkBytes); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := m.state.save(r); err != nil {
+		return Result{}, err
+	}
+	err = merge(ctx, decoder, m.target, skip, total, m.o, &result, func(chunks int64) error {
+		r.Merging.DoneChunks = chunks
+		if total > 0 && chunks < total {
+			return m.state.save(r)
+		}
+		return nil
+	})
+	if err != nil {
+		return Result{}, m.interrupted(err, result)
+	}
+	if decoder.Seal() != nil {
+		result.VolumeBytes, result.Base, result.New, result.Digest = f.volumeBytes, f.base, f.new, f.name
+		result.Origin, result.SealedBytes = decoder.Seal().Origin, decoder.Seal().TotalBytes()
+	}
+	return result, m.finish(r)
+}
+
+// alreadyDone is the result of a merge that was done before. It may have been
+// stopped just before its end.
+func (m *merger) alreadyDone(d *delta) (Result, error) {
+	result := m.newResult()
+	result.Report = d.report
+	result.ResumedBytes = result.DataBytes
+	if m.o.DryRun {
+		return result, nil
+	}
+	return result, m.state.removeOther(m.key, m.known.WrittenFile)
+}
+
+func (m *merger) newResult() Result {
+	return Result{TargetBytes: m.target.size, DryRun: m.o.DryRun}
+}
+
+// finish records that the merge is done.
+func (m *merger) finish(r *Record) error {
+	fingerprint, err := m.target.fingerprint()
+	if err != nil {
+		return err
+	}
+	content := r.Merging.New
+	r.Holds, r.Merging, r.Fingerprint = &content, nil, &fingerprint
+	if err := m.state.save(r); err != nil {
+		return fmt.Errorf("target %s: it is merged, but that could not be recorded: apply the same delta again: %w", m.target.path, err)
+	}
+	return m.state.removeOther(m.key, r.WrittenFile)
+}
+
+// interrupted is the error of a merge that stopped, and says whether anything was
+// written.
+func (m *merger) interrupted(err error, done Result) error {
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("stopped by a signal")
+	}
+	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
+		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, errors.Join(err, m.takeBack()))
+	}
+	// What was a refusal is none any more, as the target is not what it was.
+	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.target.path, done.WrittenBytes, &brokenOff{err})
+}
+
+// takeBack puts the record back that was there before a merge that wrote nothing.
+func (m *merger) takeBack() error {
+	if m.known.Record != nil {
+		return m.state.save(m.known.Record)
+	}
+	if err := m.state.storage.remove(m.state.recordPath(m.key)); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return m.state.storage.syncDir(m.state.path)
+}
+
+// brokenOff hides a refusal in an error of a merge that had begun.
+type brokenOff struct{ err error }
+
+func (b *brokenOff) Error() string { return b.err.Error() }
+
+func (b *brokenOff) Is(target error) bool { return errors.Is(b.err, target) }
