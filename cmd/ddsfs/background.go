@@ -45,15 +45,22 @@ func startInBackground() error {
 		return fmt.Errorf("start in the background: %w", err)
 	}
 	w.Close()
+	ready := make(chan bool, 1)
 	go func() {
-		for s := range stop {
-			// It may have ended meanwhile, and then nothing is to be done.
-			_ = child.Process.Signal(s)
-		}
+		n, _ := r.Read(make([]byte, 1))
+		ready <- n == 1
 	}()
-
-	if n, _ := r.Read(make([]byte, 1)); n == 1 {
-		return nil
+	select {
+	case ok := <-ready:
+		if ok && len(stop) == 0 {
+			return nil
+		}
+	case s := <-stop:
+		stop <- s
+	}
+	if len(stop) > 0 {
+		// It may have ended meanwhile, and then nothing is to be done.
+		_ = child.Process.Signal(<-stop)
 	}
 	err = child.Wait()
 	var exit *exec.ExitError
@@ -61,7 +68,7 @@ func startInBackground() error {
 		return &reported{exit.ExitCode()}
 	}
 	if err == nil {
-		err = errors.New("it ended before the files were there")
+		err = errors.New("it was stopped before the files were there")
 	}
 	return fmt.Errorf("the serving process: %w", err)
 }

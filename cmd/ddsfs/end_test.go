@@ -125,7 +125,16 @@ func TestSignalDuringTheStart(t *testing.T) {
 				t.Fatalf("%d processes", len(both))
 			}
 			must(t, cmd.Process.Signal(signal))
-			// The kernel may keep the signal until the read is done.
+			// The kernel may keep the signal until the read is done. What must not
+			// be tried is which of the two is faster.
+			eventually(t, "the signal was passed on", func() bool {
+				for _, p := range both {
+					if p.pid != cmd.Process.Pid && !p.signalled(t) {
+						return false
+					}
+				}
+				return true
+			})
 			s.goOn()
 			var exit *exec.ExitError
 			if err := cmd.Wait(); !errors.As(err, &exit) {

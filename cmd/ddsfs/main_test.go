@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -266,6 +267,22 @@ func (p process) signal(t *testing.T, s unix.Signal) {
 	t.Helper()
 	must(t, unix.PidfdSendSignal(p.fd, s, nil, 0))
 }
+
+// signalled tells whether a signal waits for the process, or has ended it.
+func (p process) signalled(t *testing.T) bool {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.pid))
+	must(t, err)
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err == nil && (!noSignal.Match(b) || bytes.Contains(b, []byte("\nState:\tZ"))) {
+			return true
+		}
+	}
+	return len(tasks) == 0
+}
+
+var noSignal = regexp.MustCompile(`SigPnd:\t0+\nShdPnd:\t0+\n`)
 
 // eventually polls for what nobody tells.
 func eventually(t *testing.T, what string, holds func() bool) {

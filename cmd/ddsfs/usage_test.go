@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help of %s shows what is not for people", name)
 		}
 	}
-	for _, name := range []string{"mount", "unmount", "extract", "apply", "info"} {
+	for _, name := range []string{"mount", "unmount", "extract", "apply", "verify", "status", "info"} {
 		if !seen[name] {
 			t.Errorf("help does not list %s", name)
 		}

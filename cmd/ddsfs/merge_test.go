@@ -1,0 +1,196 @@
+package main_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// replica is a target of its own with a state directory of its own.
+type replica struct {
+	t           *testing.T
+	dir, target string
+	base, after []byte
+}
+
+func newReplica(t *testing.T) *replica {
+	dir := t.TempDir()
+	r := &replica{
+		t: t, dir: dir, target: filepath.Join(dir, "target"),
+		base:  read(t, fixtures, "plain-4k", "base"),
+		after: read(t, fixtures, "plain-4k", "new"),
+	}
+	must(t, os.WriteFile(r.target, make([]byte, len(r.base)), 0o600))
+	return r
+}
+
+func (r *replica) path(name string) string { return filepath.Join(r.dir, name) }
+
+// delta extracts a delta to a file.
+func (r *replica) delta(name string, arguments ...any) string {
+	r.t.Helper()
+	ddsfs(r.t, args("extract", "-q", "-o", r.path(name), args(arguments...))...).ok()
+	return r.path(name)
+}
+
+// apply merges into the replica's target.
+func (r *replica) apply(arguments ...string) result {
+	r.t.Helper()
+	return ddsfs(r.t, args("apply", "--state-dir", r.path("state"), arguments)...)
+}
+
+func (r *replica) holds(want []byte) {
+	r.t.Helper()
+	if !bytes.Equal(read(r.t, r.target), want) {
+		r.t.Error("the target holds something else")
+	}
+}
+
+func (r *replica) status(arguments ...string) string {
+	r.t.Helper()
+	return ddsfs(r.t, args("status", "--state-dir", r.path("state"), arguments)...).ok()
+}
+
+// The whole way of a replication: the first sync, a delta, what is refused, and
+// back.
+func TestReplication(t *testing.T) {
+	r := newReplica(t)
+	full := r.delta("full", "--full", filepath.Join(fixtures, "plain-4k", "base"), "--new-id", "monday")
+	next := r.delta("next", pair("plain-4k"), "--base-id", "monday", "--new-id", "tuesday")
+	other := r.delta("other", pair("plain-4k"), "--base-id", "tuesday", "--new-id", "wednesday")
+	if again := r.delta("again", pair("plain-4k"), "--base-id", "monday", "--new-id", "tuesday"); !bytes.Equal(read(t, again), read(t, next)) {
+		t.Error("the same pair gives another delta")
+	}
+
+	r.apply(next, r.target).fails(3, r.target, "nothing is recorded", "monday")
+	r.holds(make([]byte, len(r.base)))
+	r.apply(full, r.target).ok()
+	r.holds(r.base)
+	r.apply(other, r.target).fails(3, "monday", "tuesday")
+	r.holds(r.base)
+
+	var dry struct {
+		DryRun bool  `json:"dry_run"`
+		Data   int64 `json:"data_bytes"`
+	}
+	must(t, json.Unmarshal([]byte(r.apply("--dry-run", "--json", next, r.target).ok()), &dry))
+	if !dry.DryRun || dry.Data != 320*4096 {
+		t.Errorf("dry run: %+v", dry)
+	}
+	r.holds(r.base)
+
+	var summary map[string]any
+	must(t, json.Unmarshal([]byte(r.apply("--json", "--undo", r.path("undo"), next, r.target).ok()), &summary))
+	if summary["base"] != "monday" || summary["new"] != "tuesday" || summary["exceptions"] != 320.0 {
+		t.Errorf("summary: %v", summary)
+	}
+	r.holds(r.after)
+	if text := r.status(r.target); !strings.Contains(text, "holds tuesday") {
+		t.Errorf("status: %s", text)
+	}
+	if out := r.apply(next, r.target).ok(); !strings.Contains(out, "all merged before") {
+		t.Errorf("once more: %s", out)
+	}
+	ddsfs(t, "verify", next, r.target).ok()
+
+	r.apply(r.path("undo"), r.target).ok()
+	r.holds(r.base)
+	var records []map[string]any
+	must(t, json.Unmarshal([]byte(r.status("--json")), &records))
+	if len(records) != 1 || records[0]["target"] != r.target {
+		t.Errorf("status: %v", records)
+	}
+
+	// Somebody writes to it.
+	f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("x"), 3<<20)
+	must(t, err)
+	must(t, f.Close())
+	r.apply(next, r.target).fails(3, "not as the last merge left it")
+	if res := r.apply("--assume-base", next, r.target); res.code != 0 || !strings.Contains(res.stderr, "warning") {
+		t.Errorf("with the user's word: %+v", res)
+	}
+}
+
+// A delta that proves its base needs no record, and is refused where the proof
+// fails.
+func TestBaseCheckCommand(t *testing.T) {
+	r := newReplica(t)
+	delta := r.delta("delta", pair("plain-4k"), "--base-id", "monday", "--new-id", "tuesday", "--base-check")
+	r.apply(delta, r.target).fails(3, r.target, "does not hold", "chunk ")
+	must(t, os.WriteFile(r.target, r.base, 0o600))
+	r.apply(delta, r.target).ok()
+	r.holds(r.after)
+}
+
+func TestVerifyCommand(t *testing.T) {
+	r := newReplica(t)
+	delta := r.delta("delta", pair("plain-4k"))
+	if out := ddsfs(t, "verify", delta).ok(); !strings.Contains(out, "whole") {
+		t.Errorf("says %q", out)
+	}
+	must(t, os.WriteFile(r.target, r.after, 0o600))
+	ddsfs(t, "verify", delta, r.target).ok()
+
+	must(t, os.WriteFile(r.target, r.base, 0o600))
+	res := ddsfs(t, "verify", delta, r.target)
+	res.fails(4, "target")
+	if !strings.Contains(res.stdout, "MiB 0") || !strings.Contains(res.stdout, "chunks 1 to") {
+		t.Errorf("says %q", res.stdout)
+	}
+
+	bad := read(t, delta)
+	bad[1<<20+5000]++
+	must(t, os.WriteFile(r.path("bad"), bad, 0o600))
+	res = ddsfs(t, "verify", "--json", r.path("bad"))
+	res.fails(4, "delta")
+	var v struct {
+		Bad []struct {
+			MiB int64 `json:"mib"`
+		} `json:"bad_delta"`
+	}
+	must(t, json.Unmarshal([]byte(res.stdout), &v))
+	if len(v.Bad) != 1 || v.Bad[0].MiB != 1 {
+		t.Errorf("says %+v", v)
+	}
+	r.apply("--assume-base", r.path("bad"), r.target).fails(4, r.path("bad"))
+	r.holds(r.base)
+
+	unsealed := r.delta("unsealed", pair("plain-4k"), "--unsealed")
+	ddsfs(t, "verify", unsealed).fails(1, "not sealed")
+	piped := runWith(t, func(c *exec.Cmd) { c.Stdin = bytes.NewReader(read(t, delta)) }, executable, "verify", "-")
+	piped.ok()
+}
+
+// A signal while the delta arrives ends apply, and the target is as it was.
+func TestSignalWhileTheDeltaArrives(t *testing.T) {
+	r := newReplica(t)
+	delta := read(t, r.delta("delta", pair("plain-4k")))
+	must(t, os.WriteFile(r.target, r.base, 0o600))
+	in, feed, err := os.Pipe()
+	must(t, err)
+	defer feed.Close()
+	cmd := exec.Command(executable, "apply", "--state-dir", r.path("state"), "--spool", r.dir, "-", r.target)
+	cmd.Stdin = in
+	must(t, cmd.Start())
+	in.Close()
+	// It has read what no longer fits into the pipe.
+	_, err = feed.Write(delta[:len(delta)/2])
+	must(t, err)
+	must(t, cmd.Process.Signal(unix.SIGTERM))
+	must(t, feed.Close())
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended as if it were done")
+	}
+	r.holds(r.base)
+	if names, err := filepath.Glob(r.path("*spool*")); err != nil || len(names) > 0 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+}
