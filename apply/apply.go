@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -112,6 +113,16 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 	defer m.close()
 	if err := m.target.checkApart(in.Info()); err != nil {
 		return Result{}, err
+	}
+	before, err := in.Counter()
+	if err != nil {
+		return Result{}, fmt.Errorf("delta: %w", err)
+	}
+	m.unchanged = func() error {
+		if now, err := in.Counter(); err != nil || now != before {
+			return errors.Join(fmt.Errorf("delta %s: it changed after it was verified", path), err)
+		}
+		return nil
 	}
 	return m.mergeChecked(ctx, path, in, in.Size())
 }

@@ -53,7 +53,7 @@ func (r refusal) Error() string { return string(r) }
 // became of the merges before it. A snapshot's list of changes only grows, so a
 // later delta of the same base has them.
 func decide(f facts, k known, assumeBase bool) (decision, error) {
-	fresh := decision{since: &Content{Snapshot: f.base}, written: f.changed}
+	fresh := decision{since: &Content{Snapshot: f.base, VolumeBytes: f.volumeBytes}, written: f.changed}
 	if k.Record != nil && k.Holds != nil && f.base == k.Holds.Snapshot {
 		fresh.since = k.Holds
 	}
@@ -66,6 +66,13 @@ func decide(f facts, k known, assumeBase bool) (decision, error) {
 		return fresh, nil
 	}
 	if k.Record == nil {
+		// The digests are of the chunks that will be overwritten, and say nothing of
+		// the others: they are a proof where nothing is known, and no way around what
+		// is.
+		fresh.proveBase = f.baseCheck && !assumeBase
+		if f.baseCheck && !assumeBase && f.changed != nil && f.changed.Len() > 0 {
+			return fresh, nil
+		}
 		return decideUnknown(f, fresh, assumeBase, "nothing is recorded of what the target holds")
 	}
 	if k.Merging != nil && k.touched == "" {
@@ -91,9 +98,6 @@ func decide(f facts, k known, assumeBase bool) (decision, error) {
 	case assumeBase:
 		fresh.warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", nameOf(k.Holds.Snapshot), f.base)
 		return fresh, nil
-	case f.baseCheck:
-		fresh.proveBase = true
-		return fresh, nil
 	}
 	return decision{}, refusal(fmt.Sprintf("the delta starts from %s, and the target is recorded to hold %s: apply the deltas between them first, or send a full one; --assume-base takes your word that the target holds %s, and ruins it if not", f.base, nameOf(k.Holds.Snapshot), f.base))
 }
@@ -104,10 +108,8 @@ func decideUnknown(f facts, fresh decision, assumeBase bool, why string) (decisi
 	case assumeBase:
 		fresh.warning = why + ": it is taken to hold " + nameOf(f.base)
 		return fresh, nil
-	case f.baseCheck:
-		fresh.proveBase = true
-		return fresh, nil
 	case f.base == "":
+		fresh.proveBase = f.baseCheck
 		fresh.warning = why + ", and the delta does not say which state it starts from: nothing of that could be checked"
 		return fresh, nil
 	}
@@ -122,18 +124,24 @@ func decideInterrupted(f facts, k known, fresh decision, assumeBase bool) (decis
 		d := again(f, k)
 		d.resume = true
 		return d, nil
-	case f.name != "" && f.name == m.UndoDelta, covers(f, k),
-		k.written == nil && f.base != "" && f.base == m.Base && f.new == m.New.Snapshot:
+	case f.name != "" && f.name == m.UndoDelta, covers(f, k):
 		return again(f, k), nil
-	case f.base == "" && m.Base == "" && (k.written == nil || f.changed == nil):
+	case k.WrittenSince == nil:
+		// A full delta was interrupted: nothing else covers what it wrote.
+	case f.changed == nil && f.base == m.Base && f.new == m.New.Snapshot:
 		d := again(f, k)
-		d.warning = "a merge was interrupted here, and neither delta says which state it starts from: whether this one covers all that was written could not be checked"
+		d.warning = "a merge was interrupted here: whether this delta covers all that was written is known only at its end, as it streams in"
 		return d, nil
-	case f.base == "" && m.Base == "" && f.changed != nil && f.chunkBytes == k.writtenChunk && f.changed.ContainsAll(k.written):
+	case k.written == nil && f.base != "" && f.base == m.Base && f.new == m.New.Snapshot:
+		d := again(f, k)
+		d.warning = "a merge of what streamed in was interrupted here: that this delta covers all that was written could not be checked"
+		return d, nil
+	case k.written != nil && f.changed != nil && f.base == "" && m.Base == "" && f.chunkBytes == k.writtenChunk && f.changed.ContainsAll(k.written):
 		d := again(f, k)
 		d.warning = "a merge was interrupted here, and neither delta says which state it starts from: this one covers all that was written"
 		return d, nil
-	case assumeBase:
+	}
+	if assumeBase {
 		fresh.warning = "the target is half merged, and is taken to hold " + nameOf(f.base)
 		return fresh, nil
 	}
@@ -168,10 +176,10 @@ func again(f facts, k known) decision {
 // checkGrowth refuses a delta of a volume that is larger than the recorded one was,
 // if it does not have all that was added.
 func checkGrowth(f facts, recordedBytes int64) error {
-	if recordedBytes == 0 || f.volumeBytes <= recordedBytes || f.changed == nil {
+	if recordedBytes == 0 || f.volumeBytes <= recordedBytes {
 		return nil
 	}
-	if f.changed.ContainsRange(uint64(recordedBytes/f.chunkBytes), uint64((f.volumeBytes-1)/f.chunkBytes)+1) {
+	if f.changed != nil && f.changed.ContainsRange(uint64(recordedBytes/f.chunkBytes), uint64((f.volumeBytes-1)/f.chunkBytes)+1) {
 		return nil
 	}
 	return refusal(fmt.Sprintf("the volume grew from %d to %d bytes, and the delta does not have all that was added: send a full one", recordedBytes, f.volumeBytes))

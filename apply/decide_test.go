@@ -75,9 +75,10 @@ func TestDecide(t *testing.T) {
 		{"the right base", delta(nil), holding("A", nil), false, "merge", []uint64{1, 2}},
 		{"another base", delta(nil), holding("C", nil), false, "starts from A, and the target is recorded to hold C", nil},
 		{"another base, the user's word", delta(nil), holding("C", nil), true, "warned", []uint64{1, 2}},
-		{"another base, proof", delta(func(f *facts) { f.baseCheck = true }), holding("C", nil), false, "prove", []uint64{1, 2}},
+		{"another base, proof", delta(func(f *facts) { f.baseCheck = true }), holding("C", nil), false, "recorded to hold C", nil},
+		{"no record, proof of nothing", delta(func(f *facts) { f.baseCheck, f.changed = true, chunks() }), known{}, false, "--full", nil},
 		{"touched", delta(nil), holding("A", func(k *known) { k.touched = "its size" }), false, "not as the last merge left it", nil},
-		{"touched, proof", delta(func(f *facts) { f.baseCheck = true }), holding("A", func(k *known) { k.touched = "x" }), false, "prove", []uint64{1, 2}},
+		{"touched, proof", delta(func(f *facts) { f.baseCheck = true }), holding("A", func(k *known) { k.touched = "x" }), false, "not as the last merge left it", nil},
 		{"touched, full", delta(func(f *facts) { f.full = true }), holding("A", func(k *known) { k.touched = "x" }), false, "merge", nil},
 		{"no identity", delta(func(f *facts) { f.base = "" }), holding("A", nil), false, "warned", []uint64{1, 2}},
 		{"grown, covered", delta(func(f *facts) { f.volumeBytes = volume + 4096; f.changed = chunks(1, 100) }), holding("A", nil), false, "merge", []uint64{1, 100}},
@@ -98,8 +99,10 @@ func TestDecide(t *testing.T) {
 		{"half merged, undo", delta(func(f *facts) { f.name, f.base, f.new = "u", "B", "A" }), interrupted(func(k *known) { k.Merging.UndoDelta = "u" }), false, "merge", []uint64{1, 2}},
 		{"half merged, no identity", delta(func(f *facts) { f.name, f.base = "", "" }), interrupted(nil), false, "half merged", nil},
 		{"half merged, full", delta(func(f *facts) { f.name, f.full = "d2", true }), interrupted(nil), false, "merge", nil},
+		{"half merged full, one without identity", delta(func(f *facts) { f.name, f.base = "", "" }), interrupted(func(k *known) { k.WrittenSince, k.written, k.Merging.Base = nil, nil, "" }), false, "half merged", nil},
+		{"grown, streamed", delta(func(f *facts) { f.volumeBytes = volume + 4096; f.changed = nil }), holding("A", nil), false, "grew", nil},
 		{"half merged full, the same", delta(func(f *facts) { f.full = true }), interrupted(nil), false, "resume", nil},
-		{"half merged, streamed, again", delta(func(f *facts) { f.name, f.changed = "", nil }), interrupted(func(k *known) { k.written = nil; k.Merging.New.Delta = "" }), false, "merge", nil},
+		{"half merged, streamed, again", delta(func(f *facts) { f.name, f.changed = "", nil }), interrupted(func(k *known) { k.written = nil; k.Merging.New.Delta = "" }), false, "warned", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := decide(test.delta, test.known, test.assume)

@@ -32,15 +32,21 @@ type writer struct {
 }
 
 // merge writes what d decodes to the target; of the first done chunks, which are
-// known to be there, only what is not. It calls checkpoint with the number of chunks
+// known to be there, only what is not. It adds the chunks that it begins to write to
+// begun, if that is set, and calls checkpoint with the number of chunks
 // that are durable, at the end as well.
 //
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
-func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int64, o Options, result *Result, checkpoint func(chunks int64) error) error {
+func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int64, o Options, result *Result, begun *cow.SetBuilder, checkpoint func(chunks int64) error) error {
 	c := d.Header().ChunkBytes
 	w := &writer{target: t, alwaysAll: o.WriteZeros, result: result}
+	// Of the last chunk, what lies behind the volume's end is not the volume's.
+	end := t.size
+	if seal := d.Seal(); seal != nil {
+		end = min(end, seal.VolumeBytes)
+	}
 	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
 	buf := make([]byte, max(writeBytes, c))
 	var chunks, sinceFlush int64
@@ -70,9 +76,12 @@ func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int
 			return err
 		}
 		off := int64(run.Chunk) * c
-		data := buf[:min(run.Count*c, t.size-off)]
+		data := buf[:min(run.Count*c, end-off)]
 		known := max(0, min(int64(len(data)), (done-chunks)*c))
 		chunks += run.Count
+		if begun != nil {
+			begun.AddRange(run.Chunk, run.Chunk+uint64(run.Count))
+		}
 		if err := w.confirm(data[:known], off); err != nil {
 			return err
 		}

@@ -20,6 +20,9 @@ type merger struct {
 	known  known
 	key    string
 	o      Options
+	// unchanged, if set, tells whether the delta's file is still the one that was
+	// verified.
+	unchanged func() error
 }
 
 // open opens and locks the target, and reads what is known of it.
@@ -67,7 +70,7 @@ func (m *merger) readKnown() (err error) {
 	r := m.known.Record
 	if r.WrittenSince != nil {
 		if m.known.written, m.known.writtenChunk, err = m.state.loadWritten(r); err != nil {
-			return err
+			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
 		}
 	}
 	now, err := m.target.fingerprint()
@@ -224,7 +227,7 @@ func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err err
 		case r.Merging.Undo != path:
 			return "", "", m.target.refused("it is half merged, and what it held before is in %s", r.Merging.Undo)
 		}
-		name, err := undoName(path)
+		name, err := undoName(ctx, path)
 		if err == nil && name != r.Merging.UndoDelta {
 			err = errors.New("it is another one now")
 		}
@@ -236,7 +239,11 @@ func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err err
 	if m.o.DryRun {
 		return path, "", nil
 	}
-	name, err = saveUndo(ctx, m.o.disk(), path, d, m.target, m.o)
+	held, _ := d.identities()
+	if held == "" && m.known.Record != nil && m.known.Holds != nil {
+		held = m.known.Holds.Snapshot
+	}
+	name, err = saveUndo(ctx, m.o.disk(), path, held, d, m.target, m.o)
 	return path, name, err
 }
 
@@ -277,15 +284,35 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 	if err := m.state.save(r); err != nil {
 		return Result{}, err
 	}
-	err = merge(ctx, decoder, m.target, skip, total, m.o, &result, func(chunks int64) error {
+	var begun *cow.SetBuilder
+	if f.changed == nil {
+		begun = new(cow.SetBuilder)
+	}
+	o := m.o
+	if m.known.Record != nil && m.known.Merging != nil {
+		// What a failed flush dropped reads as if it were there until it is dropped
+		// from the cache as well.
+		o.WriteZeros = true
+	}
+	err = merge(ctx, decoder, m.target, skip, total, o, &result, begun, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
 		if total > 0 && chunks < total {
 			return m.state.save(r)
 		}
 		return nil
 	})
+	if err == nil && m.unchanged != nil {
+		err = m.unchanged()
+	}
+	var streamed *cow.Set
+	if begun != nil {
+		streamed = begun.Set()
+	}
+	if err == nil && streamed != nil && m.known.written != nil && m.known.Merging != nil && !streamed.ContainsAll(m.known.written) {
+		err = errors.New("the delta does not have all chunks that the interrupted merge wrote")
+	}
 	if err != nil {
-		return Result{}, m.interrupted(err, result)
+		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, f, streamed)), result)
 	}
 	if decoder.Seal() != nil {
 		result.VolumeBytes, result.Base, result.New, result.Digest = f.volumeBytes, f.base, f.new, f.name
@@ -308,6 +335,26 @@ func (m *merger) alreadyDone(d *delta) (Result, error) {
 
 func (m *merger) newResult() Result {
 	return Result{TargetBytes: m.target.size, DryRun: m.o.DryRun}
+}
+
+// saveStreamed records which chunks were written of a delta that streamed in and
+// broke off: it could not be said before.
+func (m *merger) saveStreamed(r *Record, how decision, f facts, streamed *cow.Set) (err error) {
+	if streamed == nil || how.since == nil || streamed.Len() == 0 {
+		return nil
+	}
+	var all cow.SetBuilder
+	all.AddSet(streamed)
+	if m.known.Record != nil && m.known.Merging != nil && m.known.WrittenSince != nil {
+		if m.known.written == nil || m.known.writtenChunk != f.chunkBytes {
+			return nil // what was written before is not known
+		}
+		all.AddSet(m.known.written)
+	}
+	if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, all.Set(), f.chunkBytes); err != nil {
+		return err
+	}
+	return m.state.save(r)
 }
 
 // finish records that the merge is done.

@@ -229,17 +229,20 @@ func (d stateDir) loadWritten(r *Record) (set *cow.Set, chunkBytes int64, err er
 	return set, chunkBytes, nil
 }
 
-// removeOther removes the sets of a target other than the one with that name.
+// removeOther removes the sets of a target other than the one with that name, and
+// what a crash left half written.
 func (d stateDir) removeOther(key, keep string) error {
-	names, err := filepath.Glob(filepath.Join(d.path, fileName(key)+"-*.chunks*"))
+	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		return err
+		return fmt.Errorf("state directory: %w", err)
 	}
-	for _, name := range names {
-		if filepath.Base(name) == keep {
+	for _, e := range entries {
+		isSet := strings.HasPrefix(e.Name(), fileName(key)+"-") && e.Name() != keep
+		isPart := strings.HasPrefix(e.Name(), fileName(key)) && strings.HasSuffix(e.Name(), partSuffix)
+		if !isSet && !isPart {
 			continue
 		}
-		if err := d.storage.remove(name); err != nil {
+		if err := d.storage.remove(filepath.Join(d.path, e.Name())); err != nil {
 			return fmt.Errorf("state directory: %w", err)
 		}
 	}
@@ -258,9 +261,14 @@ func Records(path string, targets ...string) ([]*Record, error) {
 		names = append(names, name)
 	}
 	if len(targets) == 0 {
-		var err error
-		if names, err = filepath.Glob(filepath.Join(path, "*.json")); err != nil {
-			return nil, err
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		for _, e := range entries {
+			if filepath.Ext(e.Name()) == ".json" {
+				names = append(names, filepath.Join(path, e.Name()))
+			}
 		}
 	}
 	var records []*Record

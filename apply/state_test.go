@@ -266,3 +266,98 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A target may be larger than the volume: what lies behind the volume's end, also
+// in the chunk that it falls into, is not the volume's.
+func TestWhatLiesBehindTheVolume(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	behind := []byte(strings.Repeat("behind", 1000))
+	r.write(r.target, append(append([]byte(nil), r.base...), behind...))
+	last := uint64(len(r.base) / rigChunk)
+	after := append([]byte(nil), r.base...)
+	after[len(after)-1]++
+	sealedFile(t, r.delta, "base", "new", r.base, after, last)
+	o := r.options(r.undo)
+	o.AssumeBase = true
+	if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(r.target)
+	must(t, err)
+	if string(b) != string(after)+string(behind) {
+		t.Error("merged: not the new volume with what was behind it")
+	}
+	r.mustApply(r.undo, "")
+	b, err = os.ReadFile(r.target)
+	must(t, err)
+	if string(b) != string(r.base)+string(behind) {
+		t.Error("undone: not the old volume with what was behind it")
+	}
+}
+
+// No file of the user's is in the way of the undo file, whatever its name.
+func TestUndoTakesNobodysName(t *testing.T) {
+	r := newRig(t, rig{undoWanted: true})
+	defer os.RemoveAll(r.dir)
+	must(t, os.Rename(r.target, r.undo+".part"))
+	r.target = r.undo + ".part"
+	o := r.options(r.undo)
+	o.AssumeBase = true
+	if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+		t.Fatal(err)
+	}
+	if !r.targetIs(r.after) {
+		t.Error("the target is not the new state")
+	}
+}
+
+// What a failed flush dropped still reads as it was written: zeros that are there
+// in the cache are not taken for written by the next run.
+func TestZerosAfterAFailedFlush(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	after := append([]byte(nil), r.base...)
+	clear(after[:20*rigChunk])
+	sealedFile(t, r.delta, "base", "new", r.base, after)
+	for n := 1; ; n++ {
+		s := &faulty{at: n, fails: true}
+		err := r.apply(s)
+		if s.count < n {
+			t.Fatalf("no flush of the target failed: %v", err)
+		}
+		if err == nil || !strings.Contains(err.Error(), "flush") {
+			continue
+		}
+		break
+	}
+	s := &faulty{at: 1 << 30}
+	if err := r.apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if s.files[0].writes == 0 {
+		t.Error("nothing was written again")
+	}
+}
+
+// An undo file that is there is kept only if it is whole.
+func TestDamagedUndoFileIsNotKept(t *testing.T) {
+	r := newRig(t, rig{undoWanted: true})
+	defer os.RemoveAll(r.dir)
+	// Complete, and stopped before the record.
+	for n := 1; ; n++ {
+		if err := r.apply(&faulty{at: n}); err == nil {
+			t.Fatal("never stopped behind the undo file")
+		}
+		if _, err := os.Stat(r.undo); err == nil {
+			break
+		}
+	}
+	b, err := os.ReadFile(r.undo)
+	must(t, err)
+	b[4*rigChunk]++
+	r.write(r.undo, b)
+	if err := r.apply(nil); err == nil || !r.targetIs(r.base) {
+		t.Errorf("merged with an undo file that is damaged: %v", err)
+	}
+}

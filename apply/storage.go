@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -119,15 +120,15 @@ func (f osFile) punchHole(off, bytes int64) error {
 	return err
 }
 
+// partSuffix is the end of the names of files that are not complete.
+const partSuffix = ".part"
+
 // replaceFile gives path the contents that write writes, or leaves it as it was:
 // the new file is durable before it takes the name, and the name is durable when
 // replaceFile returns.
 func replaceFile(s storage, path string, write func(io.WriterAt) error) (err error) {
-	part := path + ".part"
-	// One that a crash left behind.
-	if err := s.remove(part); err != nil {
-		return err
-	}
+	// A name that nobody else has: path may be in a directory of the user's.
+	part := path + "." + rand.Text() + partSuffix
 	f, err := s.create(part)
 	if err != nil {
 		return err

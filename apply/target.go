@@ -143,8 +143,11 @@ func (t *target) checkSize(volumeBytes int64) error {
 
 // checkOrigin refuses a target that is the volume that the delta was taken from, or
 // a part of its snapshots. LVM's hidden devices have the volume's uuid with a
-// suffix.
+// suffix. The last of the identities is that of the origin.
 func (t *target) checkOrigin(ids ...string) error {
+	if origin := t.info.OriginUUID(); origin != "" && origin == ids[len(ids)-1] {
+		return t.refused("it is a snapshot of the volume that the delta was taken from")
+	}
 	own := t.info.DMUUID()
 	if own == "" {
 		return nil
@@ -177,6 +180,8 @@ func (t *target) fingerprint() (Fingerprint, error) {
 // replaced says why a target is not the one it was, "" if it may be.
 func (f Fingerprint) replaced(now Fingerprint) string {
 	switch {
+	case f.BootID != "" && now.SizeBytes > f.SizeBytes:
+		// A block device that was extended, as it must be when the volume was.
 	case f.SizeBytes != now.SizeBytes:
 		return fmt.Sprintf("its size was %d bytes and is %d", f.SizeBytes, now.SizeBytes)
 	case f.Inode != now.Inode:
@@ -199,6 +204,8 @@ func (f Fingerprint) differs(now Fingerprint) string {
 		return "its times are others"
 	case f.WrittenSectors != now.WrittenSectors:
 		return "sectors were written to it"
+	case f.DiscardedSectors != now.DiscardedSectors:
+		return "sectors of it were discarded"
 	}
 	return ""
 }

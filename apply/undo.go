@@ -11,8 +11,8 @@ import (
 )
 
 // undoDelta is the delta that brings back what d overwrites: the same chunks with
-// what the target holds there now, and base and new swapped.
-func (d *delta) undoDelta(t *target) (*cow.Sealed, error) {
+// what the target holds there now, from the new state to the one that it held.
+func (d *delta) undoDelta(t *target, held string) (*cow.Sealed, error) {
 	volumeBytes := d.volumeBytes()
 	if volumeBytes == 0 {
 		volumeBytes = t.size
@@ -21,8 +21,8 @@ func (d *delta) undoDelta(t *target) (*cow.Sealed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
-	base, new := d.identities()
-	o := cow.SealOptions{Base: new, New: base}
+	_, new := d.identities()
+	o := cow.SealOptions{Base: new, New: held}
 	if d.seal != nil {
 		o.Origin = d.seal.Origin
 	}
@@ -35,13 +35,13 @@ func (d *delta) undoDelta(t *target) (*cow.Sealed, error) {
 //
 // A file that is there is kept if it is that already, as one is that a merge left
 // behind which was stopped before it wrote; nothing else is overwritten.
-func saveUndo(ctx context.Context, s storage, path string, d *delta, t *target, o Options) (name string, err error) {
-	undo, err := d.undoDelta(t)
+func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *target, o Options) (name string, err error) {
+	undo, err := d.undoDelta(t, held)
 	if err != nil {
 		return "", err
 	}
 	if _, err := os.Lstat(path); err == nil {
-		name, err := undoName(path)
+		name, err := undoName(ctx, path)
 		if err != nil {
 			return "", fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %w", path, err)
 		}
@@ -84,8 +84,8 @@ func saveUndo(ctx context.Context, s storage, path string, d *delta, t *target, 
 	return digests.Name().String(), nil
 }
 
-// undoName is the digest that names the undo file at path.
-func undoName(path string) (string, error) {
+// undoName is the digest that names the undo file at path, which must be whole.
+func undoName(ctx context.Context, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -109,5 +109,9 @@ func undoName(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return digests.Name().String(), nil
+	var bad badBlocks
+	if err := digests.Verify(ctx, f, cow.OfNew, bad.add, func(int64) {}); err != nil {
+		return "", err
+	}
+	return digests.Name().String(), bad.err()
 }

@@ -3,6 +3,7 @@ package apply
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -79,6 +80,10 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 
 func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath string, o Options) (Verification, error) {
 	header, seal, err := cow.ReadSeal(r, sizeBytes)
+	var format *cow.FormatError
+	if errors.As(err, &format) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return Verification{}, fmt.Errorf("%w: %w", err, cow.ErrMismatch)
+	}
 	if err != nil {
 		return Verification{}, err
 	}
@@ -119,7 +124,7 @@ func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath stri
 		}
 		defer target.Close()
 		if target.Size() < seal.VolumeBytes {
-			return Verification{}, fmt.Errorf("target %s: it has %d bytes, and the volume has %d", targetPath, target.Size(), seal.VolumeBytes)
+			return Verification{}, fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", targetPath, target.Size(), seal.VolumeBytes, cow.ErrMismatch)
 		}
 		on, err := cow.NewDelta(store.Changed, header.ChunkBytes, seal.VolumeBytes, target)
 		if err != nil {

@@ -88,6 +88,7 @@ func newDecoder(input chunkReader, sizeBytes int64, ordered bool) (*Decoder, err
 		volumeBytes = d.seal.VolumeBytes
 	}
 	d.parser = newMetadataParser(h, sizeBytes, volumeBytes)
+	d.parser.seal = d.seal
 	return d, nil
 }
 

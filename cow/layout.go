@@ -57,7 +57,9 @@ func (l Layout) MetadataChunk(area int64) int64 { return metadataChunk(area, l.p
 func metadataChunk(area, perArea int64) int64 { return 1 + area*(perArea+1) }
 
 // DataChunk is the chunk that holds the data of exception i, its new_chunk.
-func (l Layout) DataChunk(i int64) int64 { return 2 + i + i/l.perArea }
+func (l Layout) DataChunk(i int64) int64 { return dataChunk(i, l.perArea) }
+
+func dataChunk(i, perArea int64) int64 { return 2 + i + i/perArea }
 
 // DataOffset is the byte at which the data of exception i begins.
 func (l Layout) DataOffset(i int64) int64 { return l.DataChunk(i) * l.chunkBytes }

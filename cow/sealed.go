@@ -266,11 +266,6 @@ func (s *Sealed) complete(block int64, d Digest) {
 
 // readTrailer fills p with what the trailer has from its byte off.
 func (s *Sealed) readTrailer(p []byte, off int64) error {
-	if s.verify != nil {
-		if err := s.verify(); err != nil {
-			return fmt.Errorf("delta: trailer: %w", err)
-		}
-	}
 	blocks := blockCount(s.seal.BodyBytes)
 	footerAt := s.seal.lists() * blocks * DigestBytes
 	end := off + int64(len(p))
@@ -294,6 +289,12 @@ func (s *Sealed) readTrailer(p []byte, off int64) error {
 	if end > footerAt {
 		footer := s.makeFooter()
 		copyPart(p, off, footer[:], footerAt)
+	}
+	// Behind all that was read of the source, also for the trailer just now.
+	if s.verify != nil {
+		if err := s.verify(); err != nil {
+			return fmt.Errorf("delta: trailer: %w", err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

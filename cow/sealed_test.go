@@ -451,3 +451,41 @@ func BenchmarkSealed(b *testing.B) {
 		at += int64(len(p))
 	}
 }
+
+// With a seal that fits, the list must still be the one that the layout says: a
+// chunk may not come from behind the trailer, where no digest is.
+func TestSealedListIsCanonical(t *testing.T) {
+	const chunk = 512
+	exceptions := func(change func(list []exception)) []byte {
+		list := inOrder(chunk, 3, 4, 9)
+		change(list)
+		store := buildStore(chunk, list, func(e exception) []byte { return nil })
+		size := (2 + 3) * chunk
+		if len(store) > size {
+			store = store[:size]
+		}
+		return append(sealStore(store, 5000, 3, 0, "b", "n", "", nil), make([]byte, 20*chunk)...)
+	}
+	if err := verifyAll(exceptions(func([]exception) {})); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(list []exception){
+		"behind the trailer": func(list []exception) { list[2].new = 12 },
+		"the same data":      func(list []exception) { list[2].new = 3 },
+		"out of order":       func(list []exception) { list[1].new, list[2].new = list[2].new, list[1].new },
+		"descending":         func(list []exception) { list[1].old, list[2].old = list[2].old, list[1].old },
+	} {
+		b := exceptions(change)
+		var format *FormatError
+		if err := verifyAll(b); !errors.As(err, &format) {
+			t.Errorf("%s: %v", name, err)
+		}
+		d, err := NewDecoder(bytes.NewReader(b))
+		if err == nil {
+			_, err = decode(d, 4)
+		}
+		if !errors.As(err, &format) {
+			t.Errorf("%s, from a pipe: %v", name, err)
+		}
+	}
+}

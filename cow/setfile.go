@@ -59,11 +59,11 @@ func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
 		}
 		n, errN := binary.ReadUvarint(in)
 		// A volume's size is an int64, and that many chunks take a bitmap at most.
-		const limit = uint64(1) << 63
+		limit := uint64(1) << 63 / size
 		if err := errors.Join(err, errN); err != nil {
 			return nil, 0, fmt.Errorf("set of chunks: %w", err)
 		}
-		if n == 0 || gap > limit || n > limit || end+gap+n > limit/size {
+		if n == 0 || gap > limit || n > limit || end+gap+n > limit {
 			return nil, 0, fmt.Errorf("set of chunks: a run of %d chunks, %d behind chunk %d", n, gap, end)
 		}
 		b.AddRange(end+gap, end+gap+n)

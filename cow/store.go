@@ -206,6 +206,12 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 			return 0, &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged or cut off", p.deviceChunks, p.header.ChunkBytes)}
 		case isMetadataChunk(e.new, uint64(p.perArea)):
 			return 0, &FormatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
+		case p.seal != nil && p.exceptions+used >= p.seal.Exceptions:
+			return 0, &FormatError{"old_chunk", e.old, at, fmt.Sprintf("is one more than the %d exceptions of the seal", p.seal.Exceptions)}
+		case p.seal != nil && int64(e.new) != dataChunk(p.exceptions+used, p.perArea):
+			return 0, &FormatError{"new_chunk", e.new, at + 8, "must be the next data chunk in a sealed delta"}
+		case p.seal != nil && p.exceptions+used > 0 && e.old <= p.lastOld:
+			return 0, &FormatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
 		case !p.changed.Add(e.old):
 			return 0, &FormatError{"old_chunk", e.old, at, "is there twice"}
 		}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,9 @@ func commands() []*command {
 
 func main() {
 	err := run(os.Args[1:], os.Stdout)
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("stopped by a signal")
+	}
 	var said *reported
 	if err != nil && !errors.As(err, &said) {
 		fmt.Fprintf(os.Stderr, "ddsfs: %v\n", oneLine(err))

@@ -94,6 +94,9 @@ func (d *Device) Size() int64 { return d.size }
 // Info tells what the device is.
 func (d *Device) Info() Info { return d.info }
 
+// Counter is what the kernel counts of changes to it.
+func (d *Device) Counter() (Counter, error) { return d.info.Counter(d.file) }
+
 // Close closes the device.
 func (d *Device) Close() error { return d.file.Close() }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"unsafe"
@@ -154,10 +155,16 @@ func (i Info) CheckSnapshot() error {
 		return nil
 	}
 	targets, err := i.Status()
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return nil // only root may ask, and a container may have no control device
+	}
 	if err != nil {
 		return err
 	}
 	for _, t := range targets {
+		if t.Type == "snapshot-merge" {
+			return fmt.Errorf("%s: the snapshot is being merged into its origin: what it lists goes away", i.Path)
+		}
 		if t.Type != "snapshot" {
 			continue
 		}

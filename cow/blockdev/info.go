@@ -120,6 +120,27 @@ func (i Info) Holders() ([]string, error) {
 	return i.list("holders")
 }
 
+// HolderInfos are the devices that are stacked on this one.
+func (i Info) HolderInfos() ([]Info, error) {
+	names, err := i.Holders()
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, name := range names {
+		b, err := os.ReadFile(filepath.Join(i.dir(), "holders", name, "dev"))
+		if err != nil {
+			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
+		}
+		h := Info{Path: filepath.Join("/dev", name), Block: true}
+		if _, err := fmt.Sscanf(string(b), "%d:%d", &h.Major, &h.Minor); err != nil {
+			return nil, fmt.Errorf("%s: what lies on it: the number %q of %s: %w", i.Path, b, name, err)
+		}
+		infos = append(infos, h)
+	}
+	return infos, nil
+}
+
 // LoopDevices are the kernel's names of the other loop devices that show this
 // device or file, or what this one shows if it is a loop device itself.
 func (i Info) LoopDevices() ([]string, error) {

@@ -74,6 +74,8 @@ type Counter struct {
 	// Of a block device: sectors written since the boot with this id.
 	BootID         string `json:"boot_id,omitempty"`
 	WrittenSectors uint64 `json:"written_sectors,omitempty"`
+	// Sectors discarded, which kernels before 4.18 don't count.
+	DiscardedSectors uint64 `json:"discarded_sectors,omitempty"`
 	// Of a regular file.
 	Inode       uint64 `json:"inode,omitempty"`
 	ModifiedNS  int64  `json:"modified_ns,omitempty"`
@@ -81,8 +83,10 @@ type Counter struct {
 }
 
 // Comparable tells whether both count from the same point on: a block device's
-// count begins with the boot.
-func (c Counter) Comparable(other Counter) bool { return c.BootID == other.BootID }
+// count begins with the boot, or when it was made after that.
+func (c Counter) Comparable(later Counter) bool {
+	return c.BootID == later.BootID && c.WrittenSectors <= later.WrittenSectors
+}
 
 // Counter reads the counter of an open device or file.
 func (i Info) Counter(file *os.File) (Counter, error) {
@@ -114,7 +118,43 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 	if err != nil {
 		return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
 	}
-	return Counter{BootID: strings.TrimSpace(string(boot)), WrittenSectors: written}, nil
+	c := Counter{BootID: strings.TrimSpace(string(boot)), WrittenSectors: written}
+	if len(fields) >= 14 {
+		if c.DiscardedSectors, err = strconv.ParseUint(fields[13], 10, 64); err != nil {
+			return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
+		}
+	}
+	return c, nil
+}
+
+// loopPart tells which part of its file a loop device shows.
+func (i Info) loopPart() string {
+	offset, offsetErr := i.attribute("loop/offset")
+	limit, limitErr := i.attribute("loop/sizelimit")
+	if offsetErr != nil || limitErr != nil || offset == "0" && limit == "0" {
+		return ""
+	}
+	return fmt.Sprintf("@%s+%s", offset, limit)
+}
+
+// diskKey is what the hardware calls itself, with the number of a partition.
+func (i Info) diskKey() string {
+	// The link leads to the partition's folder in its disk's.
+	dir, err := filepath.EvalSymlinks(i.dir())
+	if err != nil {
+		return ""
+	}
+	suffix := ""
+	if part, err := i.attribute("partition"); err == nil {
+		dir, suffix = filepath.Dir(dir), "-part"+part
+	}
+	for _, attribute := range []string{"wwid", "device/wwid", "serial", "device/serial"} {
+		b, err := os.ReadFile(filepath.Join(dir, attribute))
+		if id := strings.TrimSpace(string(b)); err == nil && id != "" {
+			return "disk:" + id + suffix
+		}
+	}
+	return ""
 }
 
 // Key names the device or file so that the name survives a reboot, and a rename
@@ -125,20 +165,14 @@ func (i Info) Key() (string, error) {
 		if uuid := i.DMUUID(); uuid != "" {
 			return "dm:" + uuid, nil
 		}
-		if backing, err := i.attribute("loop/backing_file"); err == nil {
-			return "loop:" + backing, nil
+		if name := i.DMName(); name != "" {
+			return "dm-name:" + name, nil
 		}
-		// A partition's own folder has its number, its disk's the name.
-		for _, a := range []string{"wwid", "device/wwid", "serial", "device/serial"} {
-			if id, err := i.attribute(a); err == nil && id != "" {
-				return "disk:" + id, nil
-			}
-			if id, err := i.attribute("../" + a); err == nil && id != "" {
-				part, err := i.attribute("partition")
-				if err == nil {
-					return "disk:" + id + "-part" + part, nil
-				}
-			}
+		if backing, err := i.attribute("loop/backing_file"); err == nil {
+			return "loop:" + backing + i.loopPart(), nil
+		}
+		if key := i.diskKey(); key != "" {
+			return key, nil
 		}
 	}
 	path, err := filepath.Abs(i.Path)

@@ -126,6 +126,9 @@ func (p *Pair) open(o Options) (err error) {
 			return fmt.Errorf("%s: %w", o.COW, err)
 		}
 	}
+	if seal.Base != "" && seal.Base == seal.New {
+		return fmt.Errorf("base and new are the same: %s", seal.Base)
+	}
 	delta, err := cow.NewDelta(changed, chunkBytes, source.Size(), source)
 	if err != nil {
 		return err
@@ -189,16 +192,29 @@ func ReadDigest(path string, seal cow.Seal) (string, error) {
 }
 
 func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) {
-	holders, err := device.Info().Holders()
+	holders, err := device.Info().HolderInfos()
 	if err != nil {
 		return nil, fmt.Errorf("COW device: %w", err)
+	}
+	// The store's own valid flag does not tell of everything, and not while it is
+	// being read.
+	check := func() error {
+		for _, h := range holders {
+			if err := h.CheckSnapshot(); err != nil {
+				return fmt.Errorf("base: %w", err)
+			}
+		}
+		return nil
+	}
+	if err := check(); err != nil {
+		return nil, err
 	}
 	o.Live = len(holders) > 0
 	store, err := cow.ReadStore(device, device.Size(), o)
 	if err != nil {
 		return store, fmt.Errorf("%s: %w", device.Info().Path, err)
 	}
-	return store, nil
+	return store, check()
 }
 
 // Table is the delta's exception map.
