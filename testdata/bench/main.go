@@ -125,6 +125,9 @@ func (b *bench) pattern(p pattern) (err error) {
 	if err := b.ddsfsRun("extract", append(pair, "-q", "-o", b.path("delta"))...); err != nil {
 		return err
 	}
+	if err := b.ddsfsRun("extract", append(pair, "-q", "--unsealed", "-o", b.path("unsealed"))...); err != nil {
+		return err
+	}
 	if err := b.ddsfsRun("mount", append(pair, b.mountpoint("mnt"))...); err != nil {
 		return err
 	}
@@ -153,7 +156,10 @@ func (b *bench) pattern(p pattern) (err error) {
 	}
 	return b.measure(bytes, []way{
 		{"pread, pwrite, fsync of the runs", func() error { return b.copyRuns(runs) }, ""},
+		{"apply of an unsealed delta: nothing to verify", func() error { return b.shell("$APPLY unsealed target") }, ""},
 		{"apply delta.cow", func() error { return b.shell("$APPLY delta target") }, ""},
+		{"apply --undo delta.cow", func() error { return b.shell("rm -f undo; $APPLY --undo undo delta target") }, ""},
+		{"verify delta.cow target", func() error { return b.shell("$DDSFS verify -q delta target") }, ""},
 		{"extract | apply --stream", func() error {
 			return b.shell("$DDSFS extract --cow cow --source source | $APPLY --stream - target")
 		}, ""},
