@@ -46,8 +46,9 @@ bench: build
 	$(GO) run ./testdata/bench bin/ddsfs
 
 fuzz:
-	$(GO) test ./cow -run '^$$' -fuzz FuzzReadStore -fuzztime 3m -fuzzminimizetime 2s
-	$(GO) test ./cow -run '^$$' -fuzz FuzzDecoder -fuzztime 3m -fuzzminimizetime 2s
+	for target in FuzzReadStore FuzzDecoder FuzzParseSeal FuzzReadSet; do \
+	  $(GO) test ./cow -run '^$$' -fuzz "^$$target$$" -fuzztime 3m -fuzzminimizetime 2s || exit 1; done
+	$(GO) test ./apply -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
 
 # Has a kernel write the stores of testdata/stores again.
 fixtures:
