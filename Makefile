@@ -37,7 +37,7 @@ unit: tools
 	$(GO) test -race -timeout 15m ./...
 
 # Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
-# testdata/lab/guest there.
+# testdata/lab/guest and testdata/lab/powercut there.
 lab:
 	$(GO) test -count=1 -v -timeout 20m ./testdata/lab
 

@@ -152,6 +152,9 @@ func replaceFile(s storage, path string, write func(io.WriterAt) error) (err err
 	if err == nil {
 		err = s.syncDir(filepath.Dir(path))
 	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%s: %w: make room in %s, or name another place", path, err, filepath.Dir(path))
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

@@ -36,6 +36,10 @@ func WriteSet(w io.Writer, s *Set, chunkBytes int64) error {
 	}
 }
 
+// maxSetChunks bounds what a few bytes of a damaged file can ask for: 64 TiB in
+// chunks of 512 bytes.
+const maxSetChunks = 1 << 37
+
 // ReadSet reads a set that [WriteSet] wrote, to the end of r.
 func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
 	in := bufio.NewReader(r)
@@ -51,7 +55,7 @@ func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
 		return nil, 0, fmt.Errorf("set of chunks: %w", err)
 	}
 	var b SetBuilder
-	end := uint64(0)
+	end, count := uint64(0), uint64(0)
 	for {
 		gap, err := binary.ReadUvarint(in)
 		if err == io.EOF {
@@ -63,10 +67,10 @@ func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
 		if err := errors.Join(err, errN); err != nil {
 			return nil, 0, fmt.Errorf("set of chunks: %w", err)
 		}
-		if n == 0 || gap > limit || n > limit || end+gap+n > limit {
+		if n == 0 || gap > limit || n > maxSetChunks-count || end+gap+n > limit {
 			return nil, 0, fmt.Errorf("set of chunks: a run of %d chunks, %d behind chunk %d", n, gap, end)
 		}
 		b.AddRange(end+gap, end+gap+n)
-		end += gap + n
+		end, count = end+gap+n, count+n
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,7 +86,8 @@ func (x *extract) run(args []string) error {
 	for at := int64(0); at < delta.Size(); {
 		n, err := delta.ReadAt(buf, at)
 		if err != nil && err != io.EOF {
-			return fmt.Errorf("delta: at byte %d: %w", at+int64(n), err)
+			// An overflowed snapshot's status says more than its EIO.
+			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(n), err), p.CheckSource())
 		}
 		if _, err := out.Write(buf[:n]); err != nil {
 			return fmt.Errorf("delta: write at byte %d: %w", at, err)

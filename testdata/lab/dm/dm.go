@@ -146,9 +146,14 @@ type Device struct {
 // Create makes a mapped device with a table of one line, which starts at 0.
 func Create(t testing.TB, name string, sectors int64, target string, options ...string) *Device {
 	t.Helper()
+	return CreateTable(t, name, []string{fmt.Sprintf("0 %d %s", sectors, target)}, options...)
+}
+
+// CreateTable makes a mapped device with a table of any number of lines.
+func CreateTable(t testing.TB, name string, table []string, options ...string) *Device {
+	t.Helper()
 	d := &Device{Name: name, Path: "/dev/mapper/" + name}
-	args := append([]string{"create", name, "--table", fmt.Sprintf("0 %d %s", sectors, target)}, options...)
-	Run(t, "dmsetup", args...)
+	dmsetup(t, table, append([]string{"create", name}, options...)...)
 	t.Cleanup(func() {
 		if !d.removed {
 			if out, err := exec.Command("dmsetup", "remove", name).CombinedOutput(); err != nil {
@@ -157,6 +162,24 @@ func Create(t testing.TB, name string, sectors int64, target string, options ...
 		}
 	})
 	return d
+}
+
+// Load gives the device another table, at once and for whoever has it open.
+func (d *Device) Load(t testing.TB, table ...string) {
+	t.Helper()
+	dmsetup(t, table, "load", d.Name)
+	Run(t, "dmsetup", "suspend", d.Name)
+	Run(t, "dmsetup", "resume", d.Name)
+}
+
+// dmsetup runs dmsetup with a table, which it reads from its stdin.
+func dmsetup(t testing.TB, table []string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("dmsetup", args...)
+	cmd.Stdin = strings.NewReader(strings.Join(table, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("dmsetup %s: %v\n%s\n%s", strings.Join(args, " "), err, strings.Join(table, "\n"), out)
+	}
 }
 
 // Remove removes the device before the end of the test. It fails the test when

@@ -171,6 +171,29 @@ func Read(t testing.TB, path string, direct bool) []byte {
 	return content.Bytes()
 }
 
+// ReadPart returns a part of what a device holds, past the page cache.
+func ReadPart(t testing.TB, path string, offset int64, bytes int) []byte {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	buffer, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatalf("memory for direct reads: %v", err)
+	}
+	part := make([]byte, bytes)
+	if _, err := file.ReadAt(buffer, offset); err != nil {
+		t.Fatal(err)
+	}
+	copy(part, buffer)
+	if err := unix.Munmap(buffer); err != nil {
+		t.Fatal(err)
+	}
+	return part
+}
+
 // Wipe zeroes the first 4 KiB of a device, as lvcreate does, so that the kernel
 // makes a new store there. What an older one left behind them stays.
 func Wipe(t testing.TB, d *Device) {

@@ -35,20 +35,20 @@ func TestKernelReadsDelta(t *testing.T) {
 			target := block(t, p.base.Image)
 			view := dm.Create(t, "view", c.sectors,
 				fmt.Sprintf("snapshot %s %s P %d", target, dm.Loop(t, delta, true), c.chunk), "--readonly")
-			holds(t, "what the kernel shows", view.Path, p.new.Image)
+			dm.Holds(t, "what the kernel shows", view.Path, p.new.Image)
 			if status := view.Status(t); !healthy.MatchString(status) {
 				t.Errorf("the kernel says %q of the delta", status)
 			}
 			view.Remove(t)
-			holds(t, "the target, untouched", target, p.base.Image)
+			dm.Holds(t, "the target, untouched", target, p.base.Image)
 
 			store := dm.Loop(t, copied(t, delta), false)
 			merge := dm.Create(t, "merge", c.sectors,
 				fmt.Sprintf("snapshot-merge %s %s P %d", target, store, c.chunk))
 			waitMerged(t, merge)
-			holds(t, "what the kernel shows after the merge", merge.Path, p.new.Image)
+			dm.Holds(t, "what the kernel shows after the merge", merge.Path, p.new.Image)
 			merge.Remove(t)
-			holds(t, "the target after the merge", target, p.new.Image)
+			dm.Holds(t, "the target after the merge", target, p.new.Image)
 		})
 	}
 }

@@ -65,8 +65,8 @@ func (p *pair) change(t *testing.T, what string, chunk int64) {
 func (p *pair) apply(t *testing.T, delta string) {
 	t.Helper()
 	target := file(t, p.base.Image)
-	ddsfs(t, "apply", delta, target)
-	holds(t, "the target", target, p.new.Image)
+	dm.Ddsfs(t, "apply", delta, target)
+	dm.Holds(t, "the target", target, p.new.Image)
 }
 
 // deliver applies a delta to a copy of the base in every way there is.
@@ -75,14 +75,14 @@ func (p *pair) deliver(t *testing.T, delta string) {
 	content := dm.Read(t, delta, false)
 	for kind, target := range map[string]func(*testing.T, []byte) string{"a file": file, "a block device": block} {
 		path := target(t, p.base.Image)
-		ddsfs(t, "apply", delta, path)
-		holds(t, "applied to "+kind, path, p.new.Image)
+		dm.Ddsfs(t, "apply", delta, path)
+		dm.Holds(t, "applied to "+kind, path, p.new.Image)
 
 		path = target(t, p.base.Image)
-		if stdout, stderr, code := runWith(t, content, "apply", "-", path); code != 0 {
+		if stdout, stderr, code := dm.Try(t, content, "apply", "-", path); code != 0 {
 			t.Fatalf("apply - to %s: exit code %d\n%s%s", kind, code, stdout, stderr)
 		}
-		holds(t, "applied from a pipe to "+kind, path, p.new.Image)
+		dm.Holds(t, "applied from a pipe to "+kind, path, p.new.Image)
 	}
 }
 
@@ -117,8 +117,8 @@ func TestPair(t *testing.T) {
 			byCat := copied(t, m.delta())
 			later()
 			extracted := filepath.Join(t.TempDir(), "extracted")
-			ddsfs(t, "extract", "--cow", p.base.COW.Path, "--source", p.new.Path, "-o", extracted)
-			ddsfs(t, "info", p.base.COW.Path)
+			dm.Ddsfs(t, "extract", "--cow", p.base.COW.Path, "--source", p.new.Path, "-o", extracted)
+			dm.Ddsfs(t, "info", p.base.COW.Path)
 
 			// The mount needs the base no more: while it held the COW device,
 			// LVM would remove one half of the snapshot.
@@ -126,13 +126,13 @@ func TestPair(t *testing.T) {
 			p.base.COW.Remove(t)
 			byCp := filepath.Join(t.TempDir(), "copy")
 			dm.Run(t, "cp", m.delta(), byCp)
-			holds(t, "the copy made by cp", byCp, dm.Read(t, byCat, false))
+			dm.Holds(t, "the copy made by cp", byCp, dm.Read(t, byCat, false))
 			m.unmount(t)
-			holds(t, "the new snapshot", p.new.Path, p.new.Image)
+			dm.Holds(t, "the new snapshot", p.new.Path, p.new.Image)
 			// At once: nothing may hold it any more.
 			p.new.Remove(t)
 
-			ddsfs(t, "info", byCat)
+			dm.Ddsfs(t, "info", byCat)
 			p.deliver(t, byCat)
 			p.apply(t, byCp)
 			// It was read later, from a base that had grown.
@@ -151,13 +151,13 @@ func TestStaleCache(t *testing.T) {
 		p.change(t, "new", 100*c)
 	}
 	p.addNew(t)
-	equal(t, "a precondition, the cached store", dm.Read(t, cow, false), before)
+	dm.Equal(t, "a precondition, the cached store", dm.Read(t, cow, false), before)
 
 	m := mount(t, cow, p.new.Path)
 	p.apply(t, copied(t, m.delta()))
 	m.unmount(t)
 	extracted := filepath.Join(t.TempDir(), "extracted")
-	ddsfs(t, "extract", "--cow", cow, "--source", p.new.Path, "-o", extracted)
+	dm.Ddsfs(t, "extract", "--cow", cow, "--source", p.new.Path, "-o", extracted)
 	p.apply(t, extracted)
 }
 
@@ -269,7 +269,7 @@ func TestOverflow(t *testing.T) {
 	p.addNew(t)
 
 	dir := t.TempDir()
-	_, stderr, code := run(t, "mount", "--cow", p.base.COW.Path, "--source", p.new.Path, dir)
+	_, stderr, code := dm.Try(t, nil, "mount", "--cow", p.base.COW.Path, "--source", p.new.Path, dir)
 	refused(t, "mount", stderr, code)
 	if isMounted(t, dir) {
 		t.Error("mount left something mounted")
@@ -280,7 +280,7 @@ func TestOverflow(t *testing.T) {
 	}
 
 	extracted := filepath.Join(t.TempDir(), "extracted")
-	_, stderr, code = run(t, "extract", "--cow", p.base.COW.Path, "--source", p.new.Path, "-o", extracted)
+	_, stderr, code = dm.Try(t, nil, "extract", "--cow", p.base.COW.Path, "--source", p.new.Path, "-o", extracted)
 	refused(t, "extract", stderr, code)
 	if info, err := os.Stat(extracted); err == nil && info.Size() > 0 {
 		t.Errorf("extract left a delta of %d bytes", info.Size())

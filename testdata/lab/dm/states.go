@@ -1,0 +1,105 @@
+package dm
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"ddsfs/cow"
+)
+
+// Names of the two states of [States] in its deltas' seals.
+const (
+	BaseID = "lab-base"
+	NewID  = "lab-new"
+)
+
+// States are two states of a volume, the same ones in every boot, and the deltas
+// that lead to them.
+type States struct {
+	Base, New  []byte
+	ChunkBytes int64
+	Changed    []int64 // chunks, ascending
+
+	Full  string // makes Base of anything
+	Forth string // makes New of Base
+	Back  string // makes Base of New
+}
+
+// NewStates makes two states without their deltas. A third of the chunks differ,
+// the first and the last among them, and there is data that becomes zeros, zeros
+// that become data, and changed zeros.
+func NewStates(bytes int64) *States {
+	s := &States{ChunkBytes: 4096, Base: make([]byte, bytes), New: make([]byte, bytes)}
+	random := rand.New(rand.NewPCG(3, 4))
+	sectors := s.ChunkBytes / SectorSize
+	for c := range bytes / s.ChunkBytes {
+		base, new := s.Base[c*s.ChunkBytes:][:s.ChunkBytes], s.New[c*s.ChunkBytes:][:s.ChunkBytes]
+		if random.IntN(4) > 0 {
+			copy(base, Fill("base", c*sectors, sectors))
+		}
+		last := c == bytes/s.ChunkBytes-1
+		if !last && c > 0 && random.IntN(3) > 0 {
+			copy(new, base)
+			continue
+		}
+		s.Changed = append(s.Changed, c)
+		if last || c == 0 || random.IntN(3) > 0 {
+			copy(new, Fill("new", c*sectors, sectors))
+		}
+	}
+	return s
+}
+
+// Name says where the deltas are, which MakeDeltas made in dir.
+func (s *States) Name(dir string) {
+	s.Full, s.Forth, s.Back = filepath.Join(dir, "full.cow"), filepath.Join(dir, "forth.cow"), filepath.Join(dir, "back.cow")
+}
+
+// MakeDeltas has ddsfs write the deltas to dir.
+func (s *States) MakeDeltas(t testing.TB, dir string) {
+	t.Helper()
+	s.Name(dir)
+	temp := t.TempDir()
+	write := func(name string, from io.Reader) string {
+		path := filepath.Join(temp, name)
+		content, err := io.ReadAll(from)
+		if err == nil {
+			err = os.WriteFile(path, content, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	store := func(name string, before []byte) string {
+		var changed cow.SetBuilder
+		for _, c := range s.Changed {
+			changed.Add(uint64(c))
+		}
+		d, err := cow.NewDelta(changed.Set(), s.ChunkBytes, int64(len(before)), bytes.NewReader(before))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(name, io.NewSectionReader(d, 0, d.Size()))
+	}
+	base, new := write("base", bytes.NewReader(s.Base)), write("new", bytes.NewReader(s.New))
+	Ddsfs(t, "extract", "--full", base, "--new-id", BaseID, "-o", s.Full)
+	Ddsfs(t, "extract", "--cow", store("base.cow", s.Base), "--source", new, "--base-id", BaseID, "--new-id", NewID, "-o", s.Forth)
+	Ddsfs(t, "extract", "--cow", store("new.cow", s.New), "--source", base, "--base-id", NewID, "--new-id", BaseID, "-o", s.Back)
+}
+
+// Merged is how many of the changed chunks an image has of New, and not of Base.
+func (s *States) Merged(image []byte) int {
+	n := 0
+	for _, c := range s.Changed {
+		at, end := c*s.ChunkBytes, (c+1)*s.ChunkBytes
+		if bytes.Equal(image[at:end], s.New[at:end]) && !bytes.Equal(s.Base[at:end], s.New[at:end]) {
+			n++
+		}
+	}
+	return n
+}
