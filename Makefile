@@ -34,7 +34,7 @@ lint:
 	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/ddsfs
 
 unit: tools
-	$(GO) test -race -timeout 15m ./...
+	$(GO) test -race -count=1 -timeout 15m ./...
 
 # Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
 # testdata/lab/guest and testdata/lab/powercut there.
