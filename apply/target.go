@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"lukechampine.com/blake3"
@@ -59,6 +60,21 @@ func (t *target) checkUnused() error {
 	if len(loops) > 0 {
 		return t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", strings.Join(loops, ", "))
 	}
+	// udev looks into a device for a moment when a writer has closed it, such as the
+	// apply before this one.
+	const tries, pause = 5, 100 * time.Millisecond
+	for try := 1; ; try++ {
+		err = t.checkOpeners()
+		var refused *RefusedError
+		if !errors.As(err, &refused) || try == tries {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
+// checkOpeners refuses a target that others have open.
+func (t *target) checkOpeners() error {
 	users, err := t.info.Users()
 	if err != nil {
 		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
