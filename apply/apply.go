@@ -140,9 +140,9 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 		}
 	}
 	if o.Stream {
-		return m.mergeStream(ctx, r)
+		return m.mergeStream(ctx, patient{ctx, r}, r.Name())
 	}
-	s, err := spool(ctx, r, o)
+	s, err := spool(ctx, patient{ctx, r}, o)
 	if err != nil {
 		return Result{}, err
 	}

@@ -131,13 +131,13 @@ func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, s
 }
 
 // mergeStream merges a delta as it comes.
-func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
+func (m *merger) mergeStream(ctx context.Context, r io.Reader, name string) (Result, error) {
 	if m.o.Undo != "" || m.o.DryRun {
 		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
 	}
 	decoder, err := cow.NewDecoder(r)
 	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
+		return Result{}, fmt.Errorf("%s: %w", name, err)
 	}
 	f := facts{chunkBytes: decoder.Header().ChunkBytes}
 	if s := decoder.Seal(); s != nil {

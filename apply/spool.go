@@ -76,6 +76,29 @@ func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error
 	}
 }
 
+// patient reads from a pipe whose other end may have nothing to say for long, and
+// stops when ctx is done.
+type patient struct {
+	ctx context.Context
+	f   *os.File
+}
+
+func (p patient) Read(b []byte) (int, error) {
+	const pauseMS = 200
+	for {
+		if err := p.ctx.Err(); err != nil {
+			return 0, err
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.f.Fd()), Events: unix.POLLIN}}, pauseMS)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return 0, err
+		case n > 0:
+			return p.f.Read(b)
+		}
+	}
+}
+
 // sealedSize is the size of the delta that begins with the sector, 0 if that does
 // not say. What is wrong with it comes out when it is read again.
 func sealedSize(sector []byte) int64 {

@@ -112,6 +112,7 @@ func (m *merge) merge(ctx context.Context, delta, target string) (apply.Result, 
 	defer stages.done()
 	m.Progress = stages.set
 	if delta == "-" {
+		widenPipe(os.Stdin)
 		return apply.Pipe(ctx, os.Stdin, target, m.Options)
 	}
 	return apply.File(ctx, delta, target, m.Options)

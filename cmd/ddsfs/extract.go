@@ -40,7 +40,7 @@ type extract struct {
 }
 
 // copyBytes is how much is read from the source at once at most.
-const copyBytes = 4 << 20
+const copyBytes = 1 << 20
 
 func (x *extract) run(args []string) error {
 	args, err := x.pair.check(args)

@@ -24,6 +24,7 @@ type output struct {
 // device, a pipe or a terminal is written to in place.
 func createOutput(path string) (*output, error) {
 	if path == "" || path == "-" {
+		widenPipe(os.Stdout)
 		return &output{File: os.Stdout}, nil
 	}
 	fi, err := os.Stat(path)
@@ -60,6 +61,13 @@ func createOutput(path string) (*output, error) {
 		return nil, fmt.Errorf("output: %w", err)
 	}
 	return &output{file, path, file.Name()}, nil
+}
+
+// widenPipe makes a pipe hold 1 MiB instead of 64 KiB, so that both of its ends run
+// longer at a time. What is no pipe stays as it is, and so does one of a user who
+// has used up what pipes may take.
+func widenPipe(f *os.File) {
+	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 }
 
 func partPattern(path string) string { return "." + filepath.Base(path) + ".part-" }
