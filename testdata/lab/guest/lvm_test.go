@@ -49,6 +49,12 @@ func TestLVM(t *testing.T) {
 	dm.Run(t, "lvcreate", "-s", "-pr", "-L", "24M", "-n", "new", "vg/data")
 	write("later", 12000)
 
+	// The volume itself is no snapshot, and may change while it is read.
+	_, warning, code := dm.Try(t, nil, "extract", "--cow", "/dev/mapper/vg-base-cow", "--source", "/dev/vg/data", "-o", filepath.Join(t.TempDir(), "live"))
+	if code != 0 || !strings.Contains(warning, "/dev/vg/data is no snapshot") {
+		t.Errorf("the live volume as a source: exit code %d, %q", code, warning)
+	}
+
 	m := mount(t, "/dev/mapper/vg-base-cow", "/dev/vg/new")
 	dm.Run(t, "lvremove", "-f", "vg/base")
 	delta := copied(t, m.delta())
