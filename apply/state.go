@@ -89,7 +89,7 @@ func (d stateDir) recordPath(key string) string {
 // process or by its end.
 func (d stateDir) lock(key string) (*os.File, error) {
 	if err := os.MkdirAll(d.path, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+		return nil, fmt.Errorf("state directory: %w (--state-dir names another)", err)
 	}
 	f, err := os.OpenFile(filepath.Join(d.path, fileName(key)+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
