@@ -108,8 +108,11 @@ func decideUnknown(f facts, fresh decision, assumeBase bool, why string) (decisi
 	case assumeBase:
 		fresh.warning = why + ": it is taken to hold " + nameOf(f.base)
 		return fresh, nil
+	case f.base == "" && f.baseCheck:
+		fresh.proveBase = true
+		fresh.warning = why + ", and the delta has no name for the state it starts from: only the chunks that it overwrites are compared"
+		return fresh, nil
 	case f.base == "":
-		fresh.proveBase = f.baseCheck
 		fresh.warning = why + ", and the delta does not say which state it starts from: nothing of that could be checked"
 		return fresh, nil
 	}

@@ -33,8 +33,8 @@ type writer struct {
 
 // merge writes what d decodes to the target; of the first done chunks, which are
 // known to be there, only what is not. It adds the chunks that it begins to write to
-// begun, if that is set, and calls checkpoint with the number of chunks
-// that are durable, at the end as well.
+// begun, if that is set, and calls checkpoint with the number of chunks that are
+// durable, at the end as well.
 //
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and

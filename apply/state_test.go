@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
 )
 
 func testRecord() *Record {
@@ -359,5 +360,86 @@ func TestDamagedUndoFileIsNotKept(t *testing.T) {
 	r.write(r.undo, b)
 	if err := r.apply(nil); err == nil || !r.targetIs(r.base) {
 		t.Errorf("merged with an undo file that is damaged: %v", err)
+	}
+}
+
+func TestFingerprintDiffers(t *testing.T) {
+	then := Fingerprint{SizeBytes: 1 << 20, FirstMiB: "x", Counter: blockdev.Counter{BootID: "b", WrittenSectors: 8, DiscardedSectors: 2}}
+	for name, c := range map[string]struct {
+		change  func(f *Fingerprint)
+		differs bool
+	}{
+		"nothing":                   {func(*Fingerprint) {}, false},
+		"extended, as a volume was": {func(f *Fingerprint) { f.SizeBytes *= 2 }, false},
+		"reduced":                   {func(f *Fingerprint) { f.SizeBytes /= 2 }, true},
+		"first MiB":                 {func(f *Fingerprint) { f.FirstMiB = "y" }, true},
+		"written to":                {func(f *Fingerprint) { f.WrittenSectors++ }, true},
+		"discarded":                 {func(f *Fingerprint) { f.DiscardedSectors++ }, true},
+		"another boot":              {func(f *Fingerprint) { f.BootID, f.WrittenSectors = "c", 100 }, false},
+		"made anew":                 {func(f *Fingerprint) { f.WrittenSectors = 0 }, false},
+		"extended and written to":   {func(f *Fingerprint) { f.SizeBytes *= 2; f.WrittenSectors++ }, true},
+	} {
+		now := then
+		c.change(&now)
+		if why := then.differs(now); (why != "") != c.differs {
+			t.Errorf("%s: %q", name, why)
+		}
+	}
+}
+
+// A stream that broke off says which chunks it wrote, and a delta without them is
+// not taken.
+func TestBrokenStreamIsRecorded(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	good, err := os.ReadFile(r.delta)
+	must(t, err)
+	bad := append([]byte(nil), good...)
+	bad[3*rigChunk]++
+	in, out, err := os.Pipe()
+	must(t, err)
+	defer in.Close()
+	if _, err := out.Write(bad); err != nil {
+		t.Fatal(err)
+	}
+	must(t, out.Close())
+	o := r.options("")
+	o.Stream = true
+	if _, err := Pipe(context.Background(), in, r.target, o); !errors.Is(err, cow.ErrMismatch) {
+		t.Fatalf("error %v", err)
+	}
+	less := filepath.Join(r.dir, "less")
+	sealedFile(t, less, "base", "other", r.base, r.base, 39)
+	var refused *RefusedError
+	if _, err := File(context.Background(), less, r.target, r.options("")); !errors.As(err, &refused) {
+		t.Errorf("one that lacks what was written: %v", err)
+	}
+	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+		t.Errorf("the good one: %v", err)
+	}
+}
+
+// What is written must be what was verified.
+func TestDeltaThatChangesBehindItsVerification(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	o := r.options("")
+	changed := false
+	o.Progress = func(stage Stage, _, _ int64) {
+		if stage != Writing || changed {
+			return
+		}
+		changed = true
+		b, err := os.ReadFile(r.delta)
+		must(t, err)
+		b[3*rigChunk]++
+		r.write(r.delta, b)
+	}
+	if _, err := File(context.Background(), r.delta, r.target, o); err == nil || !changed {
+		t.Fatalf("changed %v: %v", changed, err)
+	}
+	records, err := Records(filepath.Join(r.dir, "state"))
+	if err != nil || len(records) != 1 || records[0].Merging == nil {
+		t.Errorf("recorded as done: %+v, %v", records, err)
 	}
 }

@@ -489,3 +489,26 @@ func TestSealedListIsCanonical(t *testing.T) {
 		}
 	}
 }
+
+// What the trailer itself reads of the source is read before the source is asked
+// whether it can be trusted.
+func TestSealedAsksBehindItsOwnReads(t *testing.T) {
+	bad := errors.New("overflowed")
+	v := &volume{data: randomBytes(1, 1<<20)}
+	d, err := NewDelta(setOf(1, 2), 4096, 1<<20, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{Verify: func() error {
+		if len(v.reads()) > 0 {
+			return bad
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ReadAt(make([]byte, 10), s.Size()-10); !errors.Is(err, bad) {
+		t.Errorf("overflowed while the trailer was made: %v", err)
+	}
+}
