@@ -174,3 +174,31 @@ func BenchmarkSetCursor(b *testing.B) {
 		c.Next(32)
 	}
 }
+
+func TestRechunk(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 300 {
+		from, to := int64(512)<<r.IntN(6), int64(512)<<r.IntN(6)
+		volume := 1 + r.Int64N(1<<20)
+		count := uint64((volume-1)/from + 1)
+		var b SetBuilder
+		want := map[uint64]bool{}
+		for range r.IntN(50) {
+			c := r.Uint64N(count)
+			b.Add(c)
+			for at := int64(c) * from; at < min(int64(c+1)*from, volume); at++ {
+				want[uint64(at/to)] = true
+			}
+		}
+		s := b.Set()
+		got := chunksOf(Rechunk(s, from, to, volume))
+		if len(got) != len(want) {
+			t.Fatalf("from %d to %d bytes, volume of %d: %v has %d chunks, want %d", from, to, volume, chunksOf(s), len(got), len(want))
+		}
+		for _, c := range got {
+			if !want[c] {
+				t.Fatalf("from %d to %d bytes, volume of %d: %v has %d", from, to, volume, chunksOf(s), c)
+			}
+		}
+	}
+}

@@ -8,18 +8,22 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"ddsfs/cow/blockdev"
+	"ddsfs/cow/pair"
 )
 
 func extractCommand() *command {
 	return &command{
 		name:  "extract",
-		usage: []string{pairUsage[0] + " [-o FILE]", pairUsage[1] + " [-o FILE]"},
+		usage: withPair(" [-o FILE]"),
 		short: "write the same delta to a file or a pipe, without a mount",
-		long: `
+		long: pairHelp + `
+
 Writes the bytes that mount shows as delta.cow to FILE, or to stdout. FILE
 appears, or is replaced, when it is complete; a block device or a pipe is written
 to as it is.`,
-		example: `ddsfs extract --cow /dev/mapper/vg-base-cow --source /dev/vg/new | ssh target ddsfs apply - /dev/vg/data`,
+		example: `ddsfs extract vg/base vg/new | ssh target ddsfs apply - /dev/vg/data`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			x := extract{}
 			x.pair.define(flags)
@@ -63,7 +67,7 @@ func (x *extract) run(args []string) error {
 		fmt.Fprint(os.Stderr, headerHeading, p.HeaderText(), reportHeading, p.ReportText())
 	}
 	if !toStdout {
-		if err := x.checkOutput(); err != nil {
+		if err := x.checkOutput(p); err != nil {
 			return err
 		}
 	}
@@ -102,15 +106,13 @@ func (x *extract) run(args []string) error {
 }
 
 // checkOutput refuses to write the delta over what it is made of.
-func (x *extract) checkOutput() error {
-	out, err := os.Stat(x.output)
+func (x *extract) checkOutput(p *pair.Pair) error {
+	out, err := blockdev.Lookup(x.output)
 	if err != nil {
 		return nil // a new file, or createOutput says what is wrong
 	}
-	for _, path := range []string{x.pair.cow, x.pair.source} {
-		if in, err := os.Stat(path); err == nil && os.SameFile(in, out) {
-			return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
-		}
+	if p.IsMadeOf(out) {
+		return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
 	}
 	return nil
 }

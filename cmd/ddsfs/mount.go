@@ -20,9 +20,10 @@ import (
 func mountCommand() *command {
 	return &command{
 		name:  "mount",
-		usage: []string{pairUsage[0] + " MOUNTPOINT", pairUsage[1] + " MOUNTPOINT"},
+		usage: withPair(" MOUNTPOINT"),
 		short: "show what changed between two snapshots as files",
-		long: `
+		long: pairHelp + `
+
 Mounts a directory with these files, read-only, and serves them from the
 background until it is unmounted:
 
@@ -33,12 +34,11 @@ background until it is unmounted:
   delta.cow   the changes, in the format of the kernel's snapshots; copy it with
               any tool, and merge it with ddsfs apply
 
-The base snapshot must be older than the new one. Nothing of the volume is read
-before somebody reads delta.cow.`,
+Nothing of the volume is read before somebody reads delta.cow.`,
 		example: `
 lvcreate -s -pr -L 10G -n new vg/data
 mkdir -p /mnt/delta
-ddsfs mount --cow /dev/mapper/vg-base-cow --source /dev/vg/new /mnt/delta
+ddsfs mount vg/base vg/new /mnt/delta
 cat /mnt/delta/delta.cow | ssh target ddsfs apply - /dev/vg/data
 ddsfs unmount /mnt/delta`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
@@ -112,7 +112,7 @@ func (m *mount) run(args []string) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	mounted, err := fs.Mount(args[0], deltaFiles(p), fs.Options{
-		Source:     m.pair.source,
+		Source:     m.pair.name(),
 		UID:        m.uid,
 		GID:        m.gid,
 		Mode:       os.FileMode(mode),

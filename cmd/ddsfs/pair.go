@@ -8,21 +8,42 @@ import (
 
 // pairUsage are the forms in which mount and extract take their devices, before
 // their other arguments.
-var pairUsage = []string{"--cow COW --source SRC", "--full SRC"}
+var pairUsage = []string{"BASE NEW", "--cow COW --source SRC", "--full SRC"}
 
-// pairFlags are the flags of mount and extract that name their devices.
+// withPair adds a command's other arguments to each of the forms.
+func withPair(others string) []string {
+	var forms []string
+	for _, form := range pairUsage {
+		forms = append(forms, form+others)
+	}
+	return forms
+}
+
+// pairHelp says what those are.
+const pairHelp = `
+BASE and NEW are snapshots of the same volume, of LVM's (not thin ones) or plain
+device-mapper ones: VG/LV, a device's path, or an LV's uuid. BASE is the older one,
+and says what changed; NEW says what is there now. SRC is such a name, or a file.`
+
+// pairFlags are the flags and arguments of mount and extract that name their
+// devices.
 type pairFlags struct {
+	base          string
 	cow, source   string
 	full          bool
 	baseCheck     bool
+	allowLive     bool
+	newWasWritten bool
 	baseID, newID string
 }
 
 func (p *pairFlags) define(flags *pflag.FlagSet) {
-	flags.StringVar(&p.cow, "cow", "", "the base snapshot's COW `device` (/dev/mapper/VG-BASE-cow), or a copy of it: what changed")
-	flags.StringVar(&p.source, "source", "", "the new snapshot's `device`, or a file: what is there now")
+	flags.StringVar(&p.cow, "cow", "", "in place of BASE: its COW `device` (/dev/mapper/VG-BASE-cow), or a copy of it")
+	flags.StringVar(&p.source, "source", "", "with --cow: the new snapshot's `device`, or a file")
 	flags.BoolVar(&p.full, "full", false, "take the whole volume: the first sync")
-	flags.BoolVar(&p.baseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The COW device stays open")
+	flags.BoolVar(&p.baseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The base stays open")
+	flags.BoolVar(&p.allowLive, "allow-live-origin", false, "take the volume itself for NEW, to which nobody writes meanwhile")
+	flags.BoolVar(&p.newWasWritten, "new-was-written", false, "take NEW for the newer one though its store says that it is older, or was written to")
 	flags.StringVar(&p.baseID, "base-id", "", "`name` of the base's state, where the devices have none (files)")
 	flags.StringVar(&p.newID, "new-id", "", "`name` of the new state, where the devices have none (files)")
 }
@@ -37,10 +58,23 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 			return nil, usageError("--full needs the volume that it takes")
 		}
 		p.source, args = args[0], args[1:]
+	case !p.full && p.cow == "" && p.source == "":
+		if len(args) < 2 {
+			return nil, usageError("needs BASE and NEW, or --cow and --source, or --full")
+		}
+		p.base, p.source, args = args[0], args[1], args[2:]
 	case !p.full && (p.cow == "" || p.source == ""):
-		return nil, usageError("needs --cow and --source, or --full")
+		return nil, usageError("--cow and --source go together")
 	}
 	return args, nil
+}
+
+// name is what the pair is called in the list of mounts.
+func (p *pairFlags) name() string {
+	if p.base != "" {
+		return p.base
+	}
+	return p.source
 }
 
 // open opens the devices, and warns of what they are. The bar shows how much of the
@@ -48,8 +82,9 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 func (p *pairFlags) open(quiet bool) (*pair.Pair, error) {
 	bar := newCounter("reading the exception list", quiet)
 	opened, err := pair.Open(pair.Options{
-		COW: p.cow, Source: p.source, Full: p.full,
-		BaseCheck: p.baseCheck, BaseID: p.baseID, NewID: p.newID,
+		Base: p.base, COW: p.cow, Source: p.source, Full: p.full,
+		BaseCheck: p.baseCheck, AllowLiveOrigin: p.allowLive, NewWasWritten: p.newWasWritten,
+		BaseID: p.baseID, NewID: p.newID,
 		Progress: bar.set,
 	})
 	bar.done()

@@ -34,22 +34,13 @@ func Stat(file *os.File) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	info := Info{Path: file.Name(), Block: fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0}
-	switch {
-	case !ok || !info.Block && !fi.Mode().IsRegular():
-		return Info{}, fmt.Errorf("%s: is neither a block device nor a regular file", file.Name())
-	case info.Block:
-		info.Major, info.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	}
-	info.stat = *st
-	return info, nil
+	return statInfo(file.Name(), fi)
 }
 
 // Same tells whether both are the same device or file, whatever their names.
 func (i Info) Same(other Info) bool {
 	if i.Block || other.Block {
-		return i.Block == other.Block && i.stat.Rdev == other.stat.Rdev
+		return i.Block == other.Block && i.Number() == other.Number()
 	}
 	return i.stat.Dev == other.stat.Dev && i.stat.Ino == other.stat.Ino
 }
@@ -80,7 +71,7 @@ type storeID struct {
 
 func (i Info) id() storeID {
 	if i.Block {
-		return storeID{block: true, device: i.stat.Rdev}
+		return storeID{block: true, device: i.Number().device()}
 	}
 	return storeID{device: i.stat.Dev, inode: i.stat.Ino}
 }
@@ -132,9 +123,13 @@ func (i Info) HolderInfos() ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
 		}
-		h := Info{Path: filepath.Join("/dev", name), Block: true}
-		if _, err := fmt.Sscanf(string(b), "%d:%d", &h.Major, &h.Minor); err != nil {
-			return nil, fmt.Errorf("%s: what lies on it: the number %q of %s: %w", i.Path, b, name, err)
+		n, err := parseNumber(string(b))
+		if err != nil {
+			return nil, fmt.Errorf("%s: what lies on it: %s: %w", i.Path, name, err)
+		}
+		h := Info{Path: filepath.Join(dev, name), Block: true, Major: n.Major, Minor: n.Minor}
+		if dm := h.DMName(); dm != "" {
+			h.Path = filepath.Join(mapper, dm)
 		}
 		infos = append(infos, h)
 	}
@@ -222,10 +217,18 @@ func (i Info) SnapshotUUID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// OriginUUID is the dm uuid of the volume that this device is a snapshot of, ""
-// if it is not known: of LVM's snapshots, one of the devices it lies on has it
-// with a suffix.
+// OriginUUID is the dm uuid of the volume that this device is a snapshot of, or
+// that it is, if it has snapshots; "" if that is not known. Of LVM's, the device
+// below the volume has its uuid with a suffix; of others, what that device has
+// stands for the volume.
 func (i Info) OriginUUID() string {
+	if n, err := i.OriginDevice(); err == nil {
+		if n == i.Number() {
+			return ""
+		}
+		return strings.TrimSuffix(Info{Block: true, Major: n.Major, Minor: n.Minor}.DMUUID(), "-real")
+	}
+	// Only root may see tables.
 	slaves, err := i.list("slaves")
 	if err != nil {
 		return ""

@@ -11,6 +11,7 @@ package pair
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"ddsfs/cow"
@@ -35,15 +36,19 @@ func fullChunkSize(volumeBytes int64) int64 {
 
 // Options say what to make a delta of.
 type Options struct {
-	// COW is the base snapshot's COW device, or a copy of one.
-	COW string
-	// Source is the new snapshot, or a file.
+	// Base is the base snapshot, by a name that [blockdev.Find] finds. COW, in its
+	// place, is its COW device, or a copy of one.
+	Base, COW string
+	// Source is the new snapshot, by such a name, or a file.
 	Source string
 	// Full takes all of Source, and no COW.
 	Full bool
-	// BaseCheck adds digests of what the base held to the trailer. The COW device
-	// stays open then.
+	// BaseCheck adds digests of what the base held to the trailer. The base, or its
+	// COW device, stays open then.
 	BaseCheck bool
+	// AllowLiveOrigin takes the volume itself for the source, and NewWasWritten a
+	// snapshot whose store says that it is older than the base or was written to.
+	AllowLiveOrigin, NewWasWritten bool
 	// BaseID and NewID name the snapshots, if the devices don't do that.
 	BaseID, NewID string
 	// Progress is told how much of the exception list was read.
@@ -58,22 +63,31 @@ type Pair struct {
 	// Warnings are what the user should know of the devices.
 	Warnings []string
 
-	report cow.Report
-	table  *cow.Table
-	source *blockdev.Device
-	cow    *blockdev.Device // nil if it was closed
-	from   string
+	report   cow.Report
+	table    *cow.Table
+	members  members
+	source   *blockdev.Device
+	unread   blockdev.Counter // of the source, before anything of it was read
+	cow      *blockdev.Device // nil if it was closed
+	baseData *blockdev.Device // for the base check
+	readFrom []blockdev.Info
+	from     string
+	extended int64
 }
 
-// Open opens the devices and reads the base's exception list. The COW device is
-// closed again, unless it is needed for the base check: while somebody has it open,
-// its snapshot can't be removed.
+// Open opens the devices and reads the base's exception list. Of the base nothing
+// stays open, unless it is needed for the base check: while somebody has it open,
+// the snapshot can't be removed.
 func Open(o Options) (*Pair, error) {
-	source, err := blockdev.OpenSource(o.Source)
+	path, err := blockdev.Find(o.Source)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	p := &Pair{source: source, from: o.COW}
+	source, err := blockdev.OpenSource(path)
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	p := &Pair{source: source, readFrom: []blockdev.Info{source.Info()}}
 	if err := p.open(o); err != nil {
 		p.Close()
 		return nil, err
@@ -83,53 +97,61 @@ func Open(o Options) (*Pair, error) {
 
 // open makes the delta of the source that is open.
 func (p *Pair) open(o Options) (err error) {
-	source := p.source
-	if source.Size() == 0 {
-		return fmt.Errorf("source: %s: it is empty", o.Source)
+	info := p.source.Info()
+	if p.source.Size() == 0 {
+		return fmt.Errorf("source: %s: it is empty", info.Path)
 	}
-	seal := cow.SealOptions{New: o.NewID, Base: o.BaseID, Verify: source.Info().CheckSnapshot}
-	if seal.New == "" {
-		seal.New = source.Info().DMUUID()
-	}
-	seal.Origin = source.Info().OriginUUID()
-	p.warnOfSource()
-
-	var changed *cow.Set
-	var chunkBytes int64
-	if o.Full {
-		p.from = "none, the whole volume"
-		chunkBytes = fullChunkSize(source.Size())
-		if source.Size()/chunkBytes > 4*maxFullChunks {
-			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", o.Source, source.Size())
-		}
-		changed = allChunks(source.Size(), chunkBytes)
-	} else {
-		if p.cow, err = blockdev.OpenCOW(o.COW); err != nil {
-			return fmt.Errorf("COW device: %w", err)
-		}
-		store, err := readStore(p.cow, cow.StoreOptions{VolumeBytes: source.Size(), Progress: o.Progress})
-		if err != nil {
+	if !o.Full {
+		if err := p.openCOW(o); err != nil {
 			return err
 		}
-		changed, chunkBytes = store.Changed, store.ChunkBytes
+	}
+	if err := p.members.findNew(p.source, o); err != nil {
+		return err
+	}
+	if p.unread, err = p.source.Counter(); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if err := p.CheckSource(); err != nil {
+		return err
+	}
+	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Origin: info.OriginUUID(), Verify: p.CheckSource}
+	// The volume's own name is none of a state.
+	if seal.New == "" && !p.members.live {
+		seal.New = info.DMUUID()
+	}
+	var changed *cow.Set
+	var chunkBytes int64
+	p.warnOfSource()
+	if o.Full {
+		p.from = "none, the whole volume"
+		chunkBytes = fullChunkSize(p.source.Size())
+		if p.source.Size()/chunkBytes > 4*maxFullChunks {
+			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", info.Path, p.source.Size())
+		}
+		changed = allChunks(p.source.Size(), chunkBytes)
+	} else {
 		if seal.Base == "" {
 			seal.Base = p.cow.Info().SnapshotUUID()
 		}
+		if seal.Base != "" && seal.Base == seal.New {
+			return fmt.Errorf("base and new are the same: %s", seal.Base)
+		}
+		store, c, err := p.readChanges(o)
+		if err != nil {
+			return err
+		}
+		changed, chunkBytes, seal.NewOnly, p.extended = c.chunks, store.ChunkBytes, c.newOnly, c.extended
 		if o.BaseCheck {
-			if seal.BaseContent, err = cow.ReadBase(p.cow, store); err != nil {
-				return fmt.Errorf("%s: %w", o.COW, err)
+			if seal.BaseContent, err = p.baseContent(store, c); err != nil {
+				return err
 			}
-			if p.cow.Info().Block {
-				p.Warnings = append(p.Warnings, fmt.Sprintf("COW device %s stays open for the base check: its snapshot can't be removed before this ends", o.COW))
-			}
-		} else if err := p.closeCOW(); err != nil {
-			return fmt.Errorf("%s: %w", o.COW, err)
+		}
+		if err := p.closeCOW(o.BaseCheck); err != nil {
+			return fmt.Errorf("COW device: %w", err)
 		}
 	}
-	if seal.Base != "" && seal.Base == seal.New {
-		return fmt.Errorf("base and new are the same: %s", seal.Base)
-	}
-	delta, err := cow.NewDelta(changed, chunkBytes, source.Size(), source)
+	delta, err := cow.NewDelta(changed, chunkBytes, p.source.Size(), p.source)
 	if err != nil {
 		return err
 	}
@@ -142,6 +164,95 @@ func (p *Pair) open(o Options) (err error) {
 	return err
 }
 
+// openCOW opens the COW device, and finds its snapshot, or the other way round.
+func (p *Pair) openCOW(o Options) (err error) {
+	path := o.COW
+	if o.Base != "" {
+		if p.members.base, err = findBase(o.Base); err != nil {
+			return err
+		}
+		info, err := blockdev.InfoOf(p.members.base.COW)
+		if err != nil {
+			return fmt.Errorf("base: %s: its COW device: %w", p.members.base.Path, err)
+		}
+		path = info.Path
+	}
+	if p.cow, err = blockdev.OpenCOW(path); err != nil {
+		return fmt.Errorf("COW device: %w", err)
+	}
+	p.from = path
+	on, err := baseOn(p.cow)
+	switch {
+	case err != nil:
+		return err
+	case p.members.base != nil && (on == nil || !on.Same(p.members.base.Info)):
+		return fmt.Errorf("base: %s: its snapshot went away while it was looked at", p.members.base.Path)
+	}
+	p.members.base = on
+	p.readFrom = append(p.readFrom, p.cow.Info())
+	if on != nil {
+		p.from = on.Path
+		p.readFrom = append(p.readFrom, on.Info)
+	}
+	return nil
+}
+
+// readChanges reads which chunks changed. The new snapshot's list is read first:
+// what it has then is in the base's, read afterwards, unless somebody wrote to it.
+func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
+	m := &p.members
+	new, err := m.readNewStore(p.source)
+	if err != nil {
+		return nil, changes{}, err
+	}
+	baseBytes := p.source.Size()
+	if m.base != nil {
+		baseBytes = min(baseBytes, m.baseBytes)
+	}
+	store, err := readStore(p.cow, cow.StoreOptions{VolumeBytes: baseBytes, Progress: o.Progress})
+	if err != nil {
+		return nil, changes{}, err
+	}
+	readOnly := p.source.Info().ReadOnly()
+	c := merge(store, new, baseBytes, p.source.Size(), readOnly)
+	warning, err := m.checkOrder(c, readOnly, o)
+	if err != nil {
+		return nil, changes{}, err
+	}
+	if warning != "" {
+		p.Warnings = append(p.Warnings, warning)
+	}
+	if c.extended > 0 {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the volume grew from %d to %d bytes since base %s: all from there on is sent, and the target must be extended first", baseBytes, p.source.Size(), m.base.Path))
+	}
+	return store, c, nil
+}
+
+// baseContent is what the base held in the changed chunks. The snapshot knows, and
+// of a copy of its store, the data in it.
+func (p *Pair) baseContent(store *cow.Store, c changes) (io.ReaderAt, error) {
+	base := p.members.base
+	switch {
+	case c.extended > 0:
+		return nil, fmt.Errorf("base: %s ends before the new snapshot does: no base check there", base.Path)
+	case base == nil && c.newOnly > 0:
+		return nil, fmt.Errorf("COW device: %s: what the base held in the %d chunks that only the new snapshot's store has is not in it: no base check", p.cow.Info().Path, c.newOnly)
+	case base == nil:
+		content, err := cow.ReadBase(p.cow, store)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.cow.Info().Path, err)
+		}
+		return content, nil
+	}
+	device, err := blockdev.OpenSource(base.Path)
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	p.baseData = device
+	p.Warnings = append(p.Warnings, fmt.Sprintf("base %s stays open for the base check: it can't be removed before this ends", base.Path))
+	return device, nil
+}
+
 func allChunks(volumeBytes, chunkBytes int64) *cow.Set {
 	var all cow.SetBuilder
 	all.AddRange(0, uint64((volumeBytes-1)/chunkBytes)+1)
@@ -151,18 +262,8 @@ func allChunks(volumeBytes, chunkBytes int64) *cow.Set {
 // warnOfSource warns of a source that may change while it is read.
 func (p *Pair) warnOfSource() {
 	info := p.source.Info()
-	if !info.IsDM() || info.ReadOnly() {
-		return
-	}
-	targets, err := info.Table()
-	if err != nil {
-		return // its type is not to be found out
-	}
-	for _, t := range targets {
-		if t.Type != "snapshot" {
-			p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: what changes while it is read makes the delta useless", info.Path))
-			return
-		}
+	if (info.IsDM() && !info.ReadOnly() && p.members.kind != blockdev.KindSnapshot && p.members.kind != "") || p.members.live {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
 	}
 }
 
@@ -217,6 +318,16 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 	return store, check()
 }
 
+// IsMadeOf tells whether the delta is read from that device or file.
+func (p *Pair) IsMadeOf(info blockdev.Info) bool {
+	for _, i := range p.readFrom {
+		if i.Same(info) {
+			return true
+		}
+	}
+	return false
+}
+
 // Table is the delta's exception map.
 func (p *Pair) Table() *cow.Table { return p.table }
 
@@ -232,6 +343,12 @@ func (p *Pair) ReportText() string {
 	if seal.Origin != "" {
 		fmt.Fprintf(&b, "Origin %s\n", seal.Origin)
 	}
+	if seal.NewOnly > 0 {
+		fmt.Fprintf(&b, "Written to new %d\n", seal.NewOnly)
+	}
+	if p.extended > 0 {
+		fmt.Fprintf(&b, "Extended by %d\n", p.extended)
+	}
 	fmt.Fprintf(&b, "Sealed size %s\n", cow.SizeText(p.Delta.Size()))
 	for _, w := range p.Warnings {
 		fmt.Fprintf(&b, "Warning: %s\n", w)
@@ -246,8 +363,9 @@ func named(path, id string) string {
 	return path + " " + id
 }
 
-func (p *Pair) closeCOW() error {
-	if p.cow == nil {
+// closeCOW closes the COW device, unless the base's content is read from it.
+func (p *Pair) closeCOW(baseCheck bool) error {
+	if p.cow == nil || baseCheck && p.baseData == nil {
 		return nil
 	}
 	err := p.cow.Close()
@@ -255,9 +373,37 @@ func (p *Pair) closeCOW() error {
 	return err
 }
 
-// CheckSource tells whether what was read of the source can be trusted. The sealed
-// delta asks by itself before it gives its trailer.
-func (p *Pair) CheckSource() error { return p.source.Info().CheckSnapshot() }
+// CheckSource tells whether what was read of the source can be trusted: its
+// snapshot is valid, and nobody wrote to it since. The sealed delta asks by itself
+// before it gives its trailer.
+func (p *Pair) CheckSource() error {
+	info := p.source.Info()
+	if err := info.CheckSnapshot(); err != nil {
+		return err
+	}
+	if p.baseData != nil {
+		if err := p.baseData.Info().CheckSnapshot(); err != nil {
+			return fmt.Errorf("base: %w", err)
+		}
+	}
+	if !info.Block {
+		return nil // two readings of it are compared where there are two
+	}
+	now, err := p.source.Counter()
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if now != p.unread {
+		return fmt.Errorf("source %s: it was written to while it was read: take a snapshot that nobody writes to (lvcreate -s -pr)", info.Path)
+	}
+	return nil
+}
 
 // Close closes the devices.
-func (p *Pair) Close() error { return errors.Join(p.source.Close(), p.closeCOW()) }
+func (p *Pair) Close() error {
+	err := errors.Join(p.source.Close(), p.closeCOW(false))
+	if p.baseData != nil {
+		err = errors.Join(err, p.baseData.Close())
+	}
+	return err
+}

@@ -1,0 +1,232 @@
+package pair
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// members are what the device mapper says the devices of a pair are to each other.
+type members struct {
+	// base is the snapshot whose store says what changed. It is nil if the store is
+	// a copy of one, or on a device whose snapshot is not active.
+	base      *blockdev.Snapshot
+	baseBytes int64
+	// kind is the type of the source's device-mapper target, "" if it has none that
+	// is known; new is the source if it is a snapshot.
+	kind string
+	new  *blockdev.Snapshot
+	// live says that the source is the volume itself.
+	live bool
+}
+
+// findBase finds the base snapshot by its name.
+func findBase(name string) (*blockdev.Snapshot, error) {
+	path, err := blockdev.Find(name)
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	info, err := blockdev.Lookup(path)
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	kind, err := info.Kind()
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	switch kind {
+	case blockdev.KindSnapshot:
+	case blockdev.KindThin:
+		return nil, fmt.Errorf("base: %w", errThin(path))
+	case blockdev.KindOrigin:
+		return nil, fmt.Errorf("base: %s is a volume that has snapshots, and not one of them", path)
+	case blockdev.KindMerge:
+		return nil, fmt.Errorf("base: %s: a snapshot is being merged into it", path)
+	default:
+		return nil, fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's; of a COW device or a copy of one, --cow and --source make a pair", path)
+	}
+	s, err := info.Snapshot()
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	if !s.Persistent {
+		return nil, fmt.Errorf("base: %s: its exception store is in memory, and can't be read: make it with a persistent one (P)", path)
+	}
+	return s, nil
+}
+
+func errThin(path string) error {
+	return fmt.Errorf("%s is a thin volume: what changed is in its pool, and not on a COW device: ddsfs takes snapshots that have a size of their own (lvcreate -s -L)", path)
+}
+
+// notToBeAsked tells that the device mapper does not answer this user, or not here.
+func notToBeAsked(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist)
+}
+
+// baseOn finds the base snapshot whose COW device is open, nil if there is none.
+func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
+	info := device.Info()
+	own, err := info.Snapshot()
+	if err == nil && own != nil {
+		return nil, fmt.Errorf("COW device: %s is a snapshot, and not the COW device below it: name it without --cow", info.Path)
+	}
+	var on *blockdev.Snapshot
+	if err == nil {
+		on, err = info.SnapshotOn()
+	}
+	if err != nil && !notToBeAsked(err) {
+		return nil, fmt.Errorf("COW device: %w", err)
+	}
+	return on, nil
+}
+
+// findNew tells what the source is, and refuses what makes no pair with the base.
+func (m *members) findNew(source *blockdev.Device, o Options) error {
+	info := source.Info()
+	if m.base != nil {
+		var err error
+		if m.baseBytes, err = m.base.SizeBytes(); err != nil {
+			return fmt.Errorf("base: %w", err)
+		}
+		if m.base.Same(info) {
+			return fmt.Errorf("base and new are the same: %s", info.Path)
+		}
+		if m.base.Origin == info.Number() {
+			m.live = info.Block
+		}
+	}
+	kind, err := info.Kind()
+	if err != nil && !notToBeAsked(err) {
+		return fmt.Errorf("source: %w", err)
+	}
+	m.kind = kind
+	switch kind {
+	case blockdev.KindThin:
+		if !o.Full {
+			return fmt.Errorf("source: %w", errThin(info.Path))
+		}
+	case blockdev.KindOrigin, blockdev.KindMerge:
+		m.live = true
+	case blockdev.KindSnapshot:
+		if m.new, err = info.Snapshot(); err != nil {
+			return fmt.Errorf("source: %w", err)
+		}
+	}
+	if m.live && !o.AllowLiveOrigin {
+		return fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless; if nobody writes to it, --allow-live-origin takes it", info.Path)
+	}
+	if m.base == nil || kind == "" && !m.live {
+		return nil // a copy of a snapshot, for what can be known
+	}
+	origin, err := info.OriginDevice()
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if m.new == nil && !m.live || origin != m.base.Origin {
+		return fmt.Errorf("source: %s is no snapshot of the volume that base %s is one of", info.Path, m.base.Path)
+	}
+	if source.Size() < m.baseBytes {
+		return fmt.Errorf("source: %s has %d bytes, and base %s has %d: the volume was reduced in between, or the new snapshot is the older one; a delta can't say that: a first sync can", info.Path, source.Size(), m.base.Path, m.baseBytes)
+	}
+	return nil
+}
+
+// readNewStore reads the list of what was written to the volume since the new
+// snapshot was made, and of what was written to the snapshot. It is nil where there
+// is none to be read.
+func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
+	if m.new == nil {
+		return nil, nil
+	}
+	if !m.new.Persistent {
+		if source.Info().ReadOnly() {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("source: %s can be written to, and its exception store, which tells of that, is in memory: make it read-only, or with a persistent store (P)", m.new.Path)
+	}
+	info, err := blockdev.InfoOf(m.new.COW)
+	if err != nil {
+		return nil, fmt.Errorf("source: its COW device: %w", err)
+	}
+	device, err := blockdev.OpenCOW(info.Path)
+	if err != nil {
+		return nil, fmt.Errorf("source: its COW device: %w", err)
+	}
+	defer device.Close()
+	store, err := readStore(device, cow.StoreOptions{VolumeBytes: source.Size()})
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	return store, nil
+}
+
+// changes are the chunks of a delta, and where they are from.
+type changes struct {
+	chunks   *cow.Set
+	extended int64 // those from the base's end on
+	newOnly  int64 // those that only the new snapshot's store has
+	// unexplained are the chunks of the new snapshot's store, in units of its
+	// chunks or of the base's if those are larger, of which the base's store has no
+	// part. What the volume gets goes to the stores of all snapshots that it has at
+	// the time: so they were written to the new snapshot, or it is the older one.
+	unexplained int64
+	// reversed says that the new snapshot's store has all that the base's has.
+	reversed bool
+}
+
+// merge adds to the base's changed chunks those of the new snapshot, and all from
+// the base's end on if the volume is larger than that.
+func merge(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly bool) changes {
+	c := changes{chunks: base.Changed}
+	var all cow.SetBuilder
+	if volumeBytes > baseBytes {
+		all.AddSet(base.Changed)
+		all.AddRange(uint64(baseBytes/base.ChunkBytes), uint64((volumeBytes-1)/base.ChunkBytes)+1)
+		c.chunks = all.Set()
+		c.extended = c.chunks.Len() - base.Changed.Len()
+	}
+	if new == nil {
+		return c
+	}
+	written := cow.Rechunk(new.Changed, new.ChunkBytes, base.ChunkBytes, volumeBytes)
+	if c.chunks.ContainsAll(written) {
+		return c
+	}
+	unit := max(base.ChunkBytes, new.ChunkBytes)
+	known := cow.Rechunk(c.chunks, base.ChunkBytes, unit, volumeBytes)
+	all.AddSet(known)
+	all.AddSet(cow.Rechunk(new.Changed, new.ChunkBytes, unit, volumeBytes))
+	c.unexplained = all.Set().Len() - known.Len()
+	if c.unexplained == 0 && newIsReadOnly {
+		return c // its chunks are larger than what was written to the volume
+	}
+	c.reversed = base.Changed.Len() > 0 && written.ContainsAll(base.Changed)
+	before := c.chunks.Len()
+	all.AddSet(c.chunks)
+	all.AddSet(written)
+	c.chunks = all.Set()
+	c.newOnly = c.chunks.Len() - before
+	return c
+}
+
+// checkOrder tells what the stores of two snapshots say about which is the older
+// one.
+func (m *members) checkOrder(c changes, newIsReadOnly bool, o Options) (warning string, err error) {
+	switch {
+	case c.unexplained == 0:
+		return "", nil
+	case m.base == nil:
+		return fmt.Sprintf("the store of source %s has %d chunks that the base's does not: it was written to, or the base's store was copied before the source was made; they are sent as well", m.new.Path, c.unexplained), nil
+	case o.NewWasWritten || !newIsReadOnly && !c.reversed:
+		return fmt.Sprintf("source %s was written to, or is older than base %s: its store has %d chunks that the base's does not; they are sent as well", m.new.Path, m.base.Path, c.unexplained), nil
+	}
+	why := "it has all that the base's has"
+	if newIsReadOnly {
+		why = "nobody can write to it"
+	}
+	return "", fmt.Errorf("wrong order: source %s is older than base %s: its store has %d chunks that the base's does not, and %s: name the older snapshot first; if it is the newer one and was written to, --new-was-written takes it", m.new.Path, m.base.Path, c.unexplained, why)
+}
