@@ -5,6 +5,7 @@
 
 /bin/busybox mkdir -p /busybox /proc /sys /dev /tmp /run /root /var
 /bin/busybox --install -s /busybox
+/bin/busybox ln -s busybox /bin/sh
 export PATH=/bin:/busybox HOME=/root LD_LIBRARY_PATH=/lib
 export DM_DISABLE_UDEV=1 DDSFS_LAB=guest
 

@@ -34,7 +34,7 @@ func modules() []string {
 
 // programs come from Debian's packages; busybox does the rest.
 func programs() []string {
-	return []string{"dmsetup", "lvm", "mkfs.ext4", "e2fsck", "cat", "cp", "dd", "sha256sum"}
+	return []string{"dmsetup", "lvm", "mkfs.ext4", "e2fsck", "cat", "cp", "dd", "sha256sum", "flock"}
 }
 
 // kernel returns the path of the kernel image in the unpacked packages.

@@ -47,6 +47,7 @@ type Config struct {
 	Package  string            // the package whose tests run in the guest
 	Run      string            // which of them, as in go test -run; all where it is empty
 	Binaries map[string]string // packages to build into the guest's /bin, by name
+	Scripts  []string          // files to put there as well
 	Disks    []Disk
 	Memory   int           // in MiB; 1024 where it is 0
 	Timeout  time.Duration // the guest is killed after it; defaultTimeout where it is 0
@@ -160,6 +161,9 @@ func prepare(dir string, cfg Config) ([]string, error) {
 		if _, err := command("", "go", "build", "-o", binaries[name], pkg); err != nil {
 			return nil, err
 		}
+	}
+	for _, path := range cfg.Scripts {
+		binaries[filepath.Base(path)] = path
 	}
 	initrd := filepath.Join(dir, "initramfs")
 	if err := initramfs(initrd, root, binaries); err != nil {

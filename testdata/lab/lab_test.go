@@ -14,6 +14,7 @@ func TestScenarios(t *testing.T) {
 		Package:  "ddsfs/testdata/lab/guest",
 		Run:      below,
 		Binaries: map[string]string{"ddsfs": "ddsfs/cmd/ddsfs"},
+		Scripts:  []string{"../../cmd/ddsfs-replicate/ddsfs-replicate"},
 	})
 	g.Wait().Report(t)
 }
