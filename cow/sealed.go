@@ -152,20 +152,47 @@ func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
 	return n + len(p), atEnd
 }
 
-// readBody reads a part of the body, and takes its digests.
-func (s *Sealed) readBody(p []byte, off int64) (n int, err error) {
-	first, end := off/BlockBytes, (off+int64(len(p))-1)/BlockBytes+1
+// ReadFirst is ReadAt without the digests, which Finish takes. Each ReadFirst that
+// fills p has to be followed by a Finish with the same p and off, before p is used
+// for something else.
+func (s *Sealed) ReadFirst(p []byte, off int64) (n int, err error) {
+	if off < 0 || off+int64(len(p)) > s.seal.BodyBytes || len(p) == 0 {
+		return s.ReadAt(p, off) // the trailer waits for all digests, and would for these
+	}
+	first, end := blocksOf(p, off)
 	s.begin(first, end)
-	defer s.end(first, end)
 	if n, err = s.body.ReadAt(p, off); n < len(p) {
+		s.end(first, end)
 		return n, err
 	}
+	return n, nil
+}
+
+// Finish takes the digests of what ReadFirst read.
+func (s *Sealed) Finish(p []byte, off int64) {
+	if off < 0 || off+int64(len(p)) > s.seal.BodyBytes || len(p) == 0 {
+		return
+	}
+	first, end := blocksOf(p, off)
+	defer s.end(first, end)
 	for block := first; block < end; block++ {
 		begin := max(block*BlockBytes, off)
 		piece := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
 		s.hash(block, piece, begin-block*BlockBytes)
 	}
-	return n, nil
+}
+
+// blocksOf are the blocks that p, read at off, has a part of.
+func blocksOf(p []byte, off int64) (first, end int64) {
+	return off / BlockBytes, (off+int64(len(p))-1)/BlockBytes + 1
+}
+
+// readBody reads a part of the body, and takes its digests.
+func (s *Sealed) readBody(p []byte, off int64) (n int, err error) {
+	if n, err = s.ReadFirst(p, off); n == len(p) {
+		s.Finish(p, off)
+	}
+	return n, err
 }
 
 // begin notes that the blocks are being read, end that they no longer are.

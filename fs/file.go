@@ -17,6 +17,16 @@ type File struct {
 	Size    int64 // of Content, in bytes
 }
 
+// LateReaderAt is content that has work to do with what was read, such as taking
+// digests, for which the reader need not wait. A File's Content may be one.
+type LateReaderAt interface {
+	io.ReaderAt
+	// ReadFirst is ReadAt without that work. Each one that fills p is followed by a
+	// Finish with the same p and off, when the reader has its answer.
+	ReadFirst(p []byte, off int64) (n int, err error)
+	Finish(p []byte, off int64)
+}
+
 // fileNode is a File in the tree.
 type fileNode struct {
 	gofs.Inode
@@ -50,12 +60,34 @@ func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off i
 		return fuse.ReadResultData(nil), gofs.OK
 	}
 	dest = dest[:min(int64(len(dest)), n.file.Size-off)]
-	if got, err := n.file.Content.ReadAt(dest, off); got < len(dest) {
+	read, a := n.file.Content.ReadAt, &answer{data: [1][]byte{dest}, off: off}
+	if late, ok := n.file.Content.(LateReaderAt); ok {
+		read, a.late = late.ReadFirst, late
+	}
+	if got, err := read(dest, off); got < len(dest) {
 		if err == nil || err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		n.log.Printf("%s: %d bytes at byte %d: %v", n.file.Name, len(dest), off, err)
 		return nil, syscall.EIO
 	}
-	return fuse.ReadResultData(dest), gofs.OK
+	return a, gofs.OK
+}
+
+// answer is a fuse.ReadResult that is told when the kernel has it. That is so only
+// of one that can be asked for its slices.
+type answer struct {
+	data [1][]byte
+	off  int64
+	late LateReaderAt // nil if nothing is left to do
+}
+
+func (a *answer) Bytes([]byte) ([]byte, fuse.Status) { return a.data[0], fuse.OK }
+func (a *answer) Slices() ([][]byte, fuse.Status)    { return a.data[:], fuse.OK }
+func (a *answer) Size() int                          { return len(a.data[0]) }
+
+func (a *answer) Done() {
+	if a.late != nil {
+		a.late.Finish(a.data[0], a.off)
+	}
 }
