@@ -64,6 +64,15 @@ func dataChunk(i, perArea int64) int64 { return 2 + i + i/perArea }
 // DataOffset is the byte at which the data of exception i begins.
 func (l Layout) DataOffset(i int64) int64 { return l.DataChunk(i) * l.chunkBytes }
 
+// DataEnd is the byte at which the last data chunk ends: whoever has read the store
+// up to there has all that is in it. Without exceptions it is the store's end.
+func (l Layout) DataEnd() int64 {
+	if l.exceptions == 0 {
+		return l.bytes
+	}
+	return l.DataOffset(l.exceptions-1) + l.chunkBytes
+}
+
 // chunkKind tells what a chunk of a store holds.
 type chunkKind int
 

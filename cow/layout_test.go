@@ -33,6 +33,13 @@ func TestLayout(t *testing.T) {
 		if c.exceptions > 0 && l.DataChunk(int64(c.exceptions)-1) != c.lastData {
 			t.Errorf("%+v: last data chunk %d", c, l.DataChunk(int64(c.exceptions)-1))
 		}
+		end := (c.lastData + 1) * c.chunkBytes
+		if c.exceptions == 0 {
+			end = l.Bytes()
+		}
+		if l.DataEnd() != end {
+			t.Errorf("%+v: the data ends at byte %d, want %d", c, l.DataEnd(), end)
+		}
 	}
 }
 

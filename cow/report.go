@@ -61,30 +61,58 @@ func NewReport(h Header, areas, exceptions int64) Report {
 	return r
 }
 
-// HeaderText is the snapshot header in dds's words.
-func (r Report) HeaderText() string {
+// Line is a line of a header or a report: a name in dds's words, and its value.
+type Line struct{ Name, Value string }
+
+func (l Line) String() string { return l.Name + " " + l.Value + "\n" }
+
+// HeaderLines are the snapshot header.
+func (r Report) HeaderLines() []Line {
 	valid := "no"
 	if r.Valid {
 		valid = "yes"
 	}
-	return fmt.Sprintf("magic 0x%08x\nversion %d\nvalid %s\nchunk_size %s\n", uint32(magic), version, valid, SizeText(r.ChunkBytes))
+	return []Line{
+		{"magic", fmt.Sprintf("0x%08x", uint32(magic))},
+		{"version", fmt.Sprint(version)},
+		{"valid", valid},
+		{"chunk_size", SizeText(r.ChunkBytes)},
+	}
 }
 
-// Text is the report in dds's words, and then what dds did not say.
+// Lines are what dds reports.
+func (r Report) Lines() []Line {
+	return []Line{
+		{"Exception chunks", fmt.Sprint(r.Areas)},
+		{"Exceptions", fmt.Sprint(r.Exceptions)},
+		{"Output size meta", SizeText(r.MetaBytes)},
+		{"Output size data", SizeText(r.DataBytes)},
+		{"Output size total", SizeText(r.TotalBytes)},
+	}
+}
+
+// HeaderText is the snapshot header as text.
+func (r Report) HeaderText() string {
+	var b strings.Builder
+	for _, l := range r.HeaderLines() {
+		b.WriteString(l.String())
+	}
+	return b.String()
+}
+
+// Text is what dds reports, and then what it did not say.
 func (r Report) Text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Exception chunks %d\n", r.Areas)
-	fmt.Fprintf(&b, "Exceptions %d\n", r.Exceptions)
-	fmt.Fprintf(&b, "Output size meta %s\n", SizeText(r.MetaBytes))
-	fmt.Fprintf(&b, "Output size data %s\n", SizeText(r.DataBytes))
-	fmt.Fprintf(&b, "Output size total %s\n", SizeText(r.TotalBytes))
+	for _, l := range r.Lines() {
+		b.WriteString(l.String())
+	}
 	if r.VolumeBytes > 0 {
 		fmt.Fprintf(&b, "Volume size %s\n", SizeText(r.VolumeBytes))
 		fmt.Fprintf(&b, "Changed %.2f %%\n", 100*min(1, float64(r.DataBytes)/float64(r.VolumeBytes)))
 	}
-	for _, line := range []struct{ name, value string }{{"Base", r.Base}, {"New", r.New}, {"Origin", r.Origin}} {
-		if line.value != "" {
-			fmt.Fprintf(&b, "%s %s\n", line.name, line.value)
+	for _, l := range []Line{{"Base", r.Base}, {"New", r.New}, {"Origin", r.Origin}} {
+		if l.Value != "" {
+			b.WriteString(l.String())
 		}
 	}
 	if r.SealedBytes > 0 {
