@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -54,8 +56,7 @@ func (x *extract) run(args []string) error {
 	if len(args) != 0 {
 		return usageError("unexpected argument %q", args[0])
 	}
-	toStdout := x.output == "" || x.output == "-"
-	if toStdout && term.IsTerminal(int(os.Stdout.Fd())) {
+	if x.toStdout() && term.IsTerminal(int(os.Stdout.Fd())) {
 		return usageError("a delta is not for the terminal: redirect stdout, or name a file with -o")
 	}
 	p, err := x.pair.open(x.quiet)
@@ -66,7 +67,17 @@ func (x *extract) run(args []string) error {
 	if x.verbose {
 		fmt.Fprint(os.Stderr, headerHeading, p.HeaderText(), reportHeading, p.ReportText())
 	}
-	if !toStdout {
+	return x.write(p)
+}
+
+// toStdout tells whether the delta goes to stdout.
+func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
+
+// write writes the delta to the output. Nobody has all of it before the source was
+// asked whether it can be trusted: who calls dds looks at no exit code of this end
+// of the pipe.
+func (x *extract) write(p *pair.Pair) error {
+	if !x.toStdout() {
 		if err := x.checkOutput(p); err != nil {
 			return err
 		}
@@ -82,6 +93,8 @@ func (x *extract) run(args []string) error {
 	} = p.Delta
 	if x.unsealed {
 		delta = p.Unsealed
+		// A reader that hangs up is an error of the write then, and not the end.
+		signal.Ignore(syscall.SIGPIPE)
 	}
 	bar := newProgress("extracting", x.quiet)
 	bar.of(delta.Size())
@@ -93,14 +106,20 @@ func (x *extract) run(args []string) error {
 			// An overflowed snapshot's status says more than its EIO.
 			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(n), err), p.CheckSource())
 		}
-		if _, err := out.Write(buf[:n]); err != nil {
+		if at+int64(n) == delta.Size() {
+			if err := p.CheckSource(); err != nil {
+				return err
+			}
+		}
+		n, err = out.Write(buf[:n])
+		at += int64(n)
+		if x.unsealed && errors.Is(err, syscall.EPIPE) && at >= p.Unsealed.Layout().DataEnd() {
+			return nil // dds stops reading at the last data chunk
+		}
+		if err != nil {
 			return fmt.Errorf("delta: write at byte %d: %w", at, err)
 		}
-		at += int64(n)
 		bar.set(at)
-	}
-	if err := p.CheckSource(); err != nil {
-		return err
 	}
 	return out.commit()
 }
