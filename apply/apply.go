@@ -33,6 +33,11 @@ type Options struct {
 	// AssumeBase merges even if the target is not recorded to hold what the delta
 	// starts from.
 	AssumeBase bool
+	// AnyBase merges whatever the target is recorded to hold, as dds does. Nobody
+	// vouches for what it holds then: that is recorded without a name, unless the
+	// delta is a full one. Where records can't be written it does without, unless
+	// there is one of the target, which would not be true any more.
+	AnyBase bool
 	// Undo, if set, is a file in which to save what is overwritten.
 	Undo string
 	// WriteZeros writes zeros as anything else.

@@ -220,6 +220,7 @@ type rig struct {
 	target             string
 	pipe, undoWanted   bool
 	secondFromSameBase bool
+	anyBase            bool
 }
 
 const rigChunk = 512
@@ -341,7 +342,7 @@ func (r *rig) apply(s storage) error {
 	if r.undoWanted {
 		o.Undo = r.undo
 	}
-	o.storage = s
+	o.storage, o.AnyBase = s, r.anyBase
 	if !r.pipe {
 		_, err := File(context.Background(), r.delta, r.target, o)
 		return err
@@ -373,6 +374,7 @@ func TestStopAtEveryOperation(t *testing.T) {
 		"pipe":      {pipe: true},
 		"undo":      {undoWanted: true},
 		"same base": {secondFromSameBase: true, undoWanted: true},
+		"any base":  {anyBase: true, pipe: true},
 	} {
 		for _, failure := range []struct {
 			name  string
@@ -431,17 +433,36 @@ func TestStopAtEveryOperation(t *testing.T) {
 
 func (r *rig) checkRerun(where string) {
 	r.t.Helper()
+	if r.anyBase && !r.targetIs(r.base) {
+		r.checkNoLongerBase(where)
+	}
 	if err := r.apply(nil); err != nil {
 		r.t.Fatalf("%s: again: %v", where, err)
 	}
 	if !r.targetIs(r.after) {
 		r.t.Fatalf("%s: again: the target is not the new state", where)
 	}
+	if r.anyBase {
+		r.checkNoLongerBase(where + ": again")
+	}
 	if r.undoWanted {
 		r.mustApply(r.undo, "")
 		if !r.targetIs(r.base) {
 			r.t.Fatalf("%s: again and undone: the target is not the old state", where)
 		}
+	}
+}
+
+// checkNoLongerBase has what was recorded tell that the target does not hold the base:
+// a delta from there that does not cover what was written is refused.
+func (r *rig) checkNoLongerBase(where string) {
+	r.t.Helper()
+	before := r.mustRead(r.target)
+	less := filepath.Join(r.dir, "less")
+	sealedFile(r.t, less, "base", "other", r.base, r.base, 39)
+	var refused *RefusedError
+	if _, err := File(context.Background(), less, r.target, r.options("")); !errors.As(err, &refused) || !r.targetIs(before) {
+		r.t.Fatalf("%s: it passes for the base: %v", where, err)
 	}
 }
 

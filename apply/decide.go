@@ -37,6 +37,7 @@ type decision struct {
 	proveBase bool     // compare the target with the digests of the base first
 	since     *Content // the state since which the chunks in written were written
 	written   *cow.Set // with those of this delta; nil if not known
+	nameless  bool     // nobody vouches for what the target will hold
 	warning   string
 }
 
@@ -153,6 +154,17 @@ func decideInterrupted(f facts, k known, fresh decision, assumeBase bool) (decis
 		way += ", or " + m.Undo + " to undo it"
 	}
 	return decision{}, refusal(fmt.Sprintf("it is half merged: a delta from %s to %s was interrupted, and this one, from %s to %s, does not cover what was written: %s", nameOf(m.Base), nameOf(m.New.Snapshot), nameOf(f.base), nameOf(f.new), way))
+}
+
+// decideAny takes every delta, for a caller who answers for what the target holds.
+// Others write to such a target as well, and record nothing, so that nothing is built
+// on what was recorded. Only a full delta says by itself what the target holds when
+// it is merged.
+func decideAny(f facts) decision {
+	if f.full {
+		return decision{}
+	}
+	return decision{since: &Content{}, written: f.changed, nameless: true}
 }
 
 // covers tells whether the delta starts from the state since which the recorded

@@ -130,3 +130,16 @@ func TestDecide(t *testing.T) {
 		})
 	}
 }
+
+// Of a delta that is taken whatever the target holds, nothing is recorded that only
+// its sender says.
+func TestDecideAny(t *testing.T) {
+	f := facts{name: "d1", base: "A", new: "B", chunkBytes: 4096, changed: chunks(1, 2)}
+	if d := decideAny(f); !d.nameless || d.since == nil || *d.since != (Content{}) || d.written.Len() != 2 || d.warning != "" || d.proveBase {
+		t.Errorf("%+v", d)
+	}
+	f.full = true
+	if d := decideAny(f); d.nameless || d.since != nil || d.done || d.resume {
+		t.Errorf("a full one: %+v", d)
+	}
+}

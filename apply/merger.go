@@ -45,10 +45,13 @@ func (m *merger) takeOver() (err error) {
 		return fmt.Errorf("target: %w", err)
 	}
 	m.lock, err = m.state.lock(m.key)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
 		return m.target.refused("another apply to it is running")
-	}
-	if err != nil {
+	case err != nil && m.o.AnyBase && !m.state.has(m.key):
+		m.state = stateDir{}
+		return nil
+	case err != nil:
 		return err
 	}
 	return m.readKnown()
@@ -64,7 +67,11 @@ func (m *merger) close() {
 // readKnown reads the record of the target, and compares it with what the target
 // looks like.
 func (m *merger) readKnown() (err error) {
-	if m.known.Record, err = m.state.load(m.key); err != nil || m.known.Record == nil {
+	m.known.Record, err = m.state.load(m.key)
+	if m.o.AnyBase {
+		return nil // one that is damaged is replaced as any other
+	}
+	if err != nil || m.known.Record == nil {
 		return err
 	}
 	r := m.known.Record
@@ -91,7 +98,7 @@ func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, s
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", name, err)
 	}
-	if d.seal == nil {
+	if d.seal == nil && !m.o.AnyBase {
 		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
 	}
 	decoder, err := d.decoder()
@@ -170,6 +177,9 @@ func (m *merger) checkFits(f facts, seal *cow.Seal) error {
 }
 
 func (m *merger) decide(f facts) (decision, error) {
+	if m.o.AnyBase {
+		return decideAny(f), nil
+	}
 	how, err := decide(f, m.known, m.o.AssumeBase)
 	var no refusal
 	if errors.As(err, &no) {
@@ -270,7 +280,9 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 			Undo: undo, UndoDelta: undoDelta, DoneChunks: skip,
 		},
 	}
-	if m.known.Record != nil {
+	if how.nameless {
+		r.Merging.Base, r.Merging.New = "", Content{}
+	} else if m.known.Record != nil {
 		r.Holds = m.known.Holds
 	}
 	if how.resume {
@@ -289,7 +301,7 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 		begun = new(cow.SetBuilder)
 	}
 	o := m.o
-	if m.known.Record != nil && m.known.Merging != nil {
+	if m.state.none() || m.known.Record != nil && m.known.Merging != nil {
 		// What a failed flush dropped reads as if it were there until it is dropped
 		// from the cache as well.
 		o.WriteZeros = true
@@ -389,10 +401,7 @@ func (m *merger) takeBack() error {
 	if m.known.Record != nil {
 		return m.state.save(m.known.Record)
 	}
-	if err := m.state.storage.remove(m.state.recordPath(m.key)); err != nil {
-		return fmt.Errorf("state file: %w", err)
-	}
-	return m.state.storage.syncDir(m.state.path)
+	return m.state.forget(m.key)
 }
 
 // brokenOff hides a refusal in an error of a merge that had begun.

@@ -25,7 +25,7 @@ type spoolFile struct {
 func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := unnamedFile(o.SpoolDir)
 	if err != nil {
-		return nil, fmt.Errorf("spool: %w (--spool names another directory, --stream writes without one)", err)
+		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
 	}
 	defer func() {
 		if err != nil {
@@ -126,7 +126,7 @@ func checkRoom(f *os.File, bytes int64, dir string) error {
 }
 
 func noRoom(dir, what string) error {
-	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool), copy the delta to a file and apply that, or write without a spool (--stream)", dir, what)
+	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool), copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)", dir, what)
 }
 
 func unnamedFile(dir string) (*os.File, error) {

@@ -69,11 +69,14 @@ const recordVersion = 1
 // maxRecordBytes bounds what is read of a record.
 const maxRecordBytes = 1 << 20
 
-// stateDir is the directory with the records.
+// stateDir is the directory with the records. The zero stateDir keeps none.
 type stateDir struct {
 	path    string
 	storage storage
 }
+
+// none tells whether no records are kept.
+func (d stateDir) none() bool { return d.path == "" }
 
 // fileName is the name of the files of a target, without their suffix.
 func fileName(key string) string {
@@ -100,6 +103,12 @@ func (d stateDir) lock(key string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// has tells whether there is a record of a target, as far as this user may see.
+func (d stateDir) has(key string) bool {
+	_, err := os.Stat(d.recordPath(key))
+	return err == nil
 }
 
 // load reads the record of a target, nil if there is none.
@@ -172,6 +181,9 @@ func parseRecord(b []byte) (*Record, error) {
 
 // save replaces the record of a target.
 func (d stateDir) save(r *Record) error {
+	if d.none() {
+		return nil
+	}
 	r.Version = recordVersion
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -192,6 +204,9 @@ func (d stateDir) save(r *Record) error {
 // the name and the digest: a record that names it is either the one before or the
 // one after, and each finds its own set.
 func (d stateDir) saveWritten(key string, set *cow.Set, chunkBytes int64) (name, digest string, err error) {
+	if d.none() {
+		return "", "", nil
+	}
 	hash := blake3.New(cow.DigestBytes, nil)
 	if err := cow.WriteSet(hash, set, chunkBytes); err != nil {
 		return "", "", err
@@ -205,6 +220,17 @@ func (d stateDir) saveWritten(key string, set *cow.Set, chunkBytes int64) (name,
 		return "", "", fmt.Errorf("state file %w", err)
 	}
 	return name, digest, nil
+}
+
+// forget removes the record of a target.
+func (d stateDir) forget(key string) error {
+	if d.none() {
+		return nil
+	}
+	if err := d.storage.remove(d.recordPath(key)); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return d.storage.syncDir(d.path)
 }
 
 // loadWritten reads the set of chunks that a record names, nil if it names none.
@@ -232,6 +258,9 @@ func (d stateDir) loadWritten(r *Record) (set *cow.Set, chunkBytes int64, err er
 // removeOther removes the sets of a target other than the one with that name, and
 // what a crash left half written.
 func (d stateDir) removeOther(key, keep string) error {
+	if d.none() {
+		return nil
+	}
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
