@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -42,13 +43,19 @@ func commands() []*command {
 }
 
 func main() {
+	// The programs that this one stands in for are links to it.
+	name, run := "ddsfs", run
+	switch filepath.Base(os.Args[0]) {
+	case ddsName:
+		name, run = ddsName, runDDS
+	}
 	err := run(os.Args[1:], os.Stdout)
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("stopped by a signal")
 	}
 	var said *reported
 	if err != nil && !errors.As(err, &said) {
-		fmt.Fprintf(os.Stderr, "ddsfs: %v\n", oneLine(err))
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, oneLine(err))
 	}
 	os.Exit(exitCode(err))
 }

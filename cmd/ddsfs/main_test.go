@@ -24,6 +24,7 @@ const deadline = 20 * time.Second
 // Both may be read by every user.
 var (
 	executable string // ddsfs
+	ddsLink    string // the same as dds
 	fixtures   string // a directory for each of testdata/stores, unpacked
 )
 
@@ -48,6 +49,10 @@ func prepare(dir string) error {
 		return err
 	}
 	executable, fixtures = filepath.Join(dir, "ddsfs"), filepath.Join(dir, "stores")
+	ddsLink = filepath.Join(dir, "dds")
+	if err := os.Symlink("ddsfs", ddsLink); err != nil {
+		return err
+	}
 	build := exec.Command("go", "build", "-o", executable, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
@@ -109,6 +114,7 @@ func args(parts ...any) (all []string) {
 // result is how a command ended.
 type result struct {
 	t              *testing.T
+	program        string // by which it names itself on stderr
 	command        string
 	stdout, stderr string
 	code           int // -1: by a signal
@@ -135,7 +141,11 @@ func runWith(t *testing.T, with func(*exec.Cmd), command ...string) result {
 	if err != nil && (!errors.As(err, &exit) || ctx.Err() != nil) {
 		t.Fatalf("%q: %v\n%s", command, err, &stderr)
 	}
-	return result{t, fmt.Sprintf("%q", command), stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	program := "ddsfs"
+	if command[0] == ddsLink {
+		program = "dds"
+	}
+	return result{t, program, fmt.Sprintf("%q", command), stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
 // ddsfs runs ddsfs.
@@ -159,8 +169,8 @@ func (r result) fails(code int, says ...string) {
 	if r.code != code {
 		r.t.Errorf("%s: exit code %d, want %d\n%s", r.command, r.code, code, r.stderr)
 	}
-	if strings.Count(r.stderr, "\n") != 1 || !strings.HasPrefix(r.stderr, "ddsfs: ") || !strings.HasSuffix(r.stderr, "\n") {
-		r.t.Errorf("%s: not one line of ddsfs's: %q", r.command, r.stderr)
+	if strings.Count(r.stderr, "\n") != 1 || !strings.HasPrefix(r.stderr, r.program+": ") || !strings.HasSuffix(r.stderr, "\n") {
+		r.t.Errorf("%s: not one line of %s's: %q", r.command, r.program, r.stderr)
 	}
 	for _, s := range says {
 		if !strings.Contains(r.stderr, s) {

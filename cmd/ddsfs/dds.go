@@ -1,0 +1,175 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"ddsfs/apply"
+	"ddsfs/cow"
+	"ddsfs/cow/pair"
+)
+
+// ddsName is the name that makes this binary dds.
+const ddsName = "dds"
+
+var ddsUsage = []string{
+	"dds --extract --cow COW --source SRC [--dest FILE] [-v]",
+	"dds --merge [--cow FILE] --dest DEV [-v]",
+}
+
+const ddsHelp = `
+This is ddsfs with the command line, the report and the deltas of dds (Christophe
+Varoqui, 2010), for what calls dds: OpenSVC's sync.dds runs on it as it is.
+
+--extract writes the chunks that COW lists, the base snapshot's COW device or a copy
+of it, as they are in SRC, the newer snapshot, to FILE or to stdout. --merge writes
+such a delta, from FILE or from stdin, to DEV, a block device or a file. What DEV
+must hold before is for the caller to know: it is not checked.
+
+What differs from dds:
+
+  COW is read past the page cache, which misses what the kernel writes there. What
+  is damaged, or has overflowed, is refused. If SRC overflows while it is read, the
+  delta lacks its end, and --merge refuses it.
+
+  --merge looks through all of the delta before it writes. What comes from stdin is
+  put into a file without a name until then, and needs room in --spool: if the pipe
+  breaks, DEV is as it was. ddsfs apply --stream does without.
+
+  --merge refuses a DEV that is in use, that is too small, or that the delta was
+  taken from. A delta of ddsfs is verified by its digests.
+
+  --merge records that DEV holds a state without a name, or that of a full delta, so
+  that ddsfs apply does not take it for what it was. Where the state directory can't
+  be written to, it goes without, unless there is a record that would be wrong then.
+
+If a merge was interrupted, DEV is half merged: merge that delta again, or a later
+one from the same base snapshot.
+`
+
+// dds is a command line of dds.
+type dds struct {
+	extract, merge    bool
+	cow, source, dest string
+	spool, stateDir   string
+	verbose           bool
+}
+
+// runDDS runs the command line args as dds; help goes to out.
+func runDDS(args []string, out io.Writer) error {
+	var d dds
+	flags := pflag.NewFlagSet(ddsName, pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() {}
+	flags.SetOutput(io.Discard)
+	flags.BoolVar(&d.extract, "extract", false, "write a delta")
+	flags.BoolVar(&d.merge, "merge", false, "merge a delta")
+	flags.StringVar(&d.cow, "cow", "", "the base snapshot's COW `device`, or the delta to merge")
+	flags.StringVar(&d.source, "source", "", "the newer snapshot's `device`, or a file")
+	flags.StringVar(&d.dest, "dest", "", "the `file` or device to write to")
+	flags.BoolVarP(&d.verbose, "verbose", "v", false, "print the header and the report: to stderr if the delta goes to stdout, else to stdout")
+	flags.StringVar(&d.spool, "spool", cmp.Or(os.Getenv("TMPDIR"), "/var/tmp"), "`directory` with room for a delta that comes from stdin; $TMPDIR if that is set")
+	flags.StringVar(&d.stateDir, "state-dir", defaultStateDir, "`directory` in which ddsfs records what targets hold")
+	help := flags.BoolP("help", "h", false, "show this help")
+	showVersion := flags.BoolP("version", "V", false, "show the version")
+	err := flags.Parse(args)
+	switch {
+	case err != nil:
+		err = usageError("%v", err)
+	case *help:
+		fmt.Fprintf(out, "Usage: %s\n\n%s\n\nFlags:\n%s\nExit codes:\n%s", strings.Join(ddsUsage, "\n       "), strings.TrimSpace(ddsHelp), flags.FlagUsages(), exitCodesHelp)
+		return nil
+	case *showVersion:
+		fmt.Fprintf(out, "dds (ddsfs %s)\n", version)
+		return nil
+	default:
+		err = d.run(flags.Args())
+	}
+	var wrong *usage
+	if errors.As(err, &wrong) {
+		return usageError("%v (usage: %s)", err, strings.Join(ddsUsage, ", or "))
+	}
+	return err
+}
+
+func (d *dds) run(args []string) error {
+	switch {
+	case len(args) > 0:
+		return usageError("unexpected argument %q", args[0])
+	case d.extract == d.merge:
+		return usageError("needs one of --extract and --merge")
+	case d.extract && (d.cow == "" || d.source == ""):
+		return usageError("--extract needs --cow and --source")
+	case d.extract && d.dest == "" && term.IsTerminal(int(os.Stdout.Fd())):
+		return usageError("a delta is not for the terminal: redirect stdout, or name a file with --dest")
+	case d.merge && d.dest == "":
+		return usageError("--merge needs --dest")
+	case d.merge && d.source != "":
+		return usageError("--source goes with --extract")
+	case d.merge && d.cow == "" && term.IsTerminal(int(os.Stdin.Fd())):
+		return usageError("a delta does not come from the terminal: redirect stdin, or name a file with --cow")
+	case d.extract:
+		return d.runExtract()
+	}
+	return d.runMerge()
+}
+
+func (d *dds) runExtract() error {
+	p, err := pair.Open(pair.Options{COW: d.cow, Source: d.source})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	for _, w := range p.Warnings {
+		d.warn(w)
+	}
+	x := extract{pair: pairFlags{cow: d.cow, source: d.source}, output: d.dest, unsealed: true, quiet: true}
+	if d.verbose {
+		out := os.Stdout
+		if x.toStdout() {
+			out = os.Stderr
+		}
+		if err := d.print(out, p.Unsealed.Report()); err != nil {
+			return err
+		}
+	}
+	return x.write(p)
+}
+
+func (d *dds) runMerge() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	m := merge{quiet: true, Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}
+	result, err := m.merge(ctx, cmp.Or(d.cow, "-"), d.dest)
+	if err != nil || !d.verbose {
+		return err
+	}
+	return d.print(os.Stdout, result.Report)
+}
+
+// print prints the header and the report to the letter as dds did.
+func (d *dds) print(out io.Writer, r cow.Report) error {
+	var b strings.Builder
+	lines := func(heading string, lines []cow.Line) {
+		b.WriteString(heading)
+		for _, l := range lines {
+			fmt.Fprintf(&b, "  %-17s %s\n", l.Name, l.Value)
+		}
+	}
+	lines(headerHeading, r.HeaderLines())
+	lines(reportHeading, r.Lines())
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func (d *dds) warn(message string) { fmt.Fprintf(os.Stderr, "dds: warning: %s\n", message) }
