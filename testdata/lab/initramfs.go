@@ -50,8 +50,8 @@ func kernel(root string) (string, error) {
 }
 
 // initramfs writes the guest's root file system to path: from the packages
-// unpacked in root, and binaries by the name they get in the guest's /bin.
-func initramfs(path, root string, binaries map[string]string) (err error) {
+// unpacked in root, and binaries and links by the name they get in the guest's /bin.
+func initramfs(path, root string, binaries, links map[string]string) (err error) {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
@@ -64,6 +64,9 @@ func initramfs(path, root string, binaries map[string]string) (err error) {
 	a.add("etc/lvm/lvm.conf", 0o644, lvmConf)
 	for name, from := range binaries {
 		a.addFile("bin/"+name, from)
+	}
+	for name, to := range links {
+		a.addLink("bin/"+name, to)
 	}
 	busybox, err := lookup(root, "busybox", "bin", "usr/bin")
 	if err != nil {
@@ -122,6 +125,10 @@ func (a *archive) addFile(name, from string) {
 	a.add(name, 0o755, content)
 }
 
+func (a *archive) addLink(name, to string) {
+	a.entry(name, cpio.TypeSymlink|0o777, []byte(to))
+}
+
 // addPrograms adds the programs, the shared libraries that they name, and the
 // loader.
 func (a *archive) addPrograms(root string) error {
@@ -144,7 +151,7 @@ func (a *archive) addPrograms(root string) error {
 		}
 		for _, e := range entries {
 			if to, err := os.Readlink(filepath.Join(root, dir, e.Name())); err == nil && filepath.Base(to) == "lvm" {
-				a.entry("bin/"+e.Name(), cpio.TypeSymlink|0o777, []byte("lvm"))
+				a.addLink("bin/"+e.Name(), "lvm")
 			}
 		}
 	}

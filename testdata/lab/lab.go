@@ -48,6 +48,7 @@ type Config struct {
 	Run      string            // which of them, as in go test -run; all where it is empty
 	Binaries map[string]string // packages to build into the guest's /bin, by name
 	Scripts  []string          // files to put there as well
+	Links    map[string]string // what links in the guest's /bin point to, by name
 	Disks    []Disk
 	Memory   int           // in MiB; 1024 where it is 0
 	Timeout  time.Duration // the guest is killed after it; defaultTimeout where it is 0
@@ -166,7 +167,7 @@ func prepare(dir string, cfg Config) ([]string, error) {
 		binaries[filepath.Base(path)] = path
 	}
 	initrd := filepath.Join(dir, "initramfs")
-	if err := initramfs(initrd, root, binaries); err != nil {
+	if err := initramfs(initrd, root, binaries, cfg.Links); err != nil {
 		return nil, err
 	}
 	results := filepath.Join(dir, "results")

@@ -15,6 +15,7 @@ func TestScenarios(t *testing.T) {
 		Run:      below,
 		Binaries: map[string]string{"ddsfs": "ddsfs/cmd/ddsfs"},
 		Scripts:  []string{"../../cmd/ddsfs-replicate/ddsfs-replicate"},
+		Links:    map[string]string{"dds": "ddsfs"},
 	})
 	g.Wait().Report(t)
 }
