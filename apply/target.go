@@ -161,20 +161,18 @@ func (t *target) checkSize(volumeBytes int64) error {
 // a part of its snapshots. LVM's hidden devices have the volume's uuid with a
 // suffix. The last of the identities is that of the origin.
 func (t *target) checkOrigin(ids ...string) error {
-	if origin := t.info.OriginUUID(); origin != "" && origin == ids[len(ids)-1] {
-		return t.refused("it is a snapshot of the volume that the delta was taken from")
-	}
-	own := t.info.DMUUID()
-	if own == "" {
-		return nil
-	}
-	for _, suffix := range []string{"-real", "-cow"} {
-		own = strings.TrimSuffix(own, suffix)
-	}
-	for _, id := range ids {
-		if id != "" && strings.TrimSuffix(id, "-real") == own {
-			return t.refused("it is what the delta was taken from")
+	if own := t.info.DMUUID(); own != "" {
+		for _, suffix := range []string{"-real", "-cow"} {
+			own = strings.TrimSuffix(own, suffix)
 		}
+		for _, id := range ids {
+			if id != "" && strings.TrimSuffix(id, "-real") == own {
+				return t.refused("it is what the delta was taken from")
+			}
+		}
+	}
+	if origin := t.info.OriginUUID(); origin != "" && origin == ids[len(ids)-1] {
+		return t.refused("it is the volume that the delta was taken from, or a snapshot of it")
 	}
 	return nil
 }

@@ -17,8 +17,10 @@ type Report struct {
 	DataBytes   int64 `json:"data_bytes"`
 	TotalBytes  int64 `json:"total_bytes"`
 
-	// Of a sealed delta: what it was made of, its size with the trailer, and its
-	// digest if that was read.
+	// Of a sealed delta: how many of its exceptions only the new snapshot's store
+	// had, what it was made of, its size with the trailer, and its digest if that
+	// was read.
+	NewOnly     int64  `json:"new_only,omitempty"`
 	Base        string `json:"base,omitempty"`
 	New         string `json:"new,omitempty"`
 	Origin      string `json:"origin,omitempty"`
@@ -31,7 +33,7 @@ type Report struct {
 func (s *Store) Report() Report {
 	r := NewReport(s.Header, s.Areas, s.Changed.Len())
 	if s.Seal != nil {
-		r.VolumeBytes = s.Seal.VolumeBytes
+		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
 		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
 	}
 	if s.Name != nil {
@@ -109,6 +111,9 @@ func (r Report) Text() string {
 	if r.VolumeBytes > 0 {
 		fmt.Fprintf(&b, "Volume size %s\n", SizeText(r.VolumeBytes))
 		fmt.Fprintf(&b, "Changed %.2f %%\n", 100*min(1, float64(r.DataBytes)/float64(r.VolumeBytes)))
+	}
+	if r.NewOnly > 0 {
+		b.WriteString(Line{"Written to new", fmt.Sprint(r.NewOnly)}.String())
 	}
 	for _, l := range []Line{{"Base", r.Base}, {"New", r.New}, {"Origin", r.Origin}} {
 		if l.Value != "" {

@@ -24,8 +24,9 @@ checks it, and prints its header and its report. FILE - is stdin.
 
 With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
 chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta also
-volume_bytes, base, new and origin (names, where known), sealed_bytes and
-delta (its digest).`,
+volume_bytes, new_only (exceptions that only the new snapshot's store had, if there
+are any), base, new and origin (names, where known), sealed_bytes and delta (its
+digest).`,
 		example: `ddsfs info /dev/mapper/vg-base-cow`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			asJSON := flags.Bool("json", false, "print a JSON object")

@@ -157,6 +157,7 @@ func (p *Pair) open(o Options) (err error) {
 	}
 	p.Unsealed = delta
 	p.report = delta.Report()
+	p.report.NewOnly = seal.NewOnly
 	if p.table, err = delta.Table(); err != nil {
 		return err
 	}
@@ -342,9 +343,6 @@ func (p *Pair) ReportText() string {
 	fmt.Fprintf(&b, "Base %s\nNew %s\n", named(p.from, seal.Base), named(p.source.Info().Path, seal.New))
 	if seal.Origin != "" {
 		fmt.Fprintf(&b, "Origin %s\n", seal.Origin)
-	}
-	if seal.NewOnly > 0 {
-		fmt.Fprintf(&b, "Written to new %d\n", seal.NewOnly)
 	}
 	if p.extended > 0 {
 		fmt.Fprintf(&b, "Extended by %d\n", p.extended)
