@@ -226,7 +226,11 @@ func (i Info) OriginUUID() string {
 		if n == i.Number() {
 			return ""
 		}
-		return strings.TrimSuffix(Info{Block: true, Major: n.Major, Minor: n.Minor}.DMUUID(), "-real")
+		uuid := Info{Block: true, Major: n.Major, Minor: n.Minor}.DMUUID()
+		if strings.HasPrefix(uuid, "LVM-") {
+			uuid = strings.TrimSuffix(uuid, "-real")
+		}
+		return uuid
 	}
 	// Only root may see tables.
 	slaves, err := i.list("slaves")

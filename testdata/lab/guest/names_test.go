@@ -87,6 +87,36 @@ func TestPlainNames(t *testing.T) {
 	}
 }
 
+// The names in a seal are the dm uuids of plain snapshots as well, and of what they
+// are snapshots of.
+func TestPlainIdentities(t *testing.T) {
+	const sectors = 8192
+	create := func(name, target string) *dm.Device {
+		return dm.Create(t, "plain-"+name, sectors, target, "--uuid", "lab-plain-"+name)
+	}
+	real := create("real", "linear "+dm.Blank(t, sectors)+" 0")
+	snapshot := func(name string) *dm.Device {
+		return create(name, fmt.Sprintf("snapshot %s %s P 8", real.Path, dm.Blank(t, dm.CowSectors(sectors, 8))))
+	}
+	volume := create("volume", "snapshot-origin "+real.Path)
+	base := snapshot("base")
+	writeTo(t, volume.Path, "new", 1024, 64)
+	new := snapshot("new")
+	delta := filepath.Join(t.TempDir(), "delta")
+	dm.Ddsfs(t, "extract", base.Path, new.Path, "-o", delta)
+	info := dm.Ddsfs(t, "info", "--json", delta)
+	for _, want := range []string{`"base":"lab-plain-base"`, `"new":"lab-plain-new"`, `"origin":"lab-plain-real"`} {
+		if !strings.Contains(info, want) {
+			t.Errorf("info says %s, want %s", info, want)
+		}
+	}
+	for _, target := range []*dm.Device{volume, base, new} {
+		before := dm.Read(t, target.Path, true)
+		dm.Fails(t, nil, 3, []string{target.Path, "refused", "taken from"}, "apply", "--assume-base", "--state-dir", t.TempDir(), delta, target.Path)
+		dm.Holds(t, "the refused target", target.Path, before)
+	}
+}
+
 // failsBoth runs mount and extract with a pair that both must refuse.
 func failsBoth(t *testing.T, words []string, pair ...string) {
 	t.Helper()
