@@ -50,14 +50,14 @@ func open(path string, cacheImmutable bool) (d *Device, err error) {
 	if !info.Block || cacheImmutable && info.isReadOnlySnapshot() {
 		return d, nil
 	}
-	sector, err := unix.IoctlGetInt(int(file.Fd()), unix.BLKSSZGET)
+	sector, err := LogicalBlockBytes(file)
 	if err != nil {
-		return nil, fmt.Errorf("%s: ask for its logical block size: %w", path, err)
+		return nil, err
 	}
 	if err := setDirect(file); err != nil {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", path, err)
 	}
-	d.direct = &directReader{file: file, block: int64(sector), size: size}
+	d.direct = &directReader{file: file, block: sector, size: size}
 	return d, nil
 }
 
@@ -76,6 +76,41 @@ func setDirect(file *os.File) error {
 		}
 	})
 	return errors.Join(err, inner)
+}
+
+// Reopen opens the block device or regular file that file is, whatever its name
+// leads to by now, with other flags.
+func Reopen(file *os.File, flags int) (*os.File, error) {
+	// The kernel follows this link to the device or the file itself.
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: open it once more: %w", file.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
+}
+
+// DropCache writes out what is in the page cache of an open block device, and
+// forgets the rest: the device mapper writes beneath it. A regular file's cache
+// has no such trouble.
+func DropCache(file *os.File) error {
+	info, err := Stat(file)
+	if err != nil || !info.Block {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(file.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("%s: drop its page cache: %w", file.Name(), err)
+	}
+	return nil
+}
+
+// LogicalBlockBytes is the size of the smallest piece that an open block device
+// can be read or written in.
+func LogicalBlockBytes(file *os.File) (int64, error) {
+	bytes, err := unix.IoctlGetInt(int(file.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		return 0, fmt.Errorf("%s: ask for its logical block size: %w", file.Name(), err)
+	}
+	return int64(bytes), nil
 }
 
 // Size is the size of an open block device or regular file in bytes.

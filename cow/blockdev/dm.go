@@ -13,14 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The device mapper's ioctls, from include/uapi/linux/dm-ioctl.h. Each takes a
-// struct dm_ioctl of 312 bytes, and returns its answer in the same memory.
+// The device mapper's calls, from include/uapi/linux/dm-ioctl.h. Each takes a
+// struct dm_ioctl of 312 bytes with what belongs to the call behind it, and
+// returns its answer in the same memory.
 const (
 	dmControl     = "/dev/mapper/control"
 	dmHeaderBytes = 312
-	dmBufferBytes = 64 << 10
+	dmTablesBytes = 64 << 10 // room for tables that are asked for
 
+	dmDevCreate   = 0xc138fd03
+	dmDevRemove   = 0xc138fd04
+	dmDevSuspend  = 0xc138fd06 // or resume, without dmSuspendFlag
 	dmDevStatus   = 0xc138fd07
+	dmTableLoad   = 0xc138fd09
+	dmTableClear  = 0xc138fd0a
 	dmTableStatus = 0xc138fd0c
 
 	dmDataSizeAt    = 12
@@ -28,10 +34,21 @@ const (
 	dmTargetCountAt = 20
 	dmOpenCountAt   = 24
 	dmFlagsAt       = 28
+	dmEventAt       = 32
 	dmDevAt         = 40
+	dmNameAt        = 48
+	dmNameBytes     = 128 // with the NUL behind it, as the next
+	dmUUIDAt        = 176
+	dmUUIDBytes     = 129
 
+	dmReadOnlyFlag   = 1 << 0
+	dmSuspendFlag    = 1 << 1
 	dmTableFlag      = 1 << 4 // the table and not the status
+	dmActiveFlag     = 1 << 5 // there is a table in use
+	dmInactiveFlag   = 1 << 6 // there is one that was loaded, and is not in use yet
 	dmBufferFullFlag = 1 << 8
+	dmSkipLockFSFlag = 1 << 10 // suspend without freezing the file system on it
+	dmLoadedFlag     = 1 << 12 // ask about the table that was loaded
 
 	dmTargetBytes  = 40
 	dmTargetNextAt = 20
@@ -75,11 +92,11 @@ func (i Info) DMUUID() string {
 // OpenCount is how often a device-mapper device is open, by this process as well,
 // by other devices and by mounts.
 func (i Info) OpenCount() (int, error) {
-	b, err := i.dmIoctl(dmDevStatus, 0, dmHeaderBytes)
-	if err != nil {
-		return 0, err
+	r := i.dmRequest(0)
+	if err := r.call(dmDevStatus); err != nil {
+		return 0, fmt.Errorf("%s: %w", i.Path, err)
 	}
-	return int(int32(binary.NativeEndian.Uint32(b[dmOpenCountAt:]))), nil
+	return r.openCount(), nil
 }
 
 // Table returns the targets of a device-mapper device, with their parameters.
@@ -89,19 +106,108 @@ func (i Info) Table() ([]Target, error) { return i.targets(dmTableFlag) }
 func (i Info) Status() ([]Target, error) { return i.targets(0) }
 
 func (i Info) targets(flags uint32) ([]Target, error) {
-	b, err := i.dmIoctl(dmTableStatus, flags, dmBufferBytes)
+	targets, err := i.dmRequest(dmTablesBytes).askTargets(flags)
 	if err != nil {
-		return nil, err
-	}
-	if binary.NativeEndian.Uint32(b[dmFlagsAt:])&dmBufferFullFlag != 0 {
-		return nil, fmt.Errorf("%s: its device-mapper table is larger than %d bytes", i.Path, dmBufferBytes)
-	}
-	first := binary.NativeEndian.Uint32(b[dmDataStartAt:])
-	targets, err := parseTargets(b[min(int(first), len(b)):], binary.NativeEndian.Uint32(b[dmTargetCountAt:]))
-	if err != nil {
-		return nil, fmt.Errorf("%s: device-mapper table: %w", i.Path, err)
+		return nil, fmt.Errorf("%s: %w", i.Path, err)
 	}
 	return targets, nil
+}
+
+// dmRequest is a request about the device, which the device mapper finds by its
+// number.
+func (i Info) dmRequest(bytes int) dmRequest {
+	r := newDMRequest(bytes)
+	binary.NativeEndian.PutUint64(r[dmDevAt:], i.Number().device())
+	return r
+}
+
+// dmRequest is the memory of a call: a struct dm_ioctl, and what is behind it.
+type dmRequest []byte
+
+// newDMRequest returns a request with so many bytes behind the struct.
+func newDMRequest(bytes int) dmRequest {
+	r := make(dmRequest, dmHeaderBytes+bytes)
+	ne := binary.NativeEndian
+	ne.PutUint32(r[0:], 4) // the interface's major version; 4.0 has most of this
+	ne.PutUint32(r[dmDataSizeAt:], uint32(len(r)))
+	ne.PutUint32(r[dmDataStartAt:], dmHeaderBytes)
+	return r
+}
+
+// named is a request about the device with that name or uuid; for a device to be
+// made, with both. They must have been checked.
+func (r dmRequest) named(name, uuid string) dmRequest {
+	copy(r[dmNameAt:dmNameAt+dmNameBytes-1], name)
+	copy(r[dmUUIDAt:dmUUIDAt+dmUUIDBytes-1], uuid)
+	return r
+}
+
+func (r dmRequest) setFlags(flags uint32) { binary.NativeEndian.PutUint32(r[dmFlagsAt:], flags) }
+
+func (r dmRequest) flags() uint32 { return binary.NativeEndian.Uint32(r[dmFlagsAt:]) }
+
+func (r dmRequest) openCount() int {
+	return int(int32(binary.NativeEndian.Uint32(r[dmOpenCountAt:])))
+}
+
+func (r dmRequest) name() string { return cString(r[dmNameAt : dmNameAt+dmNameBytes]) }
+
+func (r dmRequest) uuid() string { return cString(r[dmUUIDAt : dmUUIDAt+dmUUIDBytes]) }
+
+func (r dmRequest) dev() Number {
+	dev := binary.NativeEndian.Uint64(r[dmDevAt:])
+	return Number{unix.Major(dev), unix.Minor(dev)}
+}
+
+// call asks the device mapper.
+func (r dmRequest) call(request uintptr) error {
+	control, err := os.OpenFile(dmControl, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("ask the device mapper: %w", err)
+	}
+	defer control.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), request, uintptr(unsafe.Pointer(unsafe.SliceData(r)))); errno != 0 {
+		return fmt.Errorf("ask the device mapper: %w", errno)
+	}
+	return nil
+}
+
+// askTargets asks for the targets of the device that the request is about, with
+// their status unless the flags say otherwise.
+func (r dmRequest) askTargets(flags uint32) ([]Target, error) {
+	r.setFlags(flags)
+	if err := r.call(dmTableStatus); err != nil {
+		return nil, err
+	}
+	if r.flags()&dmBufferFullFlag != 0 {
+		return nil, fmt.Errorf("its device-mapper table is larger than %d bytes", dmTablesBytes)
+	}
+	first := binary.NativeEndian.Uint32(r[dmDataStartAt:])
+	targets, err := parseTargets(r[min(int(first), len(r)):], binary.NativeEndian.Uint32(r[dmTargetCountAt:]))
+	if err != nil {
+		return nil, fmt.Errorf("device-mapper table: %w", err)
+	}
+	return targets, nil
+}
+
+// encodeTargets is the table that parseTargets reads, but for the place of the
+// next target: the kernel takes it from the one before, and returns it from the
+// first.
+func encodeTargets(targets []Target) []byte {
+	var b []byte
+	ne := binary.NativeEndian
+	for _, t := range targets {
+		// The parameters end in a NUL, and each target begins at a multiple of 8.
+		size := (dmTargetBytes + len(t.Params) + 1 + 7) / 8 * 8
+		spec := make([]byte, size)
+		ne.PutUint64(spec, t.StartSector)
+		ne.PutUint64(spec[8:], t.Sectors)
+		ne.PutUint32(spec[dmTargetNextAt:], uint32(size))
+		copy(spec[dmTargetTypeAt:dmTargetBytes-1], t.Type)
+		copy(spec[dmTargetBytes:], t.Params)
+		b = append(b, spec...)
+	}
+	return b
 }
 
 // parseTargets reads count structs dm_target_spec, each with its parameters
@@ -114,37 +220,15 @@ func parseTargets(b []byte, count uint32) ([]Target, error) {
 			return nil, errors.New("cut off")
 		}
 		spec := b[at:]
-		params, _, _ := bytes.Cut(spec[dmTargetBytes:], []byte{0})
-		kind, _, _ := bytes.Cut(spec[dmTargetTypeAt:dmTargetBytes], []byte{0})
 		targets = append(targets, Target{
 			StartSector: binary.NativeEndian.Uint64(spec),
 			Sectors:     binary.NativeEndian.Uint64(spec[8:]),
-			Type:        string(kind),
-			Params:      strings.TrimSpace(string(params)),
+			Type:        cString(spec[dmTargetTypeAt:dmTargetBytes]),
+			Params:      strings.TrimSpace(cString(spec[dmTargetBytes:])),
 		})
 		at = int(binary.NativeEndian.Uint32(spec[dmTargetNextAt:]))
 	}
 	return targets, nil
-}
-
-// dmIoctl asks the device mapper about the device, which it finds by its number.
-func (i Info) dmIoctl(request uintptr, flags uint32, bufferBytes int) ([]byte, error) {
-	control, err := os.OpenFile(dmControl, os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: ask the device mapper: %w", i.Path, err)
-	}
-	defer control.Close()
-	b := make([]byte, bufferBytes)
-	ne := binary.NativeEndian
-	ne.PutUint32(b[0:], 4) // the interface's major version; 4.0 has all of this
-	ne.PutUint32(b[dmDataSizeAt:], uint32(len(b)))
-	ne.PutUint32(b[dmDataStartAt:], dmHeaderBytes)
-	ne.PutUint32(b[dmFlagsAt:], flags)
-	ne.PutUint64(b[dmDevAt:], unix.Mkdev(i.Major, i.Minor))
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), request, uintptr(unsafe.Pointer(unsafe.SliceData(b)))); errno != 0 {
-		return nil, fmt.Errorf("%s: ask the device mapper: %w", i.Path, errno)
-	}
-	return b, nil
 }
 
 // CheckSnapshot returns an error if the device is a snapshot whose status says
@@ -168,10 +252,44 @@ func (i Info) CheckSnapshot() error {
 		if t.Type != "snapshot" {
 			continue
 		}
-		switch t.Params {
-		case "Invalid", "Overflow", "Merge failed", "Unknown":
+		if t.broken() {
 			return fmt.Errorf("%s: the snapshot's status is %q: what is read from it can't be trusted", i.Path, t.Params)
 		}
 	}
 	return nil
+}
+
+// broken tells whether the status of a snapshot's target says that it failed.
+func (t Target) broken() bool {
+	switch t.Params {
+	case "Invalid", "Overflow", "Merge failed", "Unknown":
+		return true
+	}
+	return false
+}
+
+// Usage is what a snapshot's store has in use, in sectors.
+type Usage struct {
+	Used, Metadata int64
+}
+
+// Usage reads the status of a target of type snapshot or snapshot-merge. What the
+// kernel says when it failed is an error.
+func (t Target) Usage() (Usage, error) {
+	var u Usage
+	var total int64
+	if t.broken() {
+		return Usage{}, fmt.Errorf("the kernel says %q", t.Params)
+	}
+	// Sscanf would take what follows the last number.
+	if _, err := fmt.Sscanf(t.Params+";", "%d/%d %d;", &u.Used, &total, &u.Metadata); err != nil || u.Used < 0 || u.Metadata < 0 {
+		return Usage{}, fmt.Errorf("the kernel says %q, which is no status of a snapshot", t.Params)
+	}
+	return u, nil
+}
+
+// cString is the string in b that ends in a NUL.
+func cString(b []byte) string {
+	s, _, _ := bytes.Cut(b, []byte{0})
+	return string(s)
 }

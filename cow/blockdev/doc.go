@@ -9,4 +9,7 @@
 // file's cache is coherent, and some file systems refuse O_DIRECT.
 //
 // What a device is, is read from sysfs, by its major and minor number.
+//
+// It also makes the device-mapper and loop devices through which the kernel shows
+// a delta and merges it, with the kernel's own calls.
 package blockdev

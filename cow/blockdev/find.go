@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	dev    = "/dev"
-	mapper = "/dev/mapper"
+	devDir    = "/dev"
+	mapperDir = "/dev/mapper"
 )
 
 // lvUUID is how LVM prints the uuid of a logical volume.
@@ -31,12 +31,12 @@ func Find(name string) (string, error) {
 	case lvUUID.MatchString(name):
 		return findUUID(strings.ReplaceAll(name, "-", ""))
 	}
-	group, volume, ok := strings.Cut(strings.TrimPrefix(name, dev+"/"), "/")
-	if !errors.Is(err, fs.ErrNotExist) || !ok || group == "" || volume == "" || strings.Contains(volume, "/") || strings.HasPrefix(name, mapper+"/") {
+	group, volume, ok := strings.Cut(strings.TrimPrefix(name, devDir+"/"), "/")
+	if !errors.Is(err, fs.ErrNotExist) || !ok || group == "" || volume == "" || strings.Contains(volume, "/") || strings.HasPrefix(name, mapperDir+"/") {
 		return "", err
 	}
 	// LVM's link in /dev comes from udev, which may not be there.
-	path := filepath.Join(mapper, mapperName(group, volume))
+	path := filepath.Join(mapperDir, mapperName(group, volume))
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s: neither a file nor an active logical volume: %w", name, err)
 	}
@@ -92,10 +92,10 @@ func Lookup(path string) (Info, error) {
 
 // InfoOf finds the block device with that number, and a path for it.
 func InfoOf(n Number) (Info, error) {
-	i := Info{Block: true, Major: n.Major, Minor: n.Minor}
+	i := blockInfo("", n)
 	var paths []string
 	if name := i.DMName(); name != "" {
-		paths = append(paths, filepath.Join(mapper, name))
+		paths = append(paths, filepath.Join(mapperDir, name))
 	}
 	uevent, err := i.attribute("uevent")
 	if err != nil {
@@ -103,7 +103,7 @@ func InfoOf(n Number) (Info, error) {
 	}
 	for line := range strings.Lines(uevent) {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
-			paths = append(paths, filepath.Join(dev, name))
+			paths = append(paths, filepath.Join(devDir, name))
 		}
 	}
 	// A name in /dev may be of another device, if nobody takes care of it.

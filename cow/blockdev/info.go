@@ -37,6 +37,11 @@ func Stat(file *os.File) (Info, error) {
 	return statInfo(file.Name(), fi)
 }
 
+// blockInfo is that of the block device with the number.
+func blockInfo(path string, n Number) Info {
+	return Info{Path: path, Block: true, Major: n.Major, Minor: n.Minor}
+}
+
 // Same tells whether both are the same device or file, whatever their names.
 func (i Info) Same(other Info) bool {
 	if i.Block || other.Block {
@@ -127,9 +132,9 @@ func (i Info) HolderInfos() ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: what lies on it: %s: %w", i.Path, name, err)
 		}
-		h := Info{Path: filepath.Join(dev, name), Block: true, Major: n.Major, Minor: n.Minor}
+		h := blockInfo(filepath.Join(devDir, name), n)
 		if dm := h.DMName(); dm != "" {
-			h.Path = filepath.Join(mapper, dm)
+			h.Path = filepath.Join(mapperDir, dm)
 		}
 		infos = append(infos, h)
 	}
@@ -161,7 +166,7 @@ func (i Info) LoopDevices() ([]string, error) {
 		if err != nil {
 			continue
 		}
-		own := i.Block && strings.TrimSpace(string(number)) == fmt.Sprintf("%d:%d", i.Major, i.Minor)
+		own := i.Block && strings.TrimSpace(string(number)) == i.Number().String()
 		if (id == mine || id == i.id()) && !own {
 			names = append(names, name)
 		}
@@ -226,7 +231,7 @@ func (i Info) OriginUUID() string {
 		if n == i.Number() {
 			return ""
 		}
-		uuid := Info{Block: true, Major: n.Major, Minor: n.Minor}.DMUUID()
+		uuid := blockInfo("", n).DMUUID()
 		if strings.HasPrefix(uuid, "LVM-") {
 			uuid = strings.TrimSuffix(uuid, "-real")
 		}
@@ -249,7 +254,7 @@ func (i Info) OriginUUID() string {
 	return ""
 }
 
-func (i Info) dir() string { return fmt.Sprintf("%s/%d:%d", sysfs, i.Major, i.Minor) }
+func (i Info) dir() string { return filepath.Join(sysfs, i.Number().String()) }
 
 func (i Info) attribute(name string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(i.dir(), name))

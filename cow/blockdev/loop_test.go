@@ -1,0 +1,111 @@
+package blockdev
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// backingFile is a file of two and a half sectors.
+func backingFile(t *testing.T) (f *os.File, content []byte) {
+	t.Helper()
+	content = bytes.Repeat([]byte("backing "), 160)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f, content
+}
+
+// A loop device shows its file, all but a last part of a sector, and is gone when
+// nobody holds it.
+func TestLoop(t *testing.T) {
+	for _, writable := range []bool{false, true} {
+		f, content := backingFile(t)
+		l, err := NewLoop(f, writable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		size, err := Size(l.File)
+		if err != nil || size != 1024 {
+			t.Errorf("%d bytes, %v", size, err)
+		}
+		got := make([]byte, size)
+		if _, err := l.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:size]) {
+			t.Errorf("it shows something else: %v", err)
+		}
+		if l.Info().ReadOnly() == writable {
+			t.Errorf("writable %v: read-only %v", writable, l.Info().ReadOnly())
+		}
+		if block, err := LogicalBlockBytes(l.File); err != nil || block != 512 {
+			t.Errorf("blocks of %d bytes, %v", block, err)
+		}
+		if writable {
+			if _, err := l.WriteAt([]byte("written!"), 512); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.ReadAt(got, 0); err != nil || string(got[512:520]) != "written!" {
+				t.Errorf("the file has %q, %v", got[512:520], err)
+			}
+		}
+		info, err := Stat(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := func() int {
+			names, err := info.LoopDevices()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(names)
+		}
+		if n := shown(); n != 1 {
+			t.Errorf("%d loop devices show the file", n)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		until := time.Now().Add(10 * time.Second)
+		for shown() > 0 && time.Now().Before(until) {
+			time.Sleep(10 * time.Millisecond) // udev may look into it
+		}
+		if n := shown(); n > 0 {
+			t.Errorf("%d loop devices show the file after the last has let go", n)
+		}
+	}
+}
+
+func TestReopen(t *testing.T) {
+	f, content := backingFile(t)
+	if err := os.Rename(f.Name(), f.Name()+"2"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Reopen(f, unix.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	got := make([]byte, len(content))
+	if _, err := again.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("it is another file: %v", err)
+	}
+	if _, err := again.WriteAt(got, 0); err == nil {
+		t.Error("what was opened for reading can be written")
+	}
+	if err := DropCache(again); err != nil {
+		t.Errorf("drop the cache of a file: %v", err)
+	}
+}
