@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -53,6 +52,7 @@ type Options struct {
 
 	// For tests.
 	storage         storage
+	devices         devices
 	checkpointBytes int64
 }
 
@@ -73,6 +73,13 @@ func (o Options) disk() storage {
 		return o.storage
 	}
 	return disk{}
+}
+
+func (o Options) kernel() devices {
+	if o.devices != nil {
+		return o.devices
+	}
+	return kernel{}
 }
 
 // Stage is what Apply is doing.
@@ -111,30 +118,20 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	m, err := open(targetPath, o)
+	m, err := open(targetPath, true, o)
 	if err != nil {
 		return Result{}, err
 	}
 	defer m.close()
-	if err := m.target.checkApart(in.Info()); err != nil {
+	if err := m.take(in); err != nil {
 		return Result{}, err
-	}
-	before, err := in.Counter()
-	if err != nil {
-		return Result{}, fmt.Errorf("delta: %w", err)
-	}
-	m.unchanged = func() error {
-		if now, err := in.Counter(); err != nil || now != before {
-			return errors.Join(fmt.Errorf("delta %s: it changed after it was verified", path), err)
-		}
-		return nil
 	}
 	return m.mergeChecked(ctx, path, in, in.Size())
 }
 
 // Pipe merges the delta that comes from r into the target.
 func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result, error) {
-	m, err := open(targetPath, o)
+	m, err := open(targetPath, true, o)
 	if err != nil {
 		return Result{}, err
 	}

@@ -60,8 +60,8 @@ func (s *faulty) track(f file, path string) (file, error) {
 	return tracked, nil
 }
 
-func (s *faulty) openTarget(path string) (file, error) {
-	f, err := s.disk.openTarget(path)
+func (s *faulty) openTarget(path string, writable bool) (file, error) {
+	f, err := s.disk.openTarget(path, writable)
 	if err != nil {
 		return nil, err
 	}

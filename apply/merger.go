@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
 )
 
 // merger merges one delta into a target that it has opened and locked.
@@ -25,9 +26,10 @@ type merger struct {
 	unchanged func() error
 }
 
-// open opens and locks the target, and reads what is known of it.
-func open(targetPath string, o Options) (*merger, error) {
-	t, err := openTarget(o.disk(), targetPath)
+// open opens and locks the target, to write to it or just to read it, and reads
+// what is known of it.
+func open(targetPath string, writable bool, o Options) (*merger, error) {
+	t, err := openTarget(o.disk(), targetPath, writable)
 	if err != nil {
 		return nil, err
 	}
@@ -92,40 +94,75 @@ func (m *merger) readKnown() (err error) {
 	return nil
 }
 
-// mergeChecked merges a delta that can be looked through first.
-func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
+// take notes which file the delta is in: it must be another one than the target, and
+// not change from now on.
+func (m *merger) take(in *blockdev.Device) error {
+	if err := m.target.checkApart(in.Info()); err != nil {
+		return err
+	}
+	before, err := in.Counter()
+	if err != nil {
+		return fmt.Errorf("delta: %w", err)
+	}
+	m.unchanged = func() error {
+		if now, err := in.Counter(); err != nil || now != before {
+			return errors.Join(fmt.Errorf("delta %s: it changed after it was verified", in.Info().Path), err)
+		}
+		return nil
+	}
+	return nil
+}
+
+// checked is a delta that was looked through, and that the target may take.
+type checked struct {
+	*delta
+	facts facts
+	how   decision
+}
+
+// check looks through a delta in the first sizeBytes bytes of r, and refuses it if
+// it is not for the target.
+func (m *merger) check(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (*checked, error) {
 	d, err := openDelta(ctx, r, sizeBytes, func(done, total int64) { m.o.progress(Verifying, done, total) })
 	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if d.seal == nil && !m.o.AnyBase {
 		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
+	}
+	base, new := d.identities()
+	c := &checked{delta: d, facts: facts{
+		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
+		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	}}
+	if err := m.checkFits(c.facts, d.seal); err != nil {
+		return nil, err
+	}
+	if c.how, err = m.decide(c.facts); err != nil {
+		return nil, err
+	}
+	if c.how.proveBase {
+		if err := m.proveBase(ctx, d); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// mergeChecked merges a delta that can be looked through first.
+func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
+	d, err := m.check(ctx, name, r, sizeBytes)
+	if err != nil {
+		return Result{}, err
 	}
 	decoder, err := d.decoder()
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", name, err)
 	}
-	base, new := d.identities()
-	f := facts{
-		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
-		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	if d.how.done {
+		return m.alreadyDone(d.delta)
 	}
-	if err := m.checkFits(f, d.seal); err != nil {
-		return Result{}, err
-	}
-	how, err := m.decide(f)
-	if err != nil {
-		return Result{}, err
-	}
-	if how.done {
-		return m.alreadyDone(d)
-	}
-	if how.proveBase {
-		if err := m.proveBase(ctx, d); err != nil {
-			return Result{}, err
-		}
-	}
-	undo, undoDelta, err := m.undo(ctx, d)
+	undo, undoDelta, err := m.undo(ctx, d.delta)
 	if err != nil {
 		return Result{}, err
 	}
@@ -134,7 +171,7 @@ func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, s
 		result.Report = d.report
 		return result, nil
 	}
-	return m.merge(ctx, decoder, f, how, undo, undoDelta)
+	return m.merge(ctx, decoder, d.facts, d.how, undo, undoDelta)
 }
 
 // mergeStream merges a delta as it comes.

@@ -17,9 +17,9 @@ import (
 // before what is overwritten hangs on the order of these calls, so tests put a
 // storage of their own here that stops or fails at any of them.
 type storage interface {
-	// openTarget opens an existing device or file for reading and writing. A
-	// block device is claimed.
-	openTarget(path string) (file, error)
+	// openTarget opens an existing device or file, to read and write it or
+	// just to read it. A block device is claimed.
+	openTarget(path string, writable bool) (file, error)
 	// create makes a new file. It is an error if there is one.
 	create(path string) (file, error)
 	// rename gives a file another name, in place of what had it.
@@ -47,7 +47,7 @@ type file interface {
 // disk is the storage of the operating system.
 type disk struct{}
 
-func (disk) openTarget(path string) (file, error) {
+func (disk) openTarget(path string, writable bool) (file, error) {
 	// Before it is opened: opening a character device can do things by itself.
 	if fi, err := os.Stat(path); err != nil {
 		return nil, err
@@ -57,7 +57,11 @@ func (disk) openTarget(path string) (file, error) {
 	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
 	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
 	// us wait for its other end.
-	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_EXCL|syscall.O_NONBLOCK, 0)
+	flags := syscall.O_EXCL | syscall.O_NONBLOCK
+	if writable {
+		flags |= os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return nil, err
 	}

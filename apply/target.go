@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,22 +27,20 @@ type target struct {
 
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
-func openTarget(s storage, path string) (*target, error) {
-	f, err := s.openTarget(path)
+func openTarget(s storage, path string, writable bool) (*target, error) {
+	f, err := s.openTarget(path, writable)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, inUse(path)}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	t := &target{file: f, path: path}
-	if t.info, err = blockdev.Stat(f.os()); err == nil {
-		t.size, err = blockdev.Size(f.os())
-	}
+	t, err := newTarget(f, path)
 	if err != nil {
-		err = fmt.Errorf("target: %w", err)
-	} else {
-		err = t.checkUnused()
+		return nil, err
+	}
+	if err = t.checkUnused(ours{opens: 1}); err == nil && isOurs(t.info.DMUUID()) {
+		err = t.refused("ddsfs made it to show another volume: apply to that one")
 	}
 	if err != nil {
 		t.Close()
@@ -50,21 +49,72 @@ func openTarget(s storage, path string) (*target, error) {
 	return t, nil
 }
 
-// checkUnused refuses a target that somebody uses without having claimed it: a
-// loop device over a file, and whoever just opened it, as virtual machines do.
-func (t *target) checkUnused() error {
+// newTarget is the target that was opened, and closes it if it can't be one.
+func newTarget(f file, path string) (*target, error) {
+	t := &target{file: f, path: path}
+	var err error
+	if t.info, err = blockdev.Stat(f.os()); err == nil {
+		t.size, err = blockdev.Size(f.os())
+	}
+	if err != nil {
+		t.Close()
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	return t, nil
+}
+
+// release gives up the claim on a block device and keeps it open, so that the
+// device mapper can claim it.
+func (t *target) release() error {
+	if !t.info.Block {
+		return nil
+	}
+	f, err := blockdev.Reopen(t.os(), os.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	err = t.Close()
+	t.file = osFile{f}
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	return nil
+}
+
+// ours is what shows of us among a target's users.
+type ours struct {
+	opens  int             // how often a device-mapper device counts us
+	loops  []blockdev.Info // loop devices
+	mapped blockdev.Info   // the device that is stacked on it
+}
+
+// checkUnused refuses a target that somebody else uses without having claimed it: a
+// loop device over a file, and whoever just opened it, as virtual machines do. The
+// device mapper claims a device for all of its devices together.
+func (t *target) checkUnused(o ours) error {
 	loops, err := t.info.LoopDevices()
 	if err != nil {
 		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
 	}
+	loops = slices.DeleteFunc(loops, func(l blockdev.Info) bool { return slices.ContainsFunc(o.loops, l.Same) })
 	if len(loops) > 0 {
-		return t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", strings.Join(loops, ", "))
+		if text, err := usedByOurs(t.info, t.path); err == nil && text != "" {
+			return t.refused("%s", text)
+		}
+		return t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", paths(loops))
+	}
+	holders, err := t.info.HolderInfos()
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if holders = slices.DeleteFunc(holders, o.mapped.Same); len(holders) > 0 {
+		return t.refused("it is in use by %s, which is stacked on it", paths(holders))
 	}
 	// udev looks into a device for a moment when a writer has closed it, such as the
 	// apply before this one.
 	const tries, pause = 5, 100 * time.Millisecond
 	for try := 1; ; try++ {
-		err = t.checkOpeners()
+		err = t.checkOpeners(o.opens)
 		var refused *RefusedError
 		if !errors.As(err, &refused) || try == tries {
 			return err
@@ -73,8 +123,16 @@ func (t *target) checkUnused() error {
 	}
 }
 
+func paths(infos []blockdev.Info) string {
+	var list []string
+	for _, i := range infos {
+		list = append(list, i.Path)
+	}
+	return strings.Join(list, ", ")
+}
+
 // checkOpeners refuses a target that others have open.
-func (t *target) checkOpeners() error {
+func (t *target) checkOpeners(own int) error {
 	users, err := t.info.Users()
 	if err != nil {
 		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
@@ -86,7 +144,6 @@ func (t *target) checkOpeners() error {
 		return nil
 	}
 	// What is open in a namespace whose processes can't be seen shows here.
-	const own = 1
 	count, err := t.info.OpenCount()
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
@@ -115,8 +172,11 @@ func inUse(path string) string {
 	if err == nil && len(mounts) > 0 {
 		return fmt.Sprintf("it is mounted on %s: unmount it first", mounts[0].Mountpoint)
 	}
-	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
-		return fmt.Sprintf("it is in use by %s, which is stacked on it", strings.Join(holders, ", "))
+	if text, err := usedByOurs(info, path); err == nil && text != "" {
+		return text
+	}
+	if holders, err := info.HolderInfos(); err == nil && len(holders) > 0 {
+		return fmt.Sprintf("it is in use by %s, which is stacked on it", paths(holders))
 	}
 	if users, err := info.Users(); err == nil && len(users) > 0 {
 		return fmt.Sprintf("%s has claimed it", users[0])

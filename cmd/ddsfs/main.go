@@ -36,6 +36,8 @@ func commands() []*command {
 		unmountCommand(),
 		extractCommand(),
 		applyCommand(),
+		attachCommand(),
+		detachCommand(),
 		verifyCommand(),
 		statusCommand(),
 		infoCommand(),

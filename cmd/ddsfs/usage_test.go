@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help of %s shows what is not for people", name)
 		}
 	}
-	for _, name := range []string{"mount", "unmount", "extract", "apply", "verify", "status", "info"} {
+	for _, name := range []string{"mount", "unmount", "extract", "apply", "attach", "detach", "verify", "status", "info"} {
 		if !seen[name] {
 			t.Errorf("help does not list %s", name)
 		}
@@ -86,6 +86,11 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"info", "a", "b"}, "one file"},
 		{[]string{"apply", "a"}, "target"},
 		{[]string{"apply", "--stream", "a", "b"}, "--stream"},
+		{[]string{"attach", "a", "b"}, "name"},
+		{[]string{"attach", "-", "b", "c"}, "stdin"},
+		{[]string{"attach", "a", "b", "c/d"}, "c/d"},
+		{[]string{"attach", "a", "b", "control"}, "control"},
+		{[]string{"detach"}, "name"},
 	} {
 		r := ddsfs(t, test.args...)
 		r.fails(2, test.says)

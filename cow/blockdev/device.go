@@ -132,6 +132,9 @@ func (d *Device) Info() Info { return d.info }
 // Counter is what the kernel counts of changes to it.
 func (d *Device) Counter() (Counter, error) { return d.info.Counter(d.file) }
 
+// Reopen opens it once more, with other flags.
+func (d *Device) Reopen(flags int) (*os.File, error) { return Reopen(d.file, flags) }
+
 // Close closes the device.
 func (d *Device) Close() error { return d.file.Close() }
 

@@ -159,9 +159,16 @@ func (r dmRequest) dev() Number {
 	return Number{unix.Major(dev), unix.Minor(dev)}
 }
 
+// ErrNoMapper says that there is no device mapper to ask, as in a container. That is something else
+// than fs.ErrNotExist, as which a device that is asked for may come back.
+var ErrNoMapper = errors.New("there is none here (modprobe dm-mod)")
+
 // call asks the device mapper.
 func (r dmRequest) call(request uintptr) error {
 	control, err := os.OpenFile(dmControl, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("ask the device mapper: %w: %v", ErrNoMapper, err)
+	}
 	if err != nil {
 		return fmt.Errorf("ask the device mapper: %w", err)
 	}
@@ -239,7 +246,7 @@ func (i Info) CheckSnapshot() error {
 		return nil
 	}
 	targets, err := i.Status()
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNoMapper) {
 		return nil // only root may ask, and a container may have no control device
 	}
 	if err != nil {

@@ -42,6 +42,15 @@ func blockInfo(path string, n Number) Info {
 	return Info{Path: path, Block: true, Major: n.Major, Minor: n.Minor}
 }
 
+// numberedInfo is that of the block device whose number sysfs says.
+func numberedInfo(path string, number []byte) (Info, error) {
+	n, err := parseNumber(string(number))
+	if err != nil {
+		return Info{}, fmt.Errorf("%s: its number: %w", path, err)
+	}
+	return blockInfo(path, n), nil
+}
+
 // Same tells whether both are the same device or file, whatever their names.
 func (i Info) Same(other Info) bool {
 	if i.Block || other.Block {
@@ -128,22 +137,21 @@ func (i Info) HolderInfos() ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
 		}
-		n, err := parseNumber(string(b))
+		holder, err := numberedInfo(filepath.Join(devDir, name), b)
 		if err != nil {
-			return nil, fmt.Errorf("%s: what lies on it: %s: %w", i.Path, name, err)
+			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
 		}
-		h := blockInfo(filepath.Join(devDir, name), n)
-		if dm := h.DMName(); dm != "" {
-			h.Path = filepath.Join(mapperDir, dm)
+		if name := holder.DMName(); name != "" {
+			holder.Path = filepath.Join(mapperDir, name)
 		}
-		infos = append(infos, h)
+		infos = append(infos, holder)
 	}
 	return infos, nil
 }
 
-// LoopDevices are the kernel's names of the other loop devices that show this
-// device or file, or what this one shows if it is a loop device itself.
-func (i Info) LoopDevices() ([]string, error) {
+// LoopDevices are the other loop devices that show this device or file, or what
+// this one shows if it is a loop device itself.
+func (i Info) LoopDevices() ([]Info, error) {
 	mine, err := i.backing()
 	if err != nil {
 		return nil, err
@@ -152,26 +160,30 @@ func (i Info) LoopDevices() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var infos []Info
 	for _, attribute := range all {
-		name := filepath.Base(filepath.Dir(filepath.Dir(attribute)))
-		id, err := loopBacking(filepath.Join("/dev", name))
+		dir := filepath.Dir(filepath.Dir(attribute))
+		path := filepath.Join("/dev", filepath.Base(dir))
+		id, err := loopBacking(path)
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
 			continue // detached meanwhile, or without a node here
 		}
 		if err != nil {
 			return nil, err
 		}
-		number, err := os.ReadFile(filepath.Join("/sys/block", name, "dev"))
+		number, err := os.ReadFile(filepath.Join(dir, "dev"))
 		if err != nil {
 			continue
 		}
-		own := i.Block && strings.TrimSpace(string(number)) == i.Number().String()
-		if (id == mine || id == i.id()) && !own {
-			names = append(names, name)
+		loop, err := numberedInfo(path, number)
+		if err != nil {
+			return nil, err
+		}
+		if (id == mine || id == i.id()) && !(i.Block && loop.Same(i)) {
+			infos = append(infos, loop)
 		}
 	}
-	return names, nil
+	return infos, nil
 }
 
 // isReadOnlySnapshot tells whether the device is a snapshot of LVM's that nobody

@@ -64,7 +64,7 @@ func errThin(path string) error {
 
 // notToBeAsked tells that the device mapper does not answer this user, or not here.
 func notToBeAsked(err error) bool {
-	return errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist)
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, blockdev.ErrNoMapper)
 }
 
 // baseOn finds the base snapshot whose COW device is open, nil if there is none.

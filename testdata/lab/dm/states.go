@@ -54,6 +54,18 @@ func NewStates(bytes int64) *States {
 	return s
 }
 
+// StatesOf are two given states, of the same size.
+func StatesOf(base, new []byte, chunkBytes int64) *States {
+	s := &States{Base: base, New: new, ChunkBytes: chunkBytes}
+	for at := int64(0); at < int64(len(base)); at += chunkBytes {
+		end := min(at+chunkBytes, int64(len(base)))
+		if !bytes.Equal(base[at:end], new[at:end]) {
+			s.Changed = append(s.Changed, at/chunkBytes)
+		}
+	}
+	return s
+}
+
 // Name says where the deltas are, which MakeDeltas made in dir.
 func (s *States) Name(dir string) {
 	s.Full, s.Forth, s.Back = filepath.Join(dir, "full.cow"), filepath.Join(dir, "forth.cow"), filepath.Join(dir, "back.cow")

@@ -1,0 +1,237 @@
+package apply
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// AttachOptions say how to show what a target will be.
+type AttachOptions struct {
+	// StateDir, AssumeBase, Warn and Progress are as in Options.
+	StateDir   string
+	AssumeBase bool
+	Warn       func(message string)
+	Progress   func(stage Stage, done, total int64)
+	// Writable lets the device be written to. What is written goes to a file
+	// without a name in OverlayDir, and is gone with the device.
+	Writable   bool
+	OverlayDir string
+}
+
+// overlayChunkBytes is the unit in which a writable device keeps what is written
+// to it.
+const overlayChunkBytes = 4096
+
+// Attach makes a device-mapper device that shows the target as it will be when the
+// delta is merged. It writes neither to the target nor to the delta.
+func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result Result, err error) {
+	m, err := open(targetPath, false, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
+	if err != nil {
+		return Result{}, err
+	}
+	defer m.close()
+	names := []string{name}
+	if o.Writable {
+		names = append(names, name+hiddenSuffix)
+	}
+	for _, name := range names {
+		if err := m.o.kernel().checkFree(name); err != nil {
+			return Result{}, err
+		}
+	}
+	in, err := blockdev.OpenSource(path)
+	if err != nil {
+		return Result{}, fmt.Errorf("delta: %w", err)
+	}
+	defer in.Close()
+	if err := m.take(in); err != nil {
+		return Result{}, err
+	}
+	d, err := m.check(ctx, path, in, in.Size())
+	if err != nil {
+		return Result{}, err
+	}
+	store, err := in.Reopen(os.O_RDONLY)
+	if err != nil {
+		return Result{}, fmt.Errorf("delta: %w", err)
+	}
+	defer store.Close()
+	l, err := newLower(m.o.kernel(), m.target.os(), store, false)
+	if err != nil {
+		return Result{}, err
+	}
+	defer l.Close()
+	if err := m.attach(d, l, name, o); err != nil {
+		return Result{}, err
+	}
+	result = m.newResult()
+	result.Report = d.report
+	return result, nil
+}
+
+// attach makes the device, or two if it is to be writable.
+func (m *merger) attach(d *checked, l *lower, name string, o AttachOptions) (err error) {
+	table, err := m.viewTable(d, l)
+	if err != nil {
+		return err
+	}
+	uuid := viewPrefix + rand.Text()
+	if !o.Writable {
+		view, err := m.load(l, name, uuid, true, table...)
+		if err != nil {
+			return err
+		}
+		return show(view, false)
+	}
+	below, err := m.load(l, name+hiddenSuffix, uuid+hiddenSuffix, true, table...)
+	if err != nil {
+		return err
+	}
+	if err := show(below, true); err != nil {
+		return err
+	}
+	if err := m.overlay(below, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
+		return errors.Join(err, below.Remove())
+	}
+	return nil
+}
+
+// viewTable shows the target as it will be. What lies behind the volume's end, also
+// in the chunk that it falls into, is not the volume's.
+func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
+	if err := l.checkChunk(d.header.ChunkBytes); err != nil {
+		return nil, err
+	}
+	sectors, err := m.target.sectors()
+	if err != nil {
+		return nil, err
+	}
+	end := sectors
+	if d.seal != nil && d.seal.VolumeBytes < m.target.size {
+		if d.seal.VolumeBytes%cow.SectorBytes != 0 {
+			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.seal.VolumeBytes, cow.SectorBytes)
+		}
+		end = d.seal.VolumeBytes / cow.SectorBytes
+	}
+	table := []blockdev.Target{snapshotOf(snapshotTarget, end, l.target, l.delta, "P", d.header.ChunkBytes)}
+	if end < sectors {
+		table = append(table, blockdev.Target{
+			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: linearTarget,
+			Params: fmt.Sprintf("%s %d", l.target.Number(), end),
+		})
+	}
+	return table, nil
+}
+
+// snapshotOf is a table's target over an origin and a COW device.
+func snapshotOf(kind string, sectors int64, origin, cowDevice blockdev.Info, persistent string, chunkBytes int64) blockdev.Target {
+	return blockdev.Target{
+		Sectors: uint64(sectors), Type: kind,
+		Params: fmt.Sprintf("%s %s %s %d", origin.Number(), cowDevice.Number(), persistent, chunkBytes/cow.SectorBytes),
+	}
+}
+
+// show makes a device that was loaded usable, or removes it.
+func show(d mapped, hidden bool) error {
+	err := d.Resume(hidden)
+	if err == nil && !hidden {
+		err = d.MakeNode()
+	}
+	if err == nil {
+		var status []blockdev.Target
+		if status, err = d.Status(); err == nil {
+			err = checkHealthy(d.Path(), status)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, d.Remove())
+	}
+	return nil
+}
+
+// overlay makes a device over another one that can be written to, while that one
+// stays as it is.
+func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string) error {
+	sectors, err := m.target.sectors()
+	if err != nil {
+		return err
+	}
+	f, err := unnamedFile(dir)
+	if err != nil {
+		return fmt.Errorf("overlay: %w (--overlay names another directory)", err)
+	}
+	defer f.Close()
+	// Room for every chunk, which the file takes when it is written to.
+	chunks := (m.target.size-1)/chunkBytes + 1
+	if err := f.Truncate(chunks * chunkBytes); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	loop, err := m.o.kernel().loop(f, true)
+	if err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	defer loop.Close()
+	d, err := m.o.kernel().create(name, uuid)
+	if err != nil {
+		return err
+	}
+	if err := d.Load(false, snapshotOf(snapshotTarget, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
+		return errors.Join(err, d.Remove())
+	}
+	return show(d, false)
+}
+
+// Detach takes down what Attach made. It leaves what a merge by the kernel needs.
+func Detach(name string) error {
+	d, err := blockdev.MappedByName(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		// An attach that was killed may have got no further than to this one.
+		hidden, hiddenErr := blockdev.MappedByName(name + hiddenSuffix)
+		if hiddenErr == nil && isOurs(hidden.UUID) && strings.HasSuffix(hidden.UUID, hiddenSuffix) {
+			return remove(hidden)
+		}
+		return fmt.Errorf("%w: nothing is attached as that", err)
+	}
+	if err != nil {
+		return err
+	}
+	if !isOurs(d.UUID) {
+		return &RefusedError{d.Path(), "ddsfs did not make it: it is not ours to remove"}
+	}
+	if strings.HasSuffix(d.UUID, hiddenSuffix) {
+		return &RefusedError{d.Path(), "it is below another device: detach " + strings.TrimSuffix(name, hiddenSuffix)}
+	}
+	table, err := d.Table()
+	if err != nil {
+		return err
+	}
+	if isMerging(table) {
+		return &RefusedError{d.Path(), "the kernel merges through it: ddsfs apply --kernel --resume TARGET finishes that, and ddsfs status names TARGET"}
+	}
+	hidden, err := blockdev.MappedByUUID(d.UUID + hiddenSuffix)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := remove(d); err != nil || hidden == nil {
+		return err
+	}
+	return remove(hidden)
+}
+
+// remove removes a device, or says who uses it.
+func remove(d *blockdev.Mapped) error {
+	err := d.Remove()
+	if errors.Is(err, syscall.EBUSY) {
+		return fmt.Errorf("%s: %s: %w", d.Path(), inUse(d.Path()), err)
+	}
+	return err
+}
