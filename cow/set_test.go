@@ -15,6 +15,12 @@ func sets() map[string][]uint64 {
 		}
 		return list
 	}
+	spans := func(first, end, run, per uint64) (list []uint64) {
+		for ; first < end; first += per {
+			list = append(list, span(first, first+run)...)
+		}
+		return list
+	}
 	return map[string][]uint64{
 		"empty":               nil,
 		"one":                 {7},
@@ -27,6 +33,10 @@ func sets() map[string][]uint64 {
 		"half":                randomChunks(r, 1<<16, 1<<15),
 		"at the sparse limit": span(10, 10+maxSparse),
 		"above it":            span(10, 11+maxSparse),
+		"runs":                spans(0, 3<<16, 64, 1024),
+		"runs of two":         spans(5, 1<<16, 2, 40),
+		"runs, then too many": spans(0, 1<<16, 20, 32),
+		"runs to the end":     append(spans(0, 1<<15, 100, 200), span(1<<16-100, 1<<16+5)...),
 		"full but one":        append(span(0, 40000), span(40001, 65536)...),
 		"highest":             {0, 1<<55 - 1, 1<<63 - 1},
 	}
