@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -18,7 +19,12 @@ type Device struct {
 	info   Info
 	size   int64
 	direct *directReader // nil: buffered reads
+	cached atomic.Int64  // bytes read into the page cache
 }
+
+// dropAfter is how much is read into the page cache of a device before it is dropped
+// from there. Nobody reads it again, and the host has better use for the room.
+const dropAfter = 32 << 20
 
 // OpenCOW opens a snapshot's COW device, past every cache.
 func OpenCOW(path string) (*Device, error) { return open(path, false) }
@@ -144,6 +150,7 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		n, err = d.direct.ReadAt(p, off)
 	} else {
 		n, err = d.file.ReadAt(p, off)
+		d.dropCached(int64(n))
 	}
 	if err != nil && err != io.EOF {
 		var inner *os.PathError
@@ -153,6 +160,17 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, err)
 	}
 	return n, err
+}
+
+// dropCached counts so many bytes that were read through the page cache, and drops
+// them from there now and then. What is cached of a regular file may be somebody
+// else's, and stays.
+func (d *Device) dropCached(bytes int64) {
+	now := d.cached.Add(bytes)
+	if d.info.Block && now/dropAfter != (now-bytes)/dropAfter {
+		// It can only be of no use.
+		_ = unix.Fadvise(int(d.file.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
 }
 
 // alignedTo tells whether p begins at a multiple of block in memory.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -182,5 +183,38 @@ func TestNewOverflows(t *testing.T) {
 	dm.Fails(t, nil, 1, []string{l.path("new")}, "extract", "--cow", "/dev/mapper/over-base-cow", "--source", l.path("new"), "-o", extracted)
 	if left := list(t, filepath.Dir(extracted)); len(left) > 0 {
 		t.Errorf("extract left %q", left)
+	}
+}
+
+// The whole of a large snapshot passes through, and the page cache keeps little of
+// it.
+func TestSourceLeavesTheCache(t *testing.T) {
+	dm.Run(t, "vgcreate", "large", dm.Blank(t, 256<<20/dm.SectorSize))
+	t.Cleanup(func() { dm.Run(t, "vgremove", "-f", "large") })
+	dm.Run(t, "lvcreate", "-y", "-Zn", "-L", "160M", "-n", "data", "large")
+	dm.Run(t, "lvcreate", "-s", "-pr", "-L", "4M", "-n", "new", "large/data")
+	// The kernel drops all of it when nobody has the device open any more.
+	file, err := os.Open("/dev/large/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	dm.Ddsfs(t, "extract", "--full", "large/new", "-o", "/dev/null")
+	const bytes = 160 << 20
+	mapped, err := unix.Mmap(int(file.Fd()), 0, bytes, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	resident := make([]byte, bytes/os.Getpagesize())
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), bytes, uintptr(unsafe.Pointer(&resident[0]))); errno != 0 {
+		t.Fatal(errno)
+	}
+	cached := 0
+	for _, r := range resident {
+		cached += int(r&1) * os.Getpagesize()
+	}
+	if cached > 40<<20 {
+		t.Errorf("%d bytes of the source are in the page cache", cached)
 	}
 }
