@@ -1,11 +1,14 @@
 // Command bench measures ddsfs side by side with what its work amounts to
-// without it, and prints the ratios: each round runs all ways one after the
-// other, and the medians over the rounds are compared.
+// without it, and with other tools that do it, if they are installed: rsync, lvmsync,
+// bdsync and blocksync-fast. It prints ratios: each round runs all ways one after the
+// other, and the medians over the rounds are compared. CPU seconds are those of all
+// processes that take part, the one that serves a mount among them.
 //
-//	go run ./testdata/bench [-rounds N] [-size MiB] bin/ddsfs
+//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] bin/ddsfs
 package main
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -18,6 +21,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -25,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
 	"ddsfs/fs"
 )
 
@@ -35,6 +41,8 @@ type way struct {
 	name string
 	run  func() error
 	file string // whose pages are dropped from the page cache before, "" for none
+	// pid is that of a process that serves it all the time, 0 if there is none.
+	pid int
 }
 
 // pattern is what changed on the volume.
@@ -53,10 +61,12 @@ func main() {
 func run() error {
 	rounds := flag.Int("rounds", 5, "how often each way is run")
 	size := flag.Int64("size", 1024, "size of the volume in `MiB`")
+	cold := flag.Bool("cold", false, "drop the source from the page cache before each way")
+	loop := flag.Bool("loop", false, "read the source through a loop device")
 	bare := flag.String("bare", "", "serve this `file` on the mountpoint that is given, with no layout, until SIGTERM")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		return errors.New("usage: bench [-rounds N] [-size MiB] DDSFS")
+		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] DDSFS")
 	}
 	if *bare != "" {
 		return serveBare(*bare, flag.Arg(0))
@@ -70,11 +80,30 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{ddsfs: ddsfs, dir: dir, volumeBytes: *size << 20, rounds: *rounds}
+	b := &bench{ddsfs: ddsfs, dir: dir, volumeBytes: *size << 20, rounds: *rounds, cold: *cold}
 	if err := b.makeVolume(); err != nil {
 		return err
 	}
-	fmt.Printf("Volume of %d MiB in the page cache, chunks of %d bytes; medians of %d rounds; ratio to the first way.\n\n", *size, chunkBytes, *rounds)
+	b.source = b.path("source")
+	where := "in the page cache"
+	if *cold {
+		where = "not in the page cache"
+	}
+	if *loop {
+		f, err := os.Open(b.source)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		device, err := blockdev.NewLoop(f, false)
+		if err != nil {
+			return err
+		}
+		defer device.Close()
+		b.source = device.Name()
+		where += ", behind a loop device"
+	}
+	fmt.Printf("Volume of %d MiB %s, chunks of %d bytes; medians of %d rounds; ratio to the first way.\n\n", *size, where, chunkBytes, *rounds)
 	for _, p := range []pattern{
 		{"all of it", 1, 1},
 		{"runs of 64 KiB, a quarter of it", 16, 64},
@@ -89,8 +118,10 @@ func run() error {
 
 type bench struct {
 	ddsfs, dir  string
+	source      string
 	volumeBytes int64
 	rounds      int
+	cold        bool
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
@@ -121,7 +152,7 @@ func (b *bench) pattern(p pattern) (err error) {
 	if err := b.writeStore(changed); err != nil {
 		return err
 	}
-	pair := []string{"--cow", b.path("cow"), "--source", b.path("source")}
+	pair := []string{"--cow", b.path("cow"), "--source", b.source}
 	if err := b.ddsfsRun("extract", append(pair, "-q", "-o", b.path("delta"))...); err != nil {
 		return err
 	}
@@ -132,7 +163,11 @@ func (b *bench) pattern(p pattern) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.ddsfsRun("unmount", b.path("mnt"))) }()
-	stopBare, err := b.startBare(b.path("delta"), b.mountpoint("bare"))
+	server, err := servingPID(b.path("mnt"))
+	if err != nil {
+		return err
+	}
+	barePID, stopBare, err := b.startBare(b.path("delta"), b.mountpoint("bare"))
 	if err != nil {
 		return err
 	}
@@ -143,55 +178,177 @@ func (b *bench) pattern(p pattern) (err error) {
 
 	bytes := changed.Len() * chunkBytes
 	fmt.Printf("%s: %d MiB\n", p.name, bytes>>20)
-	err = b.measure(bytes, []way{
-		{"read the runs, 1 MiB at most each", func() error { return b.readRuns(runs) }, ""},
-		{"extract > /dev/null", func() error { return b.shell("$DDSFS extract --cow cow --source source > /dev/null") }, ""},
-		{"cat of a bare FUSE file", func() error { return b.shell("cat bare/file > /dev/null") }, "bare/file"},
-		{"cat delta.cow", func() error { return b.shell("cat mnt/delta.cow > /dev/null") }, "mnt/delta.cow"},
-		{"dd bs=1M of a bare FUSE file", func() error { return b.shell("dd if=bare/file bs=1M status=none > /dev/null") }, "bare/file"},
-		{"dd bs=1M delta.cow", func() error { return b.shell("dd if=mnt/delta.cow bs=1M status=none > /dev/null") }, "mnt/delta.cow"},
-	})
+	reading := []way{{name: "read the runs, 1 MiB at most each", run: func() error { return b.readRuns(runs) }}}
+	for _, command := range []string{
+		"cat FILE > /dev/null", "dd if=FILE bs=1M status=none > /dev/null", "cp FILE copy", "rsync --inplace --whole-file FILE copy",
+		"for n in 1 2 3 4; do cat FILE > /dev/null & done; wait",
+	} {
+		for _, from := range []struct {
+			name, file string
+			pid        int
+		}{{"a bare FUSE file", "bare/file", barePID}, {"delta.cow", "mnt/delta.cow", server}} {
+			reading = append(reading, way{
+				name: strings.ReplaceAll(command, "FILE", from.name), file: from.file, pid: from.pid,
+				run: func() error { return b.shell("rm -f copy; " + strings.ReplaceAll(command, "FILE", from.file)) },
+			})
+		}
+	}
+	extract := "$DDSFS extract --cow cow --source $SOURCE"
+	reading = append(reading, way{name: "extract > /dev/null", run: func() error { return b.shell(extract + " > /dev/null") }})
+	if err := b.measure(bytes, reading); err != nil {
+		return err
+	}
+	writing := []way{
+		{name: "pread, pwrite, fsync of the runs", run: func() error { return b.copyRuns(runs) }},
+		{name: "apply of an unsealed delta: nothing to verify", run: func() error { return b.shell("$APPLY unsealed target") }},
+		{name: "apply delta.cow", run: func() error { return b.shell("$APPLY delta target") }},
+		{name: "apply --undo delta.cow", run: func() error { return b.shell("rm -f undo; $APPLY --undo undo delta target") }},
+		{name: "verify delta.cow target", run: func() error { return b.shell("$DDSFS verify -q delta target") }},
+		{name: "extract | apply --stream", run: func() error { return b.shell(extract + " | $APPLY --stream - target") }},
+		{name: "extract | apply", run: func() error { return b.shell(extract + " | $APPLY --spool . - target") }},
+		{name: "dd bs=1M of the whole volume, conv=fsync", run: func() error {
+			return b.shell("dd if=$SOURCE of=target bs=1M conv=fsync,notrunc status=none")
+		}},
+	}
+	rivals, err := b.rivals(runs)
 	if err != nil {
 		return err
 	}
-	return b.measure(bytes, []way{
-		{"pread, pwrite, fsync of the runs", func() error { return b.copyRuns(runs) }, ""},
-		{"apply of an unsealed delta: nothing to verify", func() error { return b.shell("$APPLY unsealed target") }, ""},
-		{"apply delta.cow", func() error { return b.shell("$APPLY delta target") }, ""},
-		{"apply --undo delta.cow", func() error { return b.shell("rm -f undo; $APPLY --undo undo delta target") }, ""},
-		{"verify delta.cow target", func() error { return b.shell("$DDSFS verify -q delta target") }, ""},
-		{"extract | apply --stream", func() error {
-			return b.shell("$DDSFS extract --cow cow --source source | $APPLY --stream - target")
-		}, ""},
-		{"extract | apply", func() error {
-			return b.shell("$DDSFS extract --cow cow --source source | $APPLY --spool . - target")
-		}, ""},
-	})
+	return b.measure(bytes, append(writing, rivals...))
+}
+
+// rivals are the other tools that are installed. What they merge is made beforehand,
+// where they have such a thing.
+func (b *bench) rivals(runs [][2]int64) (ways []way, err error) {
+	has := func(tool string) bool {
+		_, err := exec.LookPath(tool)
+		return err == nil
+	}
+	add := func(name, script string) {
+		// They leave the flush to whoever wants one.
+		ways = append(ways, way{name: name, run: func() error { return b.shell(script + " && sync target") }})
+	}
+	if has("lvmsync") {
+		if err := b.writeLVMSync(runs); err != nil {
+			return nil, err
+		}
+		add("lvmsync --apply", "lvmsync --apply lvmsync.changes target")
+	}
+	if err := exec.Command("cp", "--sparse=never", b.path("target"), b.path("before")).Run(); err != nil {
+		return nil, err
+	}
+	if err := b.zeroRuns(runs); err != nil {
+		return nil, err
+	}
+	if has("blocksync-fast") {
+		if err := b.shell("rm -f digest blocksync.delta; blocksync-fast -s before -f digest --make-digest && blocksync-fast -s $SOURCE -f digest --make-delta -D blocksync.delta"); err != nil {
+			return nil, err
+		}
+		add("blocksync-fast --apply-delta", "blocksync-fast -d target --apply-delta -D blocksync.delta")
+	}
+	if has("bdsync") {
+		if err := b.shell("bdsync 'bdsync --server' $SOURCE before > bdsync.diff"); err != nil {
+			return nil, err
+		}
+		add("bdsync --patch", "bdsync --patch=target < bdsync.diff")
+	}
+	if has("rsync") && b.source == b.path("source") {
+		// It has to find out by itself what changed.
+		ways = append(ways, way{name: "rsync --inplace --no-whole-file", run: func() error {
+			return b.shell("cp --reflink=auto before target && rsync -I --inplace --no-whole-file source target && sync target")
+		}})
+	}
+	return ways, nil
+}
+
+// zeroRuns makes the file "before" differ from the source in the runs.
+func (b *bench) zeroRuns(runs [][2]int64) error {
+	f, err := os.OpenFile(b.path("before"), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for i := range buf {
+		buf[i] = byte(i) | 1
+	}
+	for _, r := range runs {
+		if _, err := f.WriteAt(buf[:r[1]], r[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeLVMSync writes the changes as lvmsync sends them: a line, and then each chunk
+// with its offset and size in front of it.
+func (b *bench) writeLVMSync(runs [][2]int64) error {
+	in, err := os.Open(b.path("source"))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	f, err := os.Create(b.path("lvmsync.changes"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	out := bufio.NewWriterSize(f, 1<<20)
+	fmt.Fprintln(out, "lvmsync PROTO[3]")
+	record := make([]byte, 12+chunkBytes)
+	for _, r := range runs {
+		for at := r[0]; at < r[0]+r[1]; at += chunkBytes {
+			binary.BigEndian.PutUint64(record, uint64(at))
+			binary.BigEndian.PutUint32(record[8:], chunkBytes)
+			if _, err := in.ReadAt(record[12:], at); err != nil {
+				return err
+			}
+			if _, err := out.Write(record); err != nil {
+				return err
+			}
+		}
+	}
+	return out.Flush()
 }
 
 // measure runs the ways and prints how long they took.
 func (b *bench) measure(bytes int64, ways []way) error {
-	times := make([][]time.Duration, len(ways))
+	times, cpus := make([][]time.Duration, len(ways)), make([][]time.Duration, len(ways))
 	for round := range b.rounds + 1 {
 		for i, w := range ways {
 			if err := b.dropCache(w.file); err != nil {
+				return err
+			}
+			if b.cold {
+				if err := b.dropSource(); err != nil {
+					return err
+				}
+			}
+			cpu, err := cpuTime(w.pid)
+			if err != nil {
 				return err
 			}
 			start := time.Now()
 			if err := w.run(); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
+			took := time.Since(start)
+			after, err := cpuTime(w.pid)
+			if err != nil {
+				return err
+			}
 			if round > 0 { // the first one warms the caches
-				times[i] = append(times[i], time.Since(start))
+				times[i], cpus[i] = append(times[i], took), append(cpus[i], after-cpu)
 			}
 		}
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "ms\tMB/s\tratio\t  way")
+	fmt.Fprintln(table, "ms\tMB/s\tratio\tCPU s/GiB\t  way")
 	first := median(times[0])
 	for i, w := range ways {
 		m := median(times[i])
-		fmt.Fprintf(table, "%.0f\t%.0f\t%.2f\t  %s\n", m.Seconds()*1000, float64(bytes)/1e6/m.Seconds(), m.Seconds()/first.Seconds(), w.name)
+		fmt.Fprintf(table, "%.0f\t%.0f\t%.2f\t%.2f\t  %s\n", m.Seconds()*1000, float64(bytes)/1e6/m.Seconds(), m.Seconds()/first.Seconds(),
+			median(cpus[i]).Seconds()*(1<<30)/float64(bytes), w.name)
 	}
 	fmt.Fprintln(table)
 	return table.Flush()
@@ -200,6 +357,66 @@ func (b *bench) measure(bytes int64, ways []way) error {
 func median(d []time.Duration) time.Duration {
 	slices.Sort(d)
 	return d[len(d)/2]
+}
+
+// cpuTime is what this process, those that it waited for, and the one with that
+// number have used.
+func cpuTime(pid int) (time.Duration, error) {
+	var sum time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			return 0, err
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	if pid == 0 {
+		return sum, nil
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// proc(5): behind the command in parentheses, utime and stime are the 12th and
+	// the 13th, in hundredths of a second.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	for _, i := range []int{11, 12} {
+		if i >= len(fields) {
+			return 0, fmt.Errorf("/proc/%d/stat: %q", pid, stat)
+		}
+		ticks, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(ticks) * (time.Second / 100)
+	}
+	return sum, nil
+}
+
+// servingPID is the process that serves a mount.
+func servingPID(mountpoint string) (int, error) {
+	value := make([]byte, 20)
+	n, err := unix.Getxattr(mountpoint, "user.ddsfs.pid", value)
+	if err != nil {
+		return 0, fmt.Errorf("%s: who serves it: %w", mountpoint, err)
+	}
+	return strconv.Atoi(string(value[:n]))
+}
+
+// dropSource takes the source out of the page cache.
+func (b *bench) dropSource() error {
+	for _, path := range []string{b.path("source"), b.source} {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		err = errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeStore writes the COW device of a snapshot with these exceptions: its
@@ -235,7 +452,7 @@ func (b *bench) writeStore(changed *cow.Set) error {
 }
 
 func (b *bench) readRuns(runs [][2]int64) error {
-	f, err := os.Open(b.path("source"))
+	f, err := os.Open(b.source)
 	if err != nil {
 		return err
 	}
@@ -250,7 +467,7 @@ func (b *bench) readRuns(runs [][2]int64) error {
 }
 
 func (b *bench) copyRuns(runs [][2]int64) error {
-	in, err := os.Open(b.path("source"))
+	in, err := os.Open(b.source)
 	if err != nil {
 		return err
 	}
@@ -282,7 +499,7 @@ func (b *bench) shell(script string) error {
 	c := exec.Command("sh", "-c", script)
 	c.Dir = b.dir
 	// Each apply is the first one, and of a delta without a name: it merges all.
-	c.Env = append(os.Environ(), "DDSFS="+b.ddsfs, "APPLY="+b.ddsfs+" apply -q --assume-base --state-dir "+b.path("state"))
+	c.Env = append(os.Environ(), "DDSFS="+b.ddsfs, "SOURCE="+b.source, "APPLY="+b.ddsfs+" apply -q --assume-base --state-dir "+b.path("state"))
 	if err := os.RemoveAll(b.path("state")); err != nil {
 		return err
 	}
@@ -313,26 +530,26 @@ func (b *bench) mountpoint(name string) string {
 
 // startBare serves a file through FUSE with the same reader and no layout, from
 // a process of its own.
-func (b *bench) startBare(file, mountpoint string) (stop func() error, err error) {
+func (b *bench) startBare(file, mountpoint string) (pid int, stop func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	defer r.Close()
 	c := exec.Command(self, "-bare", file, mountpoint)
 	c.Stderr, c.Stdout = os.Stderr, w
 	if err := c.Start(); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	w.Close()
 	if _, err := r.Read(make([]byte, 1)); err != nil {
-		return nil, errors.Join(errors.New("serve the bare file"), err, c.Wait())
+		return 0, nil, errors.Join(errors.New("serve the bare file"), err, c.Wait())
 	}
-	return func() error {
+	return c.Process.Pid, func() error {
 		return errors.Join(c.Process.Signal(syscall.SIGTERM), c.Wait())
 	}, nil
 }
