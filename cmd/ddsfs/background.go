@@ -16,10 +16,10 @@ import (
 // background knows the pipe on which it says that it is ready.
 const readyFlag = "ready-fd"
 
-// startInBackground runs this command line again in a session of its own, in the
-// foreground there, and returns when that process says that it is ready. If it
+// startInBackground runs a command with these arguments in a session of its own, in
+// the foreground there, and returns when that process says that it is ready. If it
 // ends before, it has said why on stderr, and its exit code is returned.
-func startInBackground() error {
+func startInBackground(command string, args ...string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("start in the background: %w", err)
@@ -27,9 +27,10 @@ func startInBackground() error {
 	defer r.Close()
 	// The first of the extra files is 3 in the new process. The flags go in front
 	// of the others, as there may be a "--".
-	args := append([]string{os.Args[1], "--foreground", "--" + readyFlag + "=3"}, os.Args[2:]...)
+	args = append([]string{command, "--foreground", "--" + readyFlag + "=3"}, args...)
 	child := exec.Command("/proc/self/exe", args...)
-	child.Args[0] = os.Args[0]
+	// Whatever link this process was called by.
+	child.Args[0] = "ddsfs"
 	child.Stderr = os.Stderr
 	child.ExtraFiles = []*os.File{w}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

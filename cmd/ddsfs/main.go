@@ -18,6 +18,10 @@ import (
 // version is what --version says.
 const version = "0.1.0"
 
+// overview says what all the commands are for.
+const overview = `ddsfs shows what changed between two snapshots of a volume as files, which any
+tool can copy, and merges the copy on another host.`
+
 // command is a subcommand.
 type command struct {
 	name    string
@@ -25,6 +29,7 @@ type command struct {
 	short   string   // what it does, in a line
 	long    string   // what there is to know beyond that
 	example string
+	hidden  bool // it is not for people
 	// define adds the command's flags and returns what runs it with the other
 	// arguments.
 	define func(flags *pflag.FlagSet) func(args []string) error
@@ -46,10 +51,12 @@ func commands() []*command {
 
 func main() {
 	// The programs that this one stands in for are links to it.
-	name, run := "ddsfs", run
+	name, run, exitCode := "ddsfs", run, exitCode
 	switch filepath.Base(os.Args[0]) {
 	case ddsName:
 		name, run = ddsName, runDDS
+	case mountHelperName:
+		name, run, exitCode = mountHelperName, mountHelper, mountHelperExitCode
 	}
 	err := run(os.Args[1:], os.Stdout)
 	if errors.Is(err, context.Canceled) {
@@ -64,21 +71,16 @@ func main() {
 
 // run runs the command line args; help goes to out.
 func run(args []string, out io.Writer) error {
-	top := pflag.NewFlagSet("ddsfs", pflag.ContinueOnError)
-	top.SetInterspersed(false)
-	top.Usage = func() {}
-	top.SetOutput(io.Discard)
-	help := top.BoolP("help", "h", false, "show this help")
-	showVersion := top.BoolP("version", "V", false, "show the version")
-	if err := top.Parse(args); err != nil {
+	top := topFlags()
+	if err := top.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		return usageError("%v (see ddsfs --help)", err)
 	}
 	args = top.Args()
 	switch {
-	case *showVersion:
+	case top.Changed("version"):
 		fmt.Fprintf(out, "ddsfs %s\n", version)
 		return nil
-	case *help || len(args) == 1 && args[0] == "help":
+	case top.Changed("help") || len(args) == 1 && args[0] == "help":
 		printHelp(out, top)
 		return nil
 	case len(args) == 0:
@@ -96,17 +98,37 @@ func run(args []string, out io.Writer) error {
 	return usageError("unknown command %q (see ddsfs --help)", name)
 }
 
-func (c *command) run(args []string, out io.Writer) error {
-	flags := pflag.NewFlagSet("ddsfs "+c.name, pflag.ContinueOnError)
+// topFlags are the flags in front of the command.
+func topFlags() *pflag.FlagSet {
+	flags := newFlags("ddsfs")
+	flags.SetInterspersed(false)
+	flags.BoolP("help", "h", false, "show this help")
+	flags.BoolP("version", "V", false, "show the version")
+	return flags
+}
+
+func newFlags(name string) *pflag.FlagSet {
+	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.Usage = func() {}
 	flags.SetOutput(io.Discard)
+	return flags
+}
+
+// flags returns the command's flags, and what runs it with its other arguments.
+func (c *command) flags() (*pflag.FlagSet, func(args []string) error) {
+	flags := newFlags("ddsfs " + c.name)
 	run := c.define(flags)
-	help := flags.BoolP("help", "h", false, "show this help")
+	flags.BoolP("help", "h", false, "show this help")
+	return flags, run
+}
+
+func (c *command) run(args []string, out io.Writer) error {
+	flags, run := c.flags()
 	if err := flags.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		return usageError("%s: %v (see ddsfs %s --help)", c.name, err, c.name)
 	}
-	if *help {
+	if flags.Changed("help") {
 		c.printHelp(out, flags)
 		return nil
 	}
@@ -130,9 +152,12 @@ func (c *command) printHelp(out io.Writer, flags *pflag.FlagSet) {
 }
 
 func printHelp(out io.Writer, flags *pflag.FlagSet) {
-	fmt.Fprint(out, "ddsfs shows what changed between two snapshots of a volume as files, which any\ntool can copy, and merges the copy on another host.\n\nUsage: ddsfs COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n")
+	fmt.Fprint(out, overview+"\n\nUsage: ddsfs COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n")
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, c := range commands() {
+		if c.hidden {
+			continue
+		}
 		fmt.Fprintf(table, "  %s\t%s\n", c.name, c.short)
 	}
 	fmt.Fprintf(table, "  help [COMMAND]\tshow this help, or a command's\n")

@@ -34,7 +34,9 @@ background until it is unmounted:
   delta.cow   the changes, in the format of the kernel's snapshots; copy it with
               any tool, and merge it with ddsfs apply
 
-Nothing of the volume is read before somebody reads delta.cow.`,
+Nothing of the volume is read before somebody reads delta.cow.
+
+For mount(8) and fstab there is mount.ddsfs(8).`,
 		example: `
 lvcreate -s -pr -L 10G -n new vg/data
 mkdir -p /mnt/delta
@@ -87,7 +89,7 @@ func (m *mount) run(args []string) error {
 		return usageError("--mode %s: the files can't be written to", m.mode)
 	}
 	if !m.foreground {
-		return startInBackground()
+		return startInBackground(os.Args[1], os.Args[2:]...)
 	}
 
 	logger := log.New(os.Stderr, "ddsfs: ", 0)

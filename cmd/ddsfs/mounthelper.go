@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+// mountHelperName is the name by which mount(8) calls the helper for the type
+// ddsfs.
+const mountHelperName = "mount.ddsfs"
+
+// The exit codes of mount(8), and so of its helpers.
+const (
+	mountExitUsage  = 1
+	mountExitSystem = 2
+	mountExitFailed = 32
+)
+
+// mountHelper runs the command line that mount(8) calls its helpers with.
+func mountHelper(args []string, out io.Writer) error {
+	flags := newFlags(mountHelperName)
+	options := flags.StringArrayP("options", "o", nil, "options of the mount, separated by commas")
+	sloppy := flags.BoolP("sloppy", "s", false, "take no notice of unknown options")
+	fake := flags.BoolP("fake", "f", false, "look at the options, and mount nothing")
+	verbose := flags.BoolP("verbose", "v", false, "say what was mounted")
+	namespace := flags.StringP("namespace", "N", "", "mount in the mount namespace that this file stands for")
+	flags.BoolP("no-mtab", "n", false, "nothing: there is no mtab to write")
+	flags.StringP("type", "t", "", "nothing: there is one type")
+	if err := flags.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
+		return mountUsageError("%v", err)
+	}
+	if flags.NArg() != 2 {
+		return mountUsageError("needs a device and a mountpoint, got %d arguments", flags.NArg())
+	}
+	device, mountpoint := flags.Arg(0), flags.Arg(1)
+	mountArgs, err := mountArguments(device, mountpoint, strings.Split(strings.Join(*options, ","), ","), *sloppy)
+	if err != nil || *fake {
+		return err
+	}
+	if *namespace != "" {
+		if err := enterMountNamespace(*namespace); err != nil {
+			return err
+		}
+	}
+	if err := startInBackground("mount", mountArgs...); err != nil {
+		return err
+	}
+	if *verbose {
+		fmt.Fprintf(out, "%s: %s mounted on %s\n", mountHelperName, device, mountpoint)
+	}
+	return nil
+}
+
+func mountUsageError(format string, args ...any) error {
+	return usageError("%s (see %s(8))", fmt.Sprintf(format, args...), mountHelperName)
+}
+
+func mountHelperExitCode(err error) int {
+	var said *reported
+	switch code := exitCode(err); {
+	case code == exitDone:
+		return exitDone
+	case code == exitUsage:
+		return mountExitUsage
+	case errors.As(err, &said):
+		return mountExitFailed
+	}
+	return mountExitSystem
+}
+
+// mountArguments returns the arguments of the command mount that amount to the
+// device and the options of mount(8). In each of the forms the pair is called what
+// mount(8) calls the device, by which mount -a knows what is mounted already.
+func mountArguments(device, mountpoint string, options []string, sloppy bool) ([]string, error) {
+	known := mountOptions()
+	var args []string
+	var pairs [][]string
+	for _, option := range options {
+		name, value, hasValue := strings.Cut(option, "=")
+		flag := known[name]
+		switch {
+		case name == "" || isGenericOption(name):
+			continue
+		case name == "full" && !hasValue:
+			pairs = append(pairs, []string{"--full", "--", device, mountpoint})
+		case name == "cow" && value != "":
+			pairs = append(pairs, []string{"--cow=" + value, "--source=" + device, "--", mountpoint})
+		case name == "new" && value != "":
+			pairs = append(pairs, []string{"--", device, value, mountpoint})
+		case name == "full" || flag != nil && flag.NoOptDefVal != "" && hasValue:
+			return nil, mountUsageError("option %s takes no value", name)
+		case name == "cow" || name == "new" || flag != nil && flag.NoOptDefVal == "" && value == "":
+			return nil, mountUsageError("option %s needs a value", name)
+		case flag != nil && hasValue:
+			args = append(args, "--"+flag.Name+"="+value)
+		case flag != nil:
+			args = append(args, "--"+flag.Name)
+		case !sloppy:
+			return nil, mountUsageError("unknown option %q", option)
+		}
+	}
+	if len(pairs) != 1 {
+		return nil, mountUsageError("needs one of the options new=NEW, full and cow=COW, got %d", len(pairs))
+	}
+	return append(args, pairs[0]...), nil
+}
+
+// mountOptions are the flags of mount that are options of mount(8), by the option's
+// name. Those that name the devices are not among them.
+func mountOptions() map[string]*pflag.Flag {
+	options := map[string]*pflag.Flag{}
+	flags, _ := mountCommand().flags()
+	flags.VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && !slices.Contains(notMountOptions, f.Name) {
+			options[mountOptionName(f)] = f
+		}
+	})
+	return options
+}
+
+var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet", "help"}
+
+// mountOptionName is spelled as the other options of mount(8) are.
+func mountOptionName(f *pflag.Flag) string { return strings.ReplaceAll(f.Name, "-", "_") }
+
+// isGenericOption tells whether an option is for mount(8), systemd or whoever else
+// reads fstab, or asks of every file system what can make no difference to one that
+// is read-only, nosuid, nodev and noexec. It includes rw, which mount(8) passes
+// unless told otherwise.
+func isGenericOption(name string) bool {
+	return slices.Contains(genericOptions, name) || strings.HasPrefix(strings.ToLower(name), "x-")
+}
+
+var genericOptions = []string{
+	"defaults", "ro", "rw", "auto", "noauto", "nofail", "_netdev", "comment",
+	"user", "users", "nouser", "owner", "group", "helper", "uhelper",
+	"suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync",
+	"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime",
+	"strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion",
+	"noiversion", "mand", "nomand", "silent", "loud", "symfollow", "nosymfollow",
+}
+
+// enterMountNamespace moves this thread, and so the processes that it starts, to a
+// mount namespace.
+func enterMountNamespace(path string) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("mount namespace: %w", err)
+	}
+	defer ns.Close()
+	runtime.LockOSThread()
+	// Not while the working directory is shared with other threads.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("mount namespace %s: %w", path, err)
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("mount namespace %s: %w", path, err)
+	}
+	return nil
+}
