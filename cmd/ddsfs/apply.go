@@ -45,7 +45,7 @@ ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data`,
 			flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
 			flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
 			flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")
-			flags.StringVar(&m.zero, "zero", "skip", "what to do with zeros: `skip` those that TARGET holds and make holes in files, or write them")
+			flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds and make holes in files, or write them all")
 			flags.StringVar(&m.StateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
 			flags.BoolVarP(&m.DryRun, "dry-run", "n", false, "check everything, say what would be written, and write nothing")
 			flags.BoolVar(&m.asJSON, "json", false, "print a JSON object")

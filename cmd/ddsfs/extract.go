@@ -20,11 +20,11 @@ func extractCommand() *command {
 		name:  "extract",
 		usage: withPair(" [-o FILE]"),
 		short: "write the same delta to a file or a pipe, without a mount",
-		long: pairHelp + `
-
+		long: `
 Writes the bytes that mount shows as delta.cow to FILE, or to stdout. FILE
 appears, or is replaced, when it is complete; a block device or a pipe is written
-to as it is.`,
+to as it is.
+` + pairHelp,
 		example: `ddsfs extract vg/base vg/new | ssh target ddsfs apply - /dev/vg/data`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			x := extract{}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -46,7 +47,13 @@ func commands() []*command {
 		verifyCommand(),
 		statusCommand(),
 		infoCommand(),
+		documentationCommand(),
 	}
+}
+
+// visibleCommands are those that are for people.
+func visibleCommands() []*command {
+	return slices.DeleteFunc(commands(), func(c *command) bool { return c.hidden })
 }
 
 func main() {
@@ -154,10 +161,7 @@ func (c *command) printHelp(out io.Writer, flags *pflag.FlagSet) {
 func printHelp(out io.Writer, flags *pflag.FlagSet) {
 	fmt.Fprint(out, overview+"\n\nUsage: ddsfs COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n")
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, c := range commands() {
-		if c.hidden {
-			continue
-		}
+	for _, c := range visibleCommands() {
 		fmt.Fprintf(table, "  %s\t%s\n", c.name, c.short)
 	}
 	fmt.Fprintf(table, "  help [COMMAND]\tshow this help, or a command's\n")

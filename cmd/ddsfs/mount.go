@@ -22,8 +22,7 @@ func mountCommand() *command {
 		name:  "mount",
 		usage: withPair(" MOUNTPOINT"),
 		short: "show what changed between two snapshots as files",
-		long: pairHelp + `
-
+		long: `
 Mounts a directory with these files, read-only, and serves them from the
 background until it is unmounted:
 
@@ -35,6 +34,7 @@ background until it is unmounted:
               any tool, and merge it with ddsfs apply
 
 Nothing of the volume is read before somebody reads delta.cow.
+` + pairHelp + `
 
 For mount(8) and fstab there is mount.ddsfs(8).`,
 		example: `
@@ -49,8 +49,10 @@ ddsfs unmount /mnt/delta`,
 			flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr")
 			flags.StringVar(&m.logFile, "log", "", "log to this `file` instead of the system log")
 			flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as --mode allows")
-			flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`")
-			flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`")
+			flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`, if not the mounting user")
+			flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`, if not the mounting user's")
+			// Not the number of whoever asks for help.
+			flags.Lookup("uid").DefValue, flags.Lookup("gid").DefValue = "0", "0"
 			flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
 			flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
 			flags.IntVar(&m.readyFD, readyFlag, -1, "")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -130,6 +131,63 @@ var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet", "
 
 // mountOptionName is spelled as the other options of mount(8) are.
 func mountOptionName(f *pflag.Flag) string { return strings.ReplaceAll(f.Name, "-", "_") }
+
+// mountHelperPage returns the manual page of mount.ddsfs.
+func mountHelperPage() *page {
+	p := &page{name: mountHelperName, short: "show what changed between two snapshots by mount(8) or fstab"}
+	p.arguments = []string{"BASE", "NEW", "SRC"}
+	var forms []string
+	for _, form := range []string{
+		`**new=***NEW*\[,*option*...\] *BASE*`,
+		`**full**\[,*option*...\] *SRC*`,
+		`**cow=***COW*\[,*option*...\] *SRC*`,
+	} {
+		forms = append(forms, "**mount -t ddsfs -o** "+form+" *MOUNTPOINT*")
+	}
+	p.synopsis(forms...)
+	p.section("DESCRIPTION")
+	p.text(`
+mount(8) calls mount.ddsfs for the type ddsfs. It does what ddsfs-mount(8) does, whose
+flags are options here. A process in the background serves what is mounted.
+
+It is read-only, nosuid, nodev and noexec, whatever else the generic options of
+mount(8) ask for. Unknown options are refused, unless mount(8) is called with -s. No
+option's value may have a comma.
+
+Lists of mounts show it with the type fuse.ddsfs and the device BASE or SRC. mount -a
+leaves it alone if it is mounted already. umount(8) does not wait until the snapshots
+are closed; ddsfs-unmount(8) does.`)
+	p.section("OPTIONS")
+	p.item("**new=***NEW*", "the pair of the snapshots BASE and NEW")
+	p.item("**full**", "all of SRC: the first sync")
+	p.item("**cow=***COW*", "the pair of SRC and the COW device of its base, or a copy of that")
+	options := mountOptions()
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		f := options[name]
+		value, usage := pflag.UnquoteUsage(f)
+		term := "**" + literal.Replace(name) + "**"
+		if value != "" {
+			term = "**" + literal.Replace(name) + "=***" + value + "*"
+		}
+		// The flags that it mentions are options as well.
+		p.item(term, strings.ReplaceAll(usage, "--", "")+defaultOf(f))
+	}
+	p.section("EXIT STATUS")
+	p.text(`
+That of mount(8):
+
+  0   done
+  1   wrong usage, or an unknown option
+  2   the system failed
+  32  the mount failed`)
+	p.section("EXAMPLES")
+	p.text("A line of fstab for mount /mnt/delta, whenever the snapshots are there:")
+	p.code(indented, "/dev/vg/base /mnt/delta ddsfs noauto,new=/dev/vg/new 0 0")
+	p.text(`
+To have it mounted at boot, put nofail,x-systemd.requires=/dev/vg/new in place of
+noauto: systemd waits for BASE, but does not know of NEW.`)
+	return p
+}
 
 // isGenericOption tells whether an option is for mount(8), systemd or whoever else
 // reads fstab, or asks of every file system what can make no difference to one that
