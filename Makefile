@@ -2,22 +2,104 @@
 # Debian machine, it installs (as root) or names.
 
 GO         ?= go
-PREFIX     ?= /usr/local
+BIN        ?= bin
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The go command leaves folders named testdata out of ./...
 PACKAGES = ./... ./testdata/lab/... ./testdata/bench
 
-.PHONY: all build demo test lint unit lab bench fuzz fixtures clean tools
+# Where to install, below DESTDIR.
+PREFIX        ?= /usr/local
+SBIN          ?= $(PREFIX)/sbin
+MAN8          ?= $(PREFIX)/share/man/man8
+BASH_COMPLETE ?= $(PREFIX)/share/bash-completion/completions
+ZSH_COMPLETE  ?= $(PREFIX)/share/zsh/site-functions
+FISH_COMPLETE ?= $(PREFIX)/share/fish/vendor_completions.d
+UNITS         ?= $(PREFIX)/lib/systemd/system
+CONFIG        ?= /etc/ddsfs
+# mount(8) looks for its helpers here, and nowhere else.
+MOUNT_HELPERS ?= /sbin
+
+# What is built dates from the last commit: the same sources give the same files.
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y go.mod)
+endif
+export SOURCE_DATE_EPOCH
+
+.PHONY: all build documentation install uninstall deb demo test lint unit lab bench fuzz fixtures clean tools
 
 all: build
 
-build: bin/ddsfs
+build: $(BIN)/ddsfs
 
-bin/ddsfs: FORCE
-	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/ddsfs
+$(BIN)/ddsfs: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(GO_LDFLAGS)' -o $@ ./cmd/ddsfs
 
 FORCE:
+
+# What runs on this machine, whatever machine ddsfs is built for.
+HERE = env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO)
+
+# The manual pages and the completions, from the texts of --help. A flag or a
+# command's name must not be broken at the end of a line, which go-md2man leaves to
+# chance: \- and \% keep them in one piece.
+documentation:
+	@rm -rf $(BIN)/doc
+	@$(HERE) run ./cmd/ddsfs documentation $(BIN)/doc cmd/ddsfs-replicate/ddsfs-replicate
+	@set -e; for source in $(BIN)/doc/*.8.md; do \
+	  page=$${source%.md}; \
+	  $(HERE) tool go-md2man -in $$source -out $$page; \
+	  sed -i '/^\./!{ s/\\\?-/\\-/g; s/\\f[BI]/&\\%/g }' $$page; \
+	  gzip -9n $$page; \
+	done
+
+install: build documentation
+	install -d $(addprefix $(DESTDIR),$(SBIN) $(MOUNT_HELPERS) $(MAN8) $(BASH_COMPLETE) $(ZSH_COMPLETE) $(FISH_COMPLETE) $(UNITS) $(CONFIG))
+	install -m 755 $(BIN)/ddsfs cmd/ddsfs-replicate/ddsfs-replicate $(DESTDIR)$(SBIN)
+	ln -sf ddsfs $(DESTDIR)$(SBIN)/dds
+	ln -sf $(if $(filter $(SBIN),$(MOUNT_HELPERS)),,$(SBIN)/)ddsfs $(DESTDIR)$(MOUNT_HELPERS)/mount.ddsfs
+	install -m 644 $(BIN)/doc/*.8.gz $(DESTDIR)$(MAN8)
+	install -m 644 $(BIN)/doc/ddsfs $(DESTDIR)$(BASH_COMPLETE)
+	install -m 644 $(BIN)/doc/_ddsfs $(DESTDIR)$(ZSH_COMPLETE)
+	install -m 644 $(BIN)/doc/ddsfs.fish $(DESTDIR)$(FISH_COMPLETE)
+	for unit in ddsfs-replicate@.service ddsfs-replicate@.timer; do \
+	  sed 's|/usr/sbin|$(SBIN)|' cmd/ddsfs-replicate/$$unit | install -m 644 /dev/stdin $(DESTDIR)$(UNITS)/$$unit; done
+
+# Not what ddsfs-replicate was told, nor what targets hold.
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(SBIN)/,ddsfs ddsfs-replicate dds) \
+	  $(DESTDIR)$(MOUNT_HELPERS)/mount.ddsfs \
+	  $(addprefix $(DESTDIR)$(MAN8)/,ddsfs.8.gz ddsfs-*.8.gz dds.8.gz mount.ddsfs.8.gz) \
+	  $(DESTDIR)$(BASH_COMPLETE)/ddsfs $(DESTDIR)$(ZSH_COMPLETE)/_ddsfs $(DESTDIR)$(FISH_COMPLETE)/ddsfs.fish \
+	  $(addprefix $(DESTDIR)$(UNITS)/ddsfs-replicate@,.service .timer)
+	[ ! -d $(DESTDIR)$(CONFIG) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(CONFIG)
+
+# Who answers for the package: whoever made the last commit, unless he who builds it
+# says that it is himself.
+MAINTAINER ?= $(shell git log -1 --format='%an <%ae>')
+
+DEB = $(abspath $(BIN)/deb)
+
+# Debian calls the architectures as Go does, but for the end of ppc64le.
+deb:
+	rm -rf $(DEB)
+	$(MAKE) install GO_LDFLAGS='-s -w' DESTDIR=$(DEB) PREFIX=/usr MOUNT_HELPERS=/usr/sbin ZSH_COMPLETE=/usr/share/zsh/vendor-completions
+	install -d $(DEB)/DEBIAN $(DEB)/usr/share/doc/ddsfs $(DEB)/usr/share/lintian/overrides
+	install -m 644 README.md cmd/ddsfs/debian/copyright $(DEB)/usr/share/doc/ddsfs
+	install -m 644 cmd/ddsfs/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ddsfs
+	install -m 755 cmd/ddsfs/debian/postinst cmd/ddsfs/debian/prerm cmd/ddsfs/debian/postrm $(DEB)/DEBIAN
+	@set -e; version=$$($(HERE) run ./cmd/ddsfs --version | sed 's/^ddsfs //; s/-/~/'); \
+	fill() { sed -e "s/@VERSION@/$$version/" -e 's/@MAINTAINER@/$(MAINTAINER)/' "$$@"; }; \
+	date=$$(LC_ALL=C date -Ru -d @$$SOURCE_DATE_EPOCH); \
+	fill -e "s/@DATE@/$$date/" cmd/ddsfs/debian/changelog | gzip -9n >$(DEB)/usr/share/doc/ddsfs/changelog.gz; \
+	chmod 644 $(DEB)/usr/share/doc/ddsfs/changelog.gz; \
+	(cd $(DEB) && find usr -type f | LC_ALL=C sort | xargs -d '\n' md5sum) >$(DEB)/DEBIAN/md5sums; \
+	arch=$$($(GO) env GOARCH | sed 's/le$$/el/'); \
+	kib=$$(find $(DEB)/usr -type f -printf '%s\n' | awk '{kib += int(($$1 + 1023) / 1024)} END {print kib}'); \
+	fill -e "s/@ARCH@/$$arch/" -e "s/@SIZE@/$$kib/" cmd/ddsfs/debian/control >$(DEB)/DEBIAN/control; \
+	chmod 644 $(DEB)/DEBIAN/md5sums $(DEB)/DEBIAN/control
+	dpkg-deb --root-owner-group -Zxz --build $(DEB) $(BIN)
+	rm -r $(DEB)
 
 # The main job on a store from testdata, in a temporary directory.
 demo: build
@@ -54,11 +136,12 @@ fuzz:
 fixtures:
 	$(GO) run ./testdata/lab/fixtures
 
-# What the tests take from Debian: the real tools that they run on the mount, and
-# the C compiler that the race detector needs.
+# What the tests take from Debian: the real tools that they run on the mount, who
+# reads manual pages and completions, and the C compiler that the race detector needs.
 tools:
 	@missing=; \
-	for pair in rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc; do \
+	for pair in rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc \
+	    man:man-db mandoc:mandoc zsh:zsh fish:fish; do \
 	  PATH=$$PATH:/usr/sbin:/sbin command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; \
 	done; \
 	[ -z "$$missing" ] || { echo "installing$$missing"; \
@@ -66,4 +149,4 @@ tools:
 	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >/dev/null; }
 
 clean:
-	rm -rf bin
+	rm -rf $(BIN)

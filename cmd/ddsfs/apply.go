@@ -14,8 +14,12 @@ import (
 	"ddsfs/apply"
 )
 
-// defaultStateDir is where it is recorded what targets hold.
-const defaultStateDir = "/var/lib/ddsfs"
+const (
+	// defaultStateDir is where it is recorded what targets hold.
+	defaultStateDir = "/var/lib/ddsfs"
+	// defaultSpoolDir is where a delta from a pipe waits until it is verified.
+	defaultSpoolDir = "/var/tmp"
+)
 
 func applyCommand() *command {
 	return &command{
@@ -41,7 +45,7 @@ ddsfs apply /backup/delta.cow /dev/vg/data
 ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			m := merge{}
-			flags.StringVar(&m.SpoolDir, "spool", "/var/tmp", "`directory` with room for a delta that comes from stdin")
+			flags.StringVar(&m.SpoolDir, "spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
 			flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
 			flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
 			flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")

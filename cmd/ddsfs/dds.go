@@ -65,31 +65,36 @@ type dds struct {
 	verbose           bool
 }
 
-// runDDS runs the command line args as dds; help goes to out.
-func runDDS(args []string, out io.Writer) error {
-	var d dds
-	flags := pflag.NewFlagSet(ddsName, pflag.ContinueOnError)
-	flags.SortFlags = false
-	flags.Usage = func() {}
-	flags.SetOutput(io.Discard)
+// flags are those of dds, and where ddsfs keeps what.
+func (d *dds) flags() *pflag.FlagSet {
+	flags := newFlags(ddsName)
 	flags.BoolVar(&d.extract, "extract", false, "write a delta")
 	flags.BoolVar(&d.merge, "merge", false, "merge a delta")
 	flags.StringVar(&d.cow, "cow", "", "the base snapshot's COW `device`, or the delta to merge")
 	flags.StringVar(&d.source, "source", "", "the newer snapshot's `device`, or a file")
 	flags.StringVar(&d.dest, "dest", "", "the `file` or device to write to")
 	flags.BoolVarP(&d.verbose, "verbose", "v", false, "print the header and the report: to stderr if the delta goes to stdout, else to stdout")
-	flags.StringVar(&d.spool, "spool", cmp.Or(os.Getenv("TMPDIR"), "/var/tmp"), "`directory` with room for a delta that comes from stdin; $TMPDIR if that is set")
+	flags.StringVar(&d.spool, "spool", cmp.Or(os.Getenv("TMPDIR"), defaultSpoolDir), "`directory` with room for a delta that comes from stdin; $TMPDIR if that is set")
+	// Not the one of whoever asks for help.
+	flags.Lookup("spool").DefValue = defaultSpoolDir
 	flags.StringVar(&d.stateDir, "state-dir", defaultStateDir, "`directory` in which ddsfs records what targets hold")
-	help := flags.BoolP("help", "h", false, "show this help")
-	showVersion := flags.BoolP("version", "V", false, "show the version")
+	flags.BoolP("help", "h", false, "show this help")
+	flags.BoolP("version", "V", false, "show the version")
+	return flags
+}
+
+// runDDS runs the command line args as dds; help goes to out.
+func runDDS(args []string, out io.Writer) error {
+	var d dds
+	flags := d.flags()
 	err := flags.Parse(args)
 	switch {
 	case err != nil:
 		err = usageError("%v", err)
-	case *help:
+	case flags.Changed("help"):
 		fmt.Fprintf(out, "Usage: %s\n\n%s\n\nFlags:\n%s\nExit codes:\n%s", strings.Join(ddsUsage, "\n       "), strings.TrimSpace(ddsHelp), flags.FlagUsages(), exitCodesHelp)
 		return nil
-	case *showVersion:
+	case flags.Changed("version"):
 		fmt.Fprintf(out, "dds (ddsfs %s)\n", version)
 		return nil
 	default:

@@ -78,7 +78,7 @@ func sourceDate() (string, error) {
 
 // manual are all the pages.
 func manual(scripts []string) ([]*page, error) {
-	pages := []*page{overviewPage(), mountHelperPage()}
+	pages := []*page{overviewPage(), mountHelperPage(), ddsPage()}
 	for _, c := range visibleCommands() {
 		pages = append(pages, c.page())
 	}
@@ -129,26 +129,43 @@ that. ddsfs-replicate(8) does all of this for two hosts, by a timer.`)
 	p.section("FILES")
 	for _, file := range []struct{ path, holds string }{
 		{defaultStateDir, "what targets hold, and which merges are under way. Who removes it makes apply forget that: a target then needs a first sync again, or a delta that proves its base"},
-		{"/var/tmp", "where a delta from stdin waits until it is verified"},
+		{defaultSpoolDir, "where a delta from stdin waits until it is verified"},
 		{"/etc/fuse.conf", "must have user_allow_other before users other than root can mount with --allow-other"},
 	} {
 		p.item("*"+file.path+"*", file.holds)
 	}
 	p.section("EXAMPLES")
 	p.text("The first sync, of the whole volume:")
-	p.code(indented, `
+	p.code(codeBlock, `
 source# lvcreate -s -pr -L 10G -n base vg/data
 source# ddsfs extract --full vg/base | ssh target ddsfs apply - /dev/vg/data`)
 	p.text("Each time after that:")
-	p.code(indented, `
+	p.code(codeBlock, `
 source# lvcreate -s -pr -L 10G -n new vg/data
 source# ddsfs mount vg/base vg/new /mnt/delta
 source# cat /mnt/delta/delta.cow | ssh target ddsfs apply - /dev/vg/data
 source# ddsfs unmount /mnt/delta`)
 	p.text("Then, and only if apply has ended with exit code 0:")
-	p.code(indented, `
+	p.code(codeBlock, `
 source# lvremove -y vg/base
 source# lvrename vg new base`)
+	return p
+}
+
+// ddsPage returns the manual page of the link dds.
+func ddsPage() *page {
+	p := &page{name: ddsName, short: "ddsfs with the command line of dds", arguments: []string{"COW", "SRC", "FILE", "DEV"}}
+	var forms []string
+	for _, form := range ddsUsage {
+		forms = append(forms, "**"+ddsName+"** "+usageForm(strings.TrimPrefix(form, ddsName+" ")))
+	}
+	p.synopsis(forms...)
+	p.section("DESCRIPTION")
+	p.text(ddsHelp)
+	p.section("OPTIONS")
+	p.options(new(dds).flags())
+	p.section("EXIT STATUS")
+	p.text(exitCodesHelp)
 	return p
 }
 
@@ -170,7 +187,7 @@ func (c *command) page() *page {
 	p.section("EXIT STATUS")
 	p.text("0 if it is done. The other exit codes are listed in ddsfs(8).")
 	p.section("EXAMPLE")
-	p.code(plain, c.example)
+	p.code(codeSection, c.example)
 	return p
 }
 
@@ -186,6 +203,6 @@ func scriptPage(name, help string) *page {
 	p.section("DESCRIPTION")
 	p.text(text)
 	p.section("EXAMPLE")
-	p.code(plain, example)
+	p.code(codeSection, example)
 	return p
 }

@@ -182,7 +182,7 @@ That of mount(8):
   32  the mount failed`)
 	p.section("EXAMPLES")
 	p.text("A line of fstab for mount /mnt/delta, whenever the snapshots are there:")
-	p.code(indented, "/dev/vg/base /mnt/delta ddsfs noauto,new=/dev/vg/new 0 0")
+	p.code(codeBlock, "/dev/vg/base /mnt/delta ddsfs noauto,new=/dev/vg/new 0 0")
 	p.text(`
 To have it mounted at boot, put nofail,x-systemd.requires=/dev/vg/new in place of
 noauto: systemd waits for BASE, but does not know of NEW.`)

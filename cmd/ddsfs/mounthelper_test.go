@@ -92,38 +92,46 @@ func TestMountTypeRefuses(t *testing.T) {
 	m := u.mountpoint()
 	dir := filepath.Join(fixtures, "plain-4k")
 	cow, source := filepath.Join(dir, "cow"), filepath.Join(dir, "new")
+	const helper, command = "mount.ddsfs", "ddsfs"
 	for _, test := range []struct {
 		options string
 		code    int
+		program string // that finds it
 		says    string
 	}{
-		{"full,bogus", 1, `unknown option "bogus"`},
-		{"full,foreground", 1, `unknown option "foreground"`},
-		{"full,ready_fd=3", 1, `unknown option "ready_fd=3"`},
-		{"full,log", 1, "log needs a value"},
-		{"full,mode=", 1, "mode needs a value"},
-		{"full,allow_other=1", 1, "allow_other takes no value"},
-		{"full=1", 1, "full takes no value"},
-		{"new", 1, "new needs a value"},
-		{"full,uid=-1", 1, "--uid"},
-		{"full,mode=0600", 1, "written"},
-		{"defaults", 1, "new=NEW"},
-		{"full,cow=" + cow, 1, "new=NEW"},
-		{"full,base_id=a", 1, "--full"},
-		{"cow=" + cow + "x", 32, "no such file"},
-		{"cow=" + source, 32, "magic"},
+		{"full,bogus", 1, helper, `unknown option "bogus"`},
+		{"full,foreground", 1, helper, `unknown option "foreground"`},
+		{"full,ready_fd=3", 1, helper, `unknown option "ready_fd=3"`},
+		{"full,log", 1, helper, "log needs a value"},
+		{"full,mode=", 1, helper, "mode needs a value"},
+		{"full,allow_other=1", 1, helper, "allow_other takes no value"},
+		{"full=1", 1, helper, "full takes no value"},
+		{"new", 1, helper, "new needs a value"},
+		{"full,uid=-1", 1, command, "--uid"},
+		{"full,mode=0600", 1, command, "written"},
+		{"defaults", 1, helper, "new=NEW"},
+		{"full,cow=" + cow, 1, helper, "new=NEW"},
+		{"full,base_id=a", 1, command, "--full"},
+		{"cow=" + cow + "x", 32, command, "no such file"},
+		{"cow=" + source, 32, command, "magic"},
 	} {
-		u.as(root, "mount", "-t", "ddsfs", source, m, "-o", test.options).fails(test.code, test.says)
+		r := u.as(root, "mount", "-t", "ddsfs", source, m, "-o", test.options)
+		r.program = test.program
+		r.fails(test.code, test.says)
 		if got := u.mounts(m); len(got) > 0 {
 			t.Fatalf("%s: mounted %q", test.options, got)
 		}
 	}
-	helper := func(arguments ...string) result { return u.as(root, args("/sbin/mount.ddsfs", arguments)...) }
-	helper().fails(1, "mountpoint")
-	helper(source).fails(1, "mountpoint")
-	helper(source, m, "--bogus").fails(1, "--bogus")
-	helper(source, m, "-o", "full", "-N", m+"/missing").fails(2, "namespace")
-	helper(source, m, "-fnv", "-o", "full,bogus").fails(1, "bogus")
+	called := func(arguments ...string) result {
+		r := u.as(root, args("/sbin/mount.ddsfs", arguments)...)
+		r.program = helper
+		return r
+	}
+	called().fails(1, "mountpoint")
+	called(source).fails(1, "mountpoint")
+	called(source, m, "--bogus").fails(1, "--bogus")
+	called(source, m, "-o", "full", "-N", m+"/missing").fails(2, "namespace")
+	called(source, m, "-fnv", "-o", "full,bogus").fails(1, "bogus")
 	for _, command := range [][]string{
 		{"/sbin/mount.ddsfs", source, m, "-f", "-n", "-v", "-o", "full", "-t", "fuse.ddsfs"},
 		{"mount", "--fake", "-t", "ddsfs", source, m, "-o", "full"},
@@ -133,7 +141,7 @@ func TestMountTypeRefuses(t *testing.T) {
 			t.Errorf("%q mounted %q", command, got)
 		}
 	}
-	if got := helper(source, m, "-v", "-o", "full").ok(); got != fmt.Sprintf("mount.ddsfs: %s mounted on %s\n", source, m) {
+	if got := called(source, m, "-v", "-o", "full").ok(); got != fmt.Sprintf("mount.ddsfs: %s mounted on %s\n", source, m) {
 		t.Errorf("-v says %q", got)
 	}
 	u.umount(root, m)

@@ -36,10 +36,10 @@ func (p *page) item(term, text string) {
 	fmt.Fprintf(&p.body, "\n%s\n:   %s\n", term, p.emphasize(text))
 }
 
-// What makes code of a line in markdown; the first must not follow a heading.
+// What makes code of a line in markdown: within a section, and right behind its heading.
 const (
-	indented = ">     "
-	plain    = "    "
+	codeBlock   = ">     "
+	codeSection = "    "
 )
 
 // code adds lines that stay as they are.
@@ -74,19 +74,18 @@ func defaultOf(f *pflag.Flag) string {
 }
 
 // text adds a text as the commands have it: paragraphs with empty lines between them,
-// and tables indented by two spaces. These become lists if they have two columns, and
-// stay as they are if not.
+// and what is indented by two spaces.
 func (p *page) text(text string) {
 	for paragraph := range strings.SplitSeq(strings.Trim(text, "\n"), "\n\n") {
 		lines := strings.Split(paragraph, "\n")
 		for len(lines) > 0 {
-			inTable := strings.HasPrefix(lines[0], "  ")
-			n := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "  ") != inTable })
+			isIndented := strings.HasPrefix(lines[0], "  ")
+			n := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "  ") != isIndented })
 			if n < 0 {
 				n = len(lines)
 			}
-			if inTable {
-				p.table(lines[:n])
+			if isIndented {
+				p.indented(lines[:n])
 			} else {
 				fmt.Fprintf(&p.body, "\n%s\n", p.emphasize(strings.Join(lines[:n], "\n")))
 			}
@@ -98,7 +97,9 @@ func (p *page) text(text string) {
 // row is the first line of a row in a table of two columns.
 var row = regexp.MustCompile(`^  (\S+(?: \S+)*)  +\S`)
 
-func (p *page) table(lines []string) {
+// indented adds indented lines: as a list if they are a table of two columns, as they
+// are if they have gaps that no list explains, and else as a paragraph.
+func (p *page) indented(lines []string) {
 	var terms, texts []string
 	column := -1 // in which the second one begins
 	for _, line := range lines {
@@ -110,7 +111,12 @@ func (p *page) table(lines []string) {
 		case column >= 0 && strings.HasPrefix(line, strings.Repeat(" ", column)):
 			texts[len(texts)-1] += "\n" + strings.TrimSpace(line)
 		default:
-			p.code(indented, strings.ReplaceAll(strings.Join(lines, "\n"), "\n  ", "\n"))
+			text := strings.ReplaceAll(strings.Join(lines, "\n")[2:], "\n  ", "\n")
+			if strings.Contains(text, "  ") {
+				p.code(codeBlock, text)
+			} else {
+				fmt.Fprintf(&p.body, "\n> %s\n", strings.ReplaceAll(p.emphasize(text), "\n", "\n> "))
+			}
 			return
 		}
 	}

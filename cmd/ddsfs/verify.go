@@ -30,7 +30,7 @@ first_chunk and last_chunk (of the volume), where known.`,
 		example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			asJSON := flags.Bool("json", false, "print a JSON object")
-			spool := flags.String("spool", "/var/tmp", "`directory` with room for a delta that comes from stdin")
+			spool := flags.String("spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
 			quiet := flags.BoolP("quiet", "q", false, "show no progress")
 			return func(args []string) error {
 				if len(args) < 1 || len(args) > 2 {
