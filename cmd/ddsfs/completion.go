@@ -43,8 +43,11 @@ func valueOf(f *pflag.Flag) string {
 
 // argumentsAre tells what the command's arguments are.
 func (c *command) argumentsAre() string {
-	if len(c.usage) == 1 && c.usage[0] == "MOUNTPOINT" {
+	switch c.usage[0] {
+	case "MOUNTPOINT":
 		return directory
+	case "NAME":
+		return anything
 	}
 	return file
 }
@@ -227,9 +230,10 @@ func fishCompletion() string {
 		line("__fish_seen_subcommand_from help", "-a "+c.name, c.short)
 		set, _ := c.flags()
 		add(condition, set)
-		if c.argumentsAre() == directory {
+		switch c.argumentsAre() {
+		case directory:
 			fmt.Fprintf(&b, "complete -c ddsfs -n '%s' -xa '(__fish_complete_directories)'\n", condition)
-		} else {
+		case file:
 			fmt.Fprintf(&b, "complete -c ddsfs -n '%s' -F\n", condition)
 		}
 	}

@@ -1,6 +1,10 @@
 package main_test
 
 import (
+	"bytes"
+	"context"
+	"debug/buildinfo"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -8,112 +12,242 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
-// makeIn runs make in the repository's root, with everything that it builds
-// elsewhere.
-func makeIn(t *testing.T, bin string, arguments ...string) {
+// runMake runs make as somebody would at the top of the repository, with files of
+// its own. The first build on a machine takes its time.
+func runMake(t *testing.T, arguments ...string) {
 	t.Helper()
-	cmd := exec.Command("make", append([]string{"-C", "../..", "BIN=" + bin}, arguments...)...)
-	// Not what the make that runs this test was told.
-	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=", "MAINTAINER=Somebody <somebody@example.org>")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "make", args("-C", "../..", arguments)...)
+	// Not with the flags of a make that runs this test.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=") })
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make %q: %v\n%s", arguments, err, out)
 	}
 }
 
-// filesBelow are the files and links below a directory, but not the directories.
-func filesBelow(t *testing.T, dir string) (files []string) {
+// tree lists what is below a directory and is no directory.
+func tree(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
-			name, _ := filepath.Rel(dir, path) // below dir it always has one
-			files = append(files, name)
+			all = append(all, strings.TrimPrefix(path, dir))
 		}
 		return err
 	}))
-	return files
+	return all
 }
 
-var installed = []string{
-	"share/bash-completion/completions/ddsfs", "share/fish/vendor_completions.d/ddsfs.fish",
-	"lib/systemd/system/ddsfs-replicate@.service", "lib/systemd/system/ddsfs-replicate@.timer",
-	"sbin/ddsfs", "sbin/dds", "sbin/ddsfs-replicate",
-	"share/man/man8/ddsfs.8.gz", "share/man/man8/ddsfs-apply.8.gz", "share/man/man8/dds.8.gz",
-	"share/man/man8/mount.ddsfs.8.gz", "share/man/man8/ddsfs-replicate.8.gz",
+// manualPages are the names of all pages.
+func manualPages(t *testing.T) []string {
+	t.Helper()
+	names := []string{"dds", "ddsfs", "ddsfs-replicate", "mount.ddsfs"}
+	for _, command := range commandNames(t) {
+		names = append(names, "ddsfs-"+command)
+	}
+	slices.Sort(names)
+	return names
 }
 
 func TestInstall(t *testing.T) {
-	bin, dest := t.TempDir(), t.TempDir()
-	makeIn(t, bin, "install", "DESTDIR="+dest, "PREFIX=/opt/ddsfs")
-	got := filesBelow(t, dest)
-	for _, name := range installed {
-		if !slices.Contains(got, "opt/ddsfs/"+name) {
-			t.Errorf("%s is not installed", name)
+	dir := t.TempDir()
+	to := filepath.Join(dir, "root")
+	variables := []string{"BIN=" + filepath.Join(dir, "bin"), "DESTDIR=" + to, "PREFIX=/opt"}
+	runMake(t, args("install", variables)...)
+	want := []string{
+		"/sbin/mount.ddsfs", "/opt/sbin/dds", "/opt/sbin/ddsfs", "/opt/sbin/ddsfs-replicate",
+		"/opt/share/bash-completion/completions/ddsfs",
+		"/opt/share/fish/vendor_completions.d/ddsfs.fish",
+		"/opt/share/zsh/site-functions/_ddsfs",
+		"/opt/lib/systemd/system/ddsfs-replicate@.service",
+		"/opt/lib/systemd/system/ddsfs-replicate@.timer",
+	}
+	for _, page := range manualPages(t) {
+		want = append(want, "/opt/share/man/man8/"+page+".8.gz")
+	}
+	slices.Sort(want)
+	if got := tree(t, to); !slices.Equal(got, want) {
+		t.Errorf("installed %q, want %q", got, want)
+	}
+	for link, want := range map[string]string{"/opt/sbin/dds": "ddsfs", "/sbin/mount.ddsfs": "/opt/sbin/ddsfs"} {
+		if got, err := os.Readlink(to + link); err != nil || got != want {
+			t.Errorf("%s is a link to %s, %v", link, got, err)
 		}
 	}
-	if to, err := os.Readlink(filepath.Join(dest, "sbin/mount.ddsfs")); to != "/opt/ddsfs/sbin/ddsfs" {
-		t.Errorf("mount.ddsfs is a link to %q, %v", to, err)
+	if got := string(read(t, to, "opt/lib/systemd/system/ddsfs-replicate@.service")); !strings.Contains(got, "\nExecStart=/opt/sbin/ddsfs-replicate %i\n") {
+		t.Errorf("the service does not start what was installed:\n%s", got)
 	}
-	if unit := string(read(t, dest, "opt/ddsfs/lib/systemd/system/ddsfs-replicate@.service")); !strings.Contains(unit, "ExecStart=/opt/ddsfs/sbin/ddsfs-replicate %i\n") {
-		t.Errorf("the unit starts something else:\n%s", unit)
+	if got, want := run(t, to+"/opt/sbin/ddsfs", "--version").ok(), ddsfs(t, "--version").ok(); got != want {
+		t.Errorf("installed %s, want %s", got, want)
 	}
-	if got := run(t, filepath.Join(dest, "opt/ddsfs/sbin/dds"), "--version").ok(); !strings.HasPrefix(got, "dds (ddsfs ") {
-		t.Errorf("dds --version: %q", got)
+
+	// Who installs again, and who takes it away, keeps what he told it.
+	conf := filepath.Join(to, "etc/ddsfs/data.conf")
+	must(t, os.WriteFile(conf, nil, 0o600))
+	runMake(t, args("install", variables)...)
+	runMake(t, args("uninstall", variables)...)
+	if got := tree(t, to); !slices.Equal(got, []string{"/etc/ddsfs/data.conf"}) {
+		t.Errorf("uninstall left %q", got)
 	}
-	pages, err := filepath.Glob(filepath.Join(dest, "opt/ddsfs/share/man/man8/*"))
-	must(t, err)
-	for _, page := range pages {
-		if r := run(t, "mandoc", "-T", "lint", "-W", "error", page); r.code != 0 {
-			t.Errorf("%s:\n%s", page, r.stdout)
+	runMake(t, args("uninstall", variables)...)
+}
+
+// Each page is shown by both of the programs that show them, and has what the
+// command's help says.
+func TestManualPages(t *testing.T) {
+	bin := t.TempDir()
+	runMake(t, "documentation", "BIN="+bin, "SOURCE_DATE_EPOCH=1700000000")
+	pages := manualPages(t)
+	for _, name := range pages {
+		page := filepath.Join(bin, "doc", name+".8.gz")
+		if r := run(t, "mandoc", "-T", "lint", "-W", "warning", page); r.code != 0 || r.stdout != "" {
+			t.Errorf("mandoc on %s: %s%s", name, r.stdout, r.stderr)
+		}
+		shown := runWith(t, func(c *exec.Cmd) {
+			c.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANWIDTH=80", "MANROFFSEQ=", "PAGER=cat")
+		}, "man", "--warnings", "--no-hyphenation", "--no-justification", "--local-file", page).ok()
+		for _, part := range []string{"\nNAME\n       " + name + " - ", "\nSYNOPSIS\n", "\nDESCRIPTION\n", "\nSEE ALSO\n", "2023-11-14"} {
+			if !strings.Contains(shown, part) {
+				t.Errorf("%s has no %q:\n%s", name, part, shown)
+			}
+		}
+		// Markup that was not understood.
+		for _, mark := range []string{"**", "\\", "`", "<no value>"} {
+			if strings.Contains(shown, mark) {
+				t.Errorf("%s has %q:\n%s", name, mark, shown)
+			}
+		}
+		for _, other := range pages {
+			if other != name && !strings.Contains(shown, other+"(8)") {
+				t.Errorf("%s does not see %s", name, other)
+			}
+		}
+		command, ok := strings.CutPrefix(name, "ddsfs-")
+		if !ok || command == "replicate" {
+			continue
+		}
+		for _, flag := range flagNames(t, command) {
+			if !strings.Contains(shown, "\n       "+flag) && !strings.Contains(shown, ", "+flag) {
+				t.Errorf("%s does not list %s:\n%s", name, flag, shown)
+			}
+		}
+		words := strings.Join(strings.Fields(shown), " ")
+		_, help, _ := strings.Cut(ddsfs(t, command, "--help").ok(), "\n\n")
+		help, _, _ = strings.Cut(help, "\n\nFlags:\n")
+		for paragraph := range strings.SplitSeq(help, "\n\n") {
+			if strings.HasPrefix(paragraph, "  ") {
+				continue // a table, whose columns it sets otherwise
+			}
+			if want := strings.Join(strings.Fields(paragraph), " "); !strings.Contains(words, want) {
+				t.Errorf("%s does not say %q:\n%s", name, want, shown)
+			}
 		}
 	}
-	makeIn(t, bin, "uninstall", "DESTDIR="+dest, "PREFIX=/opt/ddsfs")
-	if left := filesBelow(t, dest); len(left) > 0 {
-		t.Errorf("uninstall left %q", left)
+	page := run(t, "mandoc", filepath.Join(bin, "doc", "mount.ddsfs.8.gz")).ok()
+	for _, option := range []string{"new=", "cow=", "full", "base_check", "mode=", "allow_other"} {
+		// As on a line printer: bold is struck twice.
+		var bold strings.Builder
+		for _, r := range option {
+			fmt.Fprintf(&bold, "%c\b%c", r, r)
+		}
+		if !strings.Contains(page, "\n       "+bold.String()) {
+			t.Errorf("mount.ddsfs does not list %s:\n%s", option, page)
+		}
 	}
 }
 
-// The package is installed below a directory of its own, as dpkg can.
+func TestDocumentationHasNoClock(t *testing.T) {
+	r := runWith(t, func(c *exec.Cmd) { c.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=") }, executable, "documentation", t.TempDir())
+	r.fails(1, "SOURCE_DATE_EPOCH")
+}
+
+// A package is installed, checked, removed and purged, in a directory in place of
+// the machine.
 func TestPackage(t *testing.T) {
-	bin, root := t.TempDir(), t.TempDir()
-	makeIn(t, bin, "deb")
-	debs, err := filepath.Glob(filepath.Join(bin, "*.deb"))
-	if err != nil || len(debs) != 1 {
-		t.Fatalf("packages: %q, %v", debs, err)
-	}
-	admin := filepath.Join(root, "var/lib/dpkg")
-	for _, dir := range []string{"info", "updates", "triggers"} {
-		must(t, os.MkdirAll(filepath.Join(admin, dir), 0o755))
-	}
-	for _, name := range []string{"status", "available"} {
-		must(t, os.WriteFile(filepath.Join(admin, name), nil, 0o644))
-	}
-	dpkg := func(arguments ...string) {
+	dir := t.TempDir()
+	build := func(name string) string {
 		t.Helper()
-		run(t, append([]string{"dpkg", "--root=" + root, "--force-script-chrootless", "--log=/dev/null"}, arguments...)...).ok()
+		bin := filepath.Join(dir, name)
+		runMake(t, "deb", "BIN="+bin, "SOURCE_DATE_EPOCH=1700000000", "MAINTAINER=Test <test@example.org>")
+		found, err := filepath.Glob(filepath.Join(bin, "*.deb"))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("built %q, %v", found, err)
+		}
+		return found[0]
 	}
-	dpkg("-i", debs[0])
-	got := filesBelow(t, root)
-	for _, name := range append(installed, "sbin/mount.ddsfs", "share/doc/ddsfs/copyright") {
-		if !slices.Contains(got, "usr/"+name) {
-			t.Errorf("%s is not installed", name)
+	deb := build("bin")
+	if !bytes.Equal(read(t, deb), read(t, build("again"))) {
+		t.Error("another build has other bytes")
+	}
+	version := strings.TrimPrefix(strings.TrimSpace(ddsfs(t, "--version").ok()), "ddsfs ")
+	arch := strings.TrimSpace(run(t, "dpkg", "--print-architecture").ok())
+	if got, want := run(t, "dpkg-deb", "-f", deb, "Package", "Version", "Architecture", "Depends", "Section").ok(),
+		fmt.Sprintf("Package: ddsfs\nVersion: %s\nArchitecture: %s\nSection: admin\n", version, arch); got != want {
+		t.Errorf("control:\n%swant\n%s", got, want)
+	}
+
+	to := filepath.Join(dir, "root")
+	state := filepath.Join(to, "var/lib/ddsfs/record")
+	for _, d := range []string{"var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/ddsfs", "etc/systemd/system/timers.target.wants"} {
+		must(t, os.MkdirAll(filepath.Join(to, d), 0o755))
+	}
+	for _, file := range []string{state, filepath.Join(to, "var/lib/dpkg/status")} {
+		must(t, os.WriteFile(file, nil, 0o600))
+	}
+	dpkg := func(arguments ...string) string {
+		t.Helper()
+		r := run(t, args("dpkg", "--root="+to, "--log="+filepath.Join(dir, "log"), "--force-script-chrootless", arguments)...)
+		// It knows of no package that has /etc as well.
+		r.stderr = strings.ReplaceAll(r.stderr, "dpkg: warning: while removing ddsfs, directory '/etc' not empty so not removed\n", "")
+		return r.ok()
+	}
+	installed := func() (found []string) {
+		return slices.DeleteFunc(tree(t, to), func(path string) bool { return strings.HasPrefix(path, "/var/lib/dpkg/") })
+	}
+	before := installed()
+	dpkg("--install", deb)
+	if got := dpkg("--verify", "ddsfs"); got != "" {
+		t.Errorf("dpkg misses %s", got)
+	}
+	for _, path := range []string{"ddsfs", "dds", "mount.ddsfs"} {
+		// mount.ddsfs says how it is called, but it is there and runs.
+		if r := run(t, filepath.Join(to, "usr/sbin", path), "--version"); !strings.Contains(r.stdout+r.stderr, "ddsfs") {
+			t.Errorf("%s: %q, %q", path, r.stdout, r.stderr)
 		}
 	}
-	if got := run(t, filepath.Join(root, "usr/sbin/ddsfs"), "--version").ok(); !strings.HasPrefix(got, "ddsfs ") {
-		t.Errorf("--version: %q", got)
+	for line := range strings.Lines(run(t, "dpkg-deb", "-c", deb).ok()) {
+		if fields := strings.Fields(line); fields[1] != "root/root" || fields[3] != "2023-11-14" && fields[3] != "2023-11-15" {
+			t.Errorf("in the package: %s", line)
+		}
 	}
-	// What targets hold outlives the package.
-	record := filepath.Join(root, "var/lib/ddsfs/record.json")
-	must(t, os.MkdirAll(filepath.Dir(record), 0o700))
-	must(t, os.WriteFile(record, nil, 0o600))
+	wants := filepath.Join(to, "etc/systemd/system/timers.target.wants/ddsfs-replicate@data.timer")
+	must(t, os.Symlink("/usr/lib/systemd/system/ddsfs-replicate@.timer", wants))
+	dpkg("--install", deb) // an upgrade
+	dpkg("--remove", "ddsfs")
+	if got, want := installed(), append([]string{strings.TrimPrefix(wants, to)}, before...); !slices.Equal(got, want) {
+		t.Errorf("removed, it leaves %q, want %q", got, want)
+	}
 	dpkg("--purge", "ddsfs")
-	for _, name := range filesBelow(t, root) {
-		if !strings.HasPrefix(name, "var/lib/dpkg/") && name != "var/lib/ddsfs/record.json" {
-			t.Errorf("purge left %s", name)
-		}
+	if got := installed(); !slices.Equal(got, before) {
+		t.Errorf("purged, it leaves %q, want %q", got, before)
 	}
-	if _, err := os.Stat(record); err != nil {
-		t.Error(err)
+	read(t, state)
+}
+
+// What is linked into the binary is named with its license.
+func TestCopyright(t *testing.T) {
+	info, err := buildinfo.ReadFile(executable)
+	must(t, err)
+	text := string(read(t, "debian/copyright"))
+	if len(info.Deps) == 0 {
+		t.Error("the binary tells of no modules")
+	}
+	for _, module := range info.Deps {
+		if !strings.Contains(strings.ReplaceAll(text, "\n", " "), " "+module.Path+" ") {
+			t.Errorf("nothing on %s", module.Path)
+		}
 	}
 }

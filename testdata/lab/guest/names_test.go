@@ -73,6 +73,22 @@ func TestNames(t *testing.T) {
 		}
 	}
 	dm.Ddsfs(t, "unmount", m)
+
+	// As mount(8) calls it. mount -a looks for the name of BASE among what is mounted.
+	helper := filepath.Join(t.TempDir(), "mount.ddsfs")
+	if err := os.Symlink(ddsfs, helper); err != nil {
+		t.Fatal(err)
+	}
+	dm.Run(t, helper, "/dev/dash-es-/ba-se", m, "-o", "rw,nofail,new=/dev/dash-es-/n--ew")
+	dm.Equal(t, "the delta of mount.ddsfs", dm.Read(t, filepath.Join(m, "delta.cow"), false), want)
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := "/dev/dash-es-/ba-se " + m + " fuse.ddsfs ro,"; !strings.Contains(string(mounts), line) {
+		t.Errorf("no line %q in\n%s", line, mounts)
+	}
+	dm.Ddsfs(t, "unmount", m)
 }
 
 // Plain device-mapper snapshots, whose devices have other names and places.
