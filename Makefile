@@ -121,7 +121,7 @@ unit: tools
 # Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
 # testdata/lab/guest and testdata/lab/powercut there.
 lab:
-	$(GO) test -count=1 -v -timeout 20m ./testdata/lab
+	$(GO) test -count=1 -v -parallel 2 -timeout 20m ./testdata/lab
 
 # Speed as ratios, side by side with what a user would take instead.
 bench: build

@@ -46,6 +46,7 @@ type Disk struct {
 type Config struct {
 	Package  string            // the package whose tests run in the guest
 	Run      string            // which of them, as in go test -run; all where it is empty
+	Skip     string            // and which not, as in go test -skip
 	Binaries map[string]string // packages to build into the guest's /bin, by name
 	Scripts  []string          // files to put there as well
 	Links    map[string]string // what links in the guest's /bin point to, by name
@@ -184,6 +185,9 @@ func prepare(dir string, cfg Config) ([]string, error) {
 	kernelArgs := "console=ttyS0 quiet panic=-1 oops=panic nowatchdog no_timer_check -- -test.v=test2json"
 	if cfg.Run != "" {
 		kernelArgs += " -test.run=" + cfg.Run
+	}
+	if cfg.Skip != "" {
+		kernelArgs += " -test.skip=" + cfg.Skip
 	}
 	args := []string{
 		binary, "-nodefaults", "-display", "none", "-no-reboot",

@@ -9,6 +9,7 @@ import (
 // TestPowerCut kills a guest in which merges are under way, and looks with another
 // one at what is left of them.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var disks []Disk
 	for name, bytes := range map[string]int64{"targets": 32 << 20, "states": 128 << 20, "plain": 2 << 20, "deltas": 32 << 20} {
