@@ -1,9 +1,12 @@
 package apply
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -25,7 +28,8 @@ type Options struct {
 	// Stream writes what comes from a pipe as it comes, instead of spooling and
 	// checking all of it first. A pipe that breaks leaves the target half merged.
 	Stream bool
-	// SpoolDir is where a delta from a pipe is kept until it was applied.
+	// SpoolDir is where a delta from a pipe is kept until it was applied, or the
+	// copy of a delta that the kernel uses up; for that, "" is StateDir.
 	SpoolDir string
 	// StateDir is where it is recorded what targets hold.
 	StateDir string
@@ -54,6 +58,7 @@ type Options struct {
 	storage         storage
 	devices         devices
 	checkpointBytes int64
+	poll            time.Duration
 }
 
 func (o Options) progress(stage Stage, done, total int64) {
@@ -82,17 +87,23 @@ func (o Options) kernel() devices {
 	return kernel{}
 }
 
+func (o Options) pollInterval() time.Duration {
+	return cmp.Or(o.poll, pollInterval)
+}
+
 // Stage is what Apply is doing.
 type Stage string
 
 // The stages of Apply, in their order.
 const (
 	Receiving Stage = "receiving"
+	Copying   Stage = "copying"
 	Verifying Stage = "verifying"
 	Proving   Stage = "comparing with the base"
 	Saving    Stage = "saving what will be overwritten"
 	Writing   Stage = "writing"
 	Flushing  Stage = "flushing"
+	Merging   Stage = "merging by the kernel"
 )
 
 // Result is what was done.
@@ -109,6 +120,11 @@ type Result struct {
 	PunchedBytes     int64 `json:"punched_bytes"`
 	ResumedBytes     int64 `json:"resumed_bytes"`
 	DryRun           bool  `json:"dry_run,omitempty"`
+
+	// Of a merge by the kernel: the device that is left because somebody has it
+	// open, and whether somebody wrote to it.
+	Device  string `json:"device,omitempty"`
+	Touched bool   `json:"touched,omitempty"`
 }
 
 // File merges the delta in a regular file or a block device into the target.
@@ -118,12 +134,12 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	m, err := open(targetPath, true, o)
+	m, err := open(targetPath, toWrite, o)
 	if err != nil {
 		return Result{}, err
 	}
 	defer m.close()
-	if err := m.take(in); err != nil {
+	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
 	return m.mergeChecked(ctx, path, in, in.Size())
@@ -131,7 +147,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 
 // Pipe merges the delta that comes from r into the target.
 func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result, error) {
-	m, err := open(targetPath, true, o)
+	m, err := open(targetPath, toWrite, o)
 	if err != nil {
 		return Result{}, err
 	}

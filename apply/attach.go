@@ -34,7 +34,7 @@ const overlayChunkBytes = 4096
 // Attach makes a device-mapper device that shows the target as it will be when the
 // delta is merged. It writes neither to the target nor to the delta.
 func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result Result, err error) {
-	m, err := open(targetPath, false, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
+	m, err := open(targetPath, toRead, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
 	if err != nil {
 		return Result{}, err
 	}
@@ -53,12 +53,18 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	if err := m.take(in); err != nil {
+	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
 	d, err := m.check(ctx, path, in, in.Size())
 	if err != nil {
 		return Result{}, err
+	}
+	if in.Info().Block {
+		// The device mapper would have two snapshots share it.
+		if err := checkShown(in); err != nil {
+			return Result{}, err
+		}
 	}
 	store, err := in.Reopen(os.O_RDONLY)
 	if err != nil {
@@ -122,10 +128,10 @@ func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
 		}
 		end = d.seal.VolumeBytes / cow.SectorBytes
 	}
-	table := []blockdev.Target{snapshotOf(snapshotTarget, end, l.target, l.delta, "P", d.header.ChunkBytes)}
+	table := []blockdev.Target{snapshotOf(blockdev.KindSnapshot, end, l.target, l.delta, "P", d.header.ChunkBytes)}
 	if end < sectors {
 		table = append(table, blockdev.Target{
-			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: linearTarget,
+			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: blockdev.KindLinear,
 			Params: fmt.Sprintf("%s %d", l.target.Number(), end),
 		})
 	}
@@ -184,7 +190,7 @@ func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	if err != nil {
 		return err
 	}
-	if err := d.Load(false, snapshotOf(snapshotTarget, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
+	if err := d.Load(false, snapshotOf(blockdev.KindSnapshot, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
 		return errors.Join(err, d.Remove())
 	}
 	return show(d, false)

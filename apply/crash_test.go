@@ -60,8 +60,8 @@ func (s *faulty) track(f file, path string) (file, error) {
 	return tracked, nil
 }
 
-func (s *faulty) openTarget(path string, writable bool) (file, error) {
-	f, err := s.disk.openTarget(path, writable)
+func (s *faulty) openTarget(path string, how access) (file, error) {
+	f, err := s.disk.openTarget(path, how)
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +221,7 @@ type rig struct {
 	pipe, undoWanted   bool
 	secondFromSameBase bool
 	anyBase            bool
+	wholeSectors       bool
 }
 
 const rigChunk = 512
@@ -279,6 +280,9 @@ func newRig(t *testing.T, r rig) *rig {
 	path := func(name string) string { return filepath.Join(r.dir, name) }
 	r.delta, r.undo, r.target = path("delta"), path("undo"), path("target")
 	r.base = make([]byte, 40*rigChunk+100)
+	if r.wholeSectors {
+		r.base = r.base[:40*rigChunk]
+	}
 	for i := range r.base {
 		r.base[i] = byte(i/rigChunk + 1)
 	}

@@ -79,6 +79,11 @@ func decide(f facts, k known, assumeBase bool) (decision, error) {
 	if k.Merging != nil && k.touched == "" {
 		return decideInterrupted(f, k, fresh, assumeBase)
 	}
+	if k.Merging.kernel() != nil && !assumeBase {
+		// What others wrote is in the target and in the store that the kernel merges
+		// from, and only the two together are right.
+		return decision{}, refusal(fmt.Sprintf("it is half merged by the kernel, and %s: %s", k.touched, resumeWith(k.Target)))
+	}
 	if k.touched != "" {
 		return decideUnknown(f, fresh, assumeBase, "the target is not as the last merge left it ("+k.touched+")")
 	}
@@ -150,6 +155,9 @@ func decideInterrupted(f facts, k known, fresh decision, assumeBase bool) (decis
 		return fresh, nil
 	}
 	way := "apply that one again to finish it"
+	if m.Kernel != nil {
+		way = resumeWith(k.Target)
+	}
 	if m.Undo != "" {
 		way += ", or " + m.Undo + " to undo it"
 	}
@@ -165,6 +173,11 @@ func decideAny(f facts) decision {
 		return decision{}
 	}
 	return decision{since: &Content{}, written: f.changed, nameless: true}
+}
+
+// resumeWith says what finishes a merge by the kernel.
+func resumeWith(target string) string {
+	return fmt.Sprintf("ddsfs apply --kernel --resume %s finishes it", target)
 }
 
 // covers tells whether the delta starts from the state since which the recorded

@@ -47,6 +47,16 @@ func TestDecide(t *testing.T) {
 		}
 		return k
 	}
+	// The same by the kernel.
+	byKernel := func(change func(k *known)) known {
+		return interrupted(func(k *known) {
+			k.Target, k.Merging.Kernel, k.Merging.DoneChunks = "/dev/t", &KernelMerge{Name: "m"}, 0
+			if change != nil {
+				change(k)
+			}
+		})
+	}
+	touch := func(k *known) { k.touched = "it was written to" }
 	// B, made of A by writing chunks 1 and 2.
 	made := func(change func(k *known)) known {
 		return interrupted(func(k *known) {
@@ -103,6 +113,18 @@ func TestDecide(t *testing.T) {
 		{"grown, streamed", delta(func(f *facts) { f.volumeBytes = volume + 4096; f.changed = nil }), holding("A", nil), false, "grew", nil},
 		{"half merged full, the same", delta(func(f *facts) { f.full = true }), interrupted(nil), false, "resume", nil},
 		{"half merged, streamed, again", delta(func(f *facts) { f.name, f.changed = "", nil }), interrupted(func(k *known) { k.written = nil; k.Merging.New.Delta = "" }), false, "warned", nil},
+
+		{"half merged by the kernel, the same", delta(nil), byKernel(nil), false, "resume", []uint64{1, 2}},
+		{"half merged by the kernel, a later one", delta(func(f *facts) { f.name, f.new, f.changed = "d2", "C", chunks(1, 2, 3) }), byKernel(nil), false, "merge", []uint64{1, 2, 3}},
+		{"half merged by the kernel, undo", delta(func(f *facts) { f.name, f.base, f.new = "u", "B", "A" }), byKernel(func(k *known) { k.Merging.UndoDelta = "u" }), false, "merge", []uint64{1, 2}},
+		{"half merged by the kernel, another base", delta(func(f *facts) { f.name, f.base = "d2", "B" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
+		{"half merged by the kernel, no identity", delta(func(f *facts) { f.name, f.base = "", "" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
+		{"half merged by the kernel and written to, the same", delta(nil), byKernel(touch), false, "it was written to: ddsfs apply --kernel --resume /dev/t", nil},
+		{"half merged by the kernel and written to, undo", delta(func(f *facts) { f.name, f.base, f.new = "u", "B", "A" }), byKernel(func(k *known) { k.Merging.UndoDelta = "u"; touch(k) }), false, "--resume", nil},
+		{"half merged by the kernel and written to, no identity", delta(func(f *facts) { f.name, f.base = "", "" }), byKernel(touch), false, "--resume", nil},
+		{"half merged by the kernel and written to, proof", delta(func(f *facts) { f.baseCheck = true }), byKernel(touch), false, "--resume", nil},
+		{"half merged by the kernel and written to, full", delta(func(f *facts) { f.full = true }), byKernel(touch), false, "merge", nil},
+		{"half merged by the kernel and written to, the user's word", delta(nil), byKernel(touch), true, "warned", []uint64{1, 2}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := decide(test.delta, test.known, test.assume)

@@ -23,17 +23,11 @@ type delta struct {
 // openDelta reads all that can be checked of the delta in the first sizeBytes bytes
 // of r. Of a sealed one, that is every byte.
 func openDelta(ctx context.Context, r io.ReaderAt, sizeBytes int64, progress func(done, total int64)) (*delta, error) {
-	d := &delta{r: r, sizeBytes: sizeBytes}
-	var err error
-	if d.header, d.seal, err = cow.ReadSeal(r, sizeBytes); err != nil {
+	d, err := newDelta(r, sizeBytes)
+	if err != nil {
 		return nil, err
 	}
-	var volumeBytes int64
 	if d.seal != nil {
-		volumeBytes = d.seal.VolumeBytes
-		if d.digests, err = cow.ReadDigests(r, *d.seal); err != nil {
-			return nil, err
-		}
 		var bad badBlocks
 		if err := d.digests.Verify(ctx, r, cow.OfNew, bad.add, func(done int64) { progress(done, d.seal.BodyBytes) }); err != nil {
 			return nil, err
@@ -42,16 +36,32 @@ func openDelta(ctx context.Context, r io.ReaderAt, sizeBytes int64, progress fun
 			return nil, err
 		}
 	}
-	store, err := cow.ReadStore(r, sizeBytes, cow.StoreOptions{VolumeBytes: volumeBytes})
+	return d, d.readList()
+}
+
+// newDelta reads what the delta says of itself, and nothing else.
+func newDelta(r io.ReaderAt, sizeBytes int64) (*delta, error) {
+	d := &delta{r: r, sizeBytes: sizeBytes}
+	var err error
+	if d.header, d.seal, err = cow.ReadSeal(r, sizeBytes); err != nil || d.seal == nil {
+		return d, err
+	}
+	d.digests, err = cow.ReadDigests(r, *d.seal)
+	return d, err
+}
+
+// readList reads which chunks the delta has.
+func (d *delta) readList() error {
+	store, err := cow.ReadStore(d.r, d.sizeBytes, cow.StoreOptions{VolumeBytes: d.volumeBytes()})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.changed, d.report = store.Changed, store.Report()
 	d.report.Digest = d.name()
 	if d.seal != nil && d.seal.Exceptions != d.changed.Len() {
-		return nil, fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", d.seal.Exceptions, d.changed.Len())
+		return fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", d.seal.Exceptions, d.changed.Len())
 	}
-	return d, nil
+	return nil
 }
 
 // badBlocks collects the blocks that don't match their digests.
@@ -96,6 +106,15 @@ func (d *delta) volumeBytes() int64 {
 		return 0
 	}
 	return d.seal.VolumeBytes
+}
+
+// facts are what decides whether it may be merged.
+func (d *delta) facts() facts {
+	base, new := d.identities()
+	return facts{
+		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
+		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	}
 }
 
 // full tells whether the delta holds all of the volume, so that it does not matter

@@ -19,6 +19,8 @@ type devices interface {
 	// loop shows an open file as a block device until it is closed and nothing is
 	// stacked on it.
 	loop(backing *os.File, writable bool) (loop, error)
+	// open opens the block device with that number.
+	open(number string) (*blockdev.Device, error)
 	// checkFree fails if there is a device-mapper device of that name, or no device
 	// mapper to make one.
 	checkFree(name string) error
@@ -60,6 +62,8 @@ func (kernel) loop(backing *os.File, writable bool) (loop, error) {
 	return l, nil
 }
 
+func (kernel) open(number string) (*blockdev.Device, error) { return blockdev.OpenNumber(number) }
+
 func (kernel) checkFree(name string) error {
 	d, err := blockdev.MappedByName(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,20 +104,13 @@ const (
 	hiddenSuffix = "-ro"
 )
 
-// The types of device-mapper targets that our tables have.
-const (
-	snapshotTarget = "snapshot"
-	mergeTarget    = "snapshot-merge"
-	linearTarget   = "linear"
-)
-
 // isOurs tells whether a device is one that attach or apply made.
 func isOurs(uuid string) bool { return strings.HasPrefix(uuid, oursPrefix) }
 
 // isMerging tells whether the kernel merges, or would, through a device with that
 // table.
 func isMerging(table []blockdev.Target) bool {
-	return len(table) > 0 && table[0].Type == mergeTarget
+	return len(table) > 0 && table[0].Type == blockdev.KindMerge
 }
 
 // usedByOurs says which device of ours shows the target, and what to do about it;
@@ -155,17 +152,15 @@ type lower struct {
 
 // newLower makes what is to lie below a table. Its loop devices must be held until
 // the device mapper holds them.
-func newLower(d devices, target, delta *os.File, writable bool) (l *lower, err error) {
-	l = &lower{blockBytes: 512}
-	defer func() {
-		if err != nil {
-			l.Close()
-		}
-	}()
+func newLower(d devices, target, delta *os.File, writable bool) (*lower, error) {
+	l := &lower{blockBytes: cow.SectorBytes}
+	var err error
 	if l.target, err = l.add(d, target, writable); err != nil {
+		l.Close()
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	if l.delta, err = l.add(d, delta, writable); err != nil {
+		l.Close()
 		return nil, fmt.Errorf("delta: %w", err)
 	}
 	return l, nil
@@ -206,6 +201,16 @@ func (l *lower) checkChunk(chunkBytes int64) error {
 	return fmt.Errorf("delta: its chunks have %d bytes, and the devices can only be read and written in blocks of %d: the kernel can't use it there; ddsfs apply without --kernel can", chunkBytes, l.blockBytes)
 }
 
+// checkWritable refuses devices that can only be read. The device mapper does not.
+func (l *lower) checkWritable() error {
+	for _, i := range []blockdev.Info{l.target, l.delta} {
+		if i.ReadOnly() {
+			return fmt.Errorf("%s: it can only be read, and the kernel has to write to it", i.Path)
+		}
+	}
+	return nil
+}
+
 func (l *lower) infos() []blockdev.Info {
 	var infos []blockdev.Info
 	for _, loop := range l.loops {
@@ -225,7 +230,7 @@ func (l *lower) Close() {
 // should. A table can be loaded without an error and be of no use.
 func checkHealthy(path string, targets []blockdev.Target) error {
 	for _, t := range targets {
-		if t.Type == linearTarget {
+		if t.Type == blockdev.KindLinear {
 			continue
 		}
 		if _, err := t.Usage(); err != nil {
@@ -246,11 +251,7 @@ func (t *target) sectors() (int64, error) {
 
 // load makes a device with a table that lies on the target, and leaves it at that:
 // nobody can open it, and the kernel writes nothing, before it is resumed.
-//
-// The device mapper claims what its tables lie on, so that our own claim has to go
-// first. Whoever came in between is found out by looking once more when the device
-// mapper has it: nobody else has it open, and it is what it was.
-func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...blockdev.Target) (d mapped, err error) {
+func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...blockdev.Target) (mapped, error) {
 	// Also for the kernel, which reads and writes beneath the page cache.
 	if err := m.target.Sync(); err != nil {
 		return nil, fmt.Errorf("target %s: flush: %w", m.target.path, err)
@@ -259,46 +260,52 @@ func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...block
 	if err != nil {
 		return nil, err
 	}
-	if d, err = m.o.kernel().create(name, uuid); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.Remove())
-		}
-	}()
-	if err := m.target.release(); err != nil {
-		return nil, err
-	}
-	err = d.Load(readOnly, table...)
-	if errors.Is(err, syscall.EBUSY) {
-		return nil, m.target.refused("it, or the delta's device, is in use: unmount it, and close what is stacked on it")
-	}
+	d, err := m.o.kernel().create(name, uuid)
 	if err != nil {
 		return nil, err
+	}
+	if err := m.handOver(l, d, before, readOnly, table); err != nil {
+		return nil, errors.Join(err, d.Remove())
+	}
+	return d, nil
+}
+
+// handOver gives the target to the device mapper.
+//
+// It claims what its tables lie on, so that our own claim has to go first. Whoever
+// came in between is found out by looking once more when the device mapper has it:
+// nobody else has it open, and it is what it was.
+func (m *merger) handOver(l *lower, d mapped, before Fingerprint, readOnly bool, table []blockdev.Target) error {
+	if err := m.target.release(); err != nil {
+		return err
+	}
+	err := d.Load(readOnly, table...)
+	if errors.Is(err, syscall.EBUSY) {
+		return m.target.refused("it, or the delta's device, is in use: unmount it, and close what is stacked on it")
+	}
+	if err != nil {
+		return err
 	}
 	// Ourselves and the table.
 	if err := m.target.checkUnused(ours{opens: 2, loops: l.infos(), mapped: d.Info()}); err != nil {
-		return nil, err
+		return err
 	}
 	if err := m.target.Sync(); err != nil {
-		return nil, fmt.Errorf("target %s: flush: %w", m.target.path, err)
+		return fmt.Errorf("target %s: flush: %w", m.target.path, err)
 	}
 	now, err := m.target.fingerprint()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if why := before.differs(now); why != "" {
-		return nil, m.target.refused("somebody wrote to it just now: %s", why)
+		return m.target.refused("somebody wrote to it just now: %s", why)
 	}
-	if m.unchanged != nil {
-		if err := m.unchanged(); err != nil {
-			return nil, err
-		}
+	if err := m.unchanged(); err != nil {
+		return err
 	}
 	status, err := d.LoadedStatus()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return d, checkHealthy(d.Path(), status)
+	return checkHealthy(d.Path(), status)
 }

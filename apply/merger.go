@@ -26,13 +26,31 @@ type merger struct {
 	unchanged func() error
 }
 
-// open opens and locks the target, to write to it or just to read it, and reads
-// what is known of it.
-func open(targetPath string, writable bool, o Options) (*merger, error) {
-	t, err := openTarget(o.disk(), targetPath, writable)
+// open opens and locks the target, which nobody may use, and reads what is known of
+// it.
+func open(targetPath string, how access, o Options) (*merger, error) {
+	t, err := openTarget(o.disk(), targetPath, how)
 	if err != nil {
 		return nil, err
 	}
+	return newMerger(t, o)
+}
+
+// watch opens and locks a target that a device of ours may have claimed, and reads
+// what is known of it.
+func watch(targetPath string, o Options) (*merger, error) {
+	f, err := o.disk().openTarget(targetPath, toWatch)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	t, err := newTarget(f, targetPath)
+	if err != nil {
+		return nil, err
+	}
+	return newMerger(t, o)
+}
+
+func newMerger(t *target, o Options) (*merger, error) {
 	m := &merger{target: t, state: stateDir{o.StateDir, o.disk()}, o: o}
 	if err := m.takeOver(); err != nil {
 		m.close()
@@ -86,10 +104,16 @@ func (m *merger) readKnown() (err error) {
 	if err != nil {
 		return err
 	}
-	if r.Merging == nil {
+	switch {
+	case r.Touched != "":
+		m.known.touched = r.Touched
+	case r.Merging == nil:
 		m.known.touched = r.Fingerprint.differs(now)
-	} else {
+	default:
 		m.known.touched = r.Fingerprint.replaced(now)
+	}
+	if k := r.Merging.kernel(); k != nil && k.Unwatched && m.known.touched == "" {
+		m.known.touched = k.touched()
 	}
 	return nil
 }
@@ -130,17 +154,11 @@ func (m *merger) check(ctx context.Context, name string, r io.ReaderAt, sizeByte
 	if d.seal == nil && !m.o.AnyBase {
 		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
 	}
-	base, new := d.identities()
-	c := &checked{delta: d, facts: facts{
-		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
-		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
-	}}
-	if err := m.checkFits(c.facts, d.seal); err != nil {
+	c := &checked{delta: d, facts: d.facts()}
+	if c.how, err = m.decide(c.facts, d.seal); err != nil {
 		return nil, err
 	}
-	if c.how, err = m.decide(c.facts); err != nil {
-		return nil, err
-	}
+	m.o.warn(c.how.warning)
 	if c.how.proveBase {
 		if err := m.proveBase(ctx, d); err != nil {
 			return nil, err
@@ -187,13 +205,11 @@ func (m *merger) mergeStream(ctx context.Context, r io.Reader, name string) (Res
 	if s := decoder.Seal(); s != nil {
 		f.base, f.new, f.volumeBytes, f.full = s.Base, s.New, s.VolumeBytes, s.IsFull(f.chunkBytes)
 	}
-	if err := m.checkFits(f, decoder.Seal()); err != nil {
-		return Result{}, err
-	}
-	how, err := m.decide(f)
+	how, err := m.decide(f, decoder.Seal())
 	if err != nil {
 		return Result{}, err
 	}
+	m.o.warn(how.warning)
 	return m.merge(ctx, decoder, f, how, "", "")
 }
 
@@ -213,17 +229,21 @@ func (m *merger) checkFits(f facts, seal *cow.Seal) error {
 	return nil
 }
 
-func (m *merger) decide(f facts) (decision, error) {
+// decide says how the target may take a delta, or refuses it.
+func (m *merger) decide(f facts, seal *cow.Seal) (decision, error) {
+	if err := m.checkFits(f, seal); err != nil {
+		return decision{}, err
+	}
 	if m.o.AnyBase {
+		if m.known.Record != nil && m.known.Merging.kernel() != nil {
+			return decision{}, m.target.refused("it is half merged by the kernel, and part of what it holds is not on it: %s", resumeWith(m.target.path))
+		}
 		return decideAny(f), nil
 	}
 	how, err := decide(f, m.known, m.o.AssumeBase)
 	var no refusal
 	if errors.As(err, &no) {
 		return decision{}, m.target.refused("%s", no)
-	}
-	if err == nil {
-		m.o.warn(how.warning)
 	}
 	return how, err
 }
@@ -306,31 +326,8 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 	if how.resume {
 		skip = min(total, m.known.Merging.DoneChunks)
 	}
-	fingerprint, err := m.target.fingerprint()
+	r, err := m.begin(f, how, Merge{Undo: undo, UndoDelta: undoDelta, DoneChunks: skip})
 	if err != nil {
-		return Result{}, err
-	}
-	r := &Record{
-		Key: m.key, Target: m.target.path, WrittenSince: how.since, Fingerprint: &fingerprint,
-		Merging: &Merge{
-			Base: f.base, New: Content{f.new, f.name, f.volumeBytes},
-			Undo: undo, UndoDelta: undoDelta, DoneChunks: skip,
-		},
-	}
-	if how.nameless {
-		r.Merging.Base, r.Merging.New = "", Content{}
-	} else if m.known.Record != nil {
-		r.Holds = m.known.Holds
-	}
-	if how.resume {
-		r.Merging.Undo, r.Merging.UndoDelta = m.known.Merging.Undo, m.known.Merging.UndoDelta
-	}
-	if how.since != nil && how.written != nil {
-		if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, how.written, f.chunkBytes); err != nil {
-			return Result{}, err
-		}
-	}
-	if err := m.state.save(r); err != nil {
 		return Result{}, err
 	}
 	var begun *cow.SetBuilder
@@ -368,6 +365,33 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 		result.Origin, result.SealedBytes = decoder.Seal().Origin, decoder.Seal().TotalBytes()
 	}
 	return result, m.finish(r)
+}
+
+// begin records durably what is about to be done to the target.
+func (m *merger) begin(f facts, how decision, merging Merge) (*Record, error) {
+	fingerprint, err := m.target.fingerprint()
+	if err != nil {
+		return nil, err
+	}
+	merging.Base, merging.New = f.base, Content{f.new, f.name, f.volumeBytes}
+	r := &Record{
+		Key: m.key, Target: m.target.path, WrittenSince: how.since, Fingerprint: &fingerprint,
+		Merging: &merging,
+	}
+	if how.nameless {
+		r.Merging.Base, r.Merging.New = "", Content{}
+	} else if m.known.Record != nil {
+		r.Holds = m.known.Holds
+	}
+	if how.resume {
+		r.Merging.Undo, r.Merging.UndoDelta = m.known.Merging.Undo, m.known.Merging.UndoDelta
+	}
+	if how.since != nil && how.written != nil {
+		if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, how.written, f.chunkBytes); err != nil {
+			return nil, err
+		}
+	}
+	return r, m.state.save(r)
 }
 
 // alreadyDone is the result of a merge that was done before. It may have been
@@ -417,6 +441,14 @@ func (m *merger) finish(r *Record) error {
 	if err := m.state.save(r); err != nil {
 		return fmt.Errorf("target %s: it is merged, but that could not be recorded: apply the same delta again: %w", m.target.path, err)
 	}
+	if m.known.Record != nil {
+		// The kernel did not get to the end of it, and need not any more.
+		if k := m.known.Merging.kernel(); k != nil && !k.Consume {
+			if err := m.removeCopy(k.Store); err != nil {
+				return err
+			}
+		}
+	}
 	return m.state.removeOther(m.key, r.WrittenFile)
 }
 
@@ -424,7 +456,7 @@ func (m *merger) finish(r *Record) error {
 // written.
 func (m *merger) interrupted(err error, done Result) error {
 	if errors.Is(err, context.Canceled) {
-		err = errors.New("stopped by a signal")
+		err = errSignal
 	}
 	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
 		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, errors.Join(err, m.takeBack()))
@@ -440,6 +472,9 @@ func (m *merger) takeBack() error {
 	}
 	return m.state.forget(m.key)
 }
+
+// errSignal is what a merge that a signal stopped says.
+var errSignal = errors.New("stopped by a signal")
 
 // brokenOff hides a refusal in an error of a merge that had begun.
 type brokenOff struct{ err error }

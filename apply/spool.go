@@ -27,51 +27,57 @@ func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
+	size, err := receive(ctx, r, f, room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
+		func(done, total int64) { o.progress(Receiving, done, total) })
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &spoolFile{f, size}, nil
+}
+
+// receive writes a delta to a file: all of it if it is sealed, and if it is not, all
+// there is.
+func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, err error) {
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return nil, fmt.Errorf("spool: read the delta: %w", err)
+		return 0, fmt.Errorf("spool: read the delta: %w", err)
 	}
 	first = first[:n]
 	total := sealedSize(first)
 	if total > 0 {
-		if err := checkRoom(f, total, o.SpoolDir); err != nil {
-			return nil, err
+		if err := room.check(total); err != nil {
+			return 0, err
 		}
 		r = io.LimitReader(r, total-int64(n))
 	}
-	size := int64(0)
 	write := func(p []byte) error {
-		n, err := f.Write(p)
+		n, err := f.WriteAt(p, size)
 		size += int64(n)
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return noRoom(o.SpoolDir, fmt.Sprintf("after %d bytes", size))
+			return room.none(fmt.Sprintf("after %d bytes", size))
 		}
 		if err != nil {
 			return fmt.Errorf("spool: after %d bytes: %w", size, err)
 		}
-		o.progress(Receiving, size, total)
+		progress(size, total)
 		return ctx.Err()
 	}
 	if err := write(first); err != nil {
-		return nil, err
+		return 0, err
 	}
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := r.Read(buf)
 		if writeErr := write(buf[:n]); writeErr != nil {
-			return nil, writeErr
+			return 0, writeErr
 		}
 		if err == io.EOF {
-			return &spoolFile{f, size}, nil
+			return size, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("spool: read the delta after %d bytes: %w", size, err)
+			return 0, fmt.Errorf("spool: read the delta after %d bytes: %w", size, err)
 		}
 	}
 }
@@ -113,20 +119,27 @@ func sealedSize(sector []byte) int64 {
 	return seal.TotalBytes()
 }
 
-// checkRoom fails if the delta does not fit.
-func checkRoom(f *os.File, bytes int64, dir string) error {
+// room is a directory that a delta is to fit in.
+type room struct {
+	dir string
+	// instead is what else there is to do but to name another.
+	instead string
+}
+
+// check fails if so many bytes do not fit.
+func (r room) check(bytes int64) error {
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
-		return fmt.Errorf("spool: room in %s: %w", dir, err)
+	if err := unix.Statfs(r.dir, &fs); err != nil {
+		return fmt.Errorf("spool: room in %s: %w", r.dir, err)
 	}
 	if room := int64(fs.Bavail) * fs.Bsize; room < bytes {
-		return noRoom(dir, fmt.Sprintf("the delta has %d bytes, and there is room for %d", bytes, room))
+		return r.none(fmt.Sprintf("the delta has %d bytes, and there is room for %d", bytes, room))
 	}
 	return nil
 }
 
-func noRoom(dir, what string) error {
-	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool), copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)", dir, what)
+func (r room) none(what string) error {
+	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool)%s", r.dir, what, r.instead)
 }
 
 func unnamedFile(dir string) (*os.File, error) {

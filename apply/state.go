@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sort"
@@ -38,6 +39,9 @@ type Record struct {
 	WrittenDigest string `json:"written_digest,omitempty"`
 	// Fingerprint is what the target looked like when the last merge was done.
 	Fingerprint *Fingerprint `json:"fingerprint,omitempty"`
+	// Touched says how others wrote to the target while the kernel merged, "" if
+	// nobody did: it does not hold what Holds names, or does not only.
+	Touched string `json:"touched,omitempty"`
 }
 
 // Content names what a volume holds.
@@ -55,6 +59,61 @@ type Merge struct {
 	UndoDelta string  `json:"undo_delta,omitempty"` // its digest
 	// DoneChunks is how many of the delta's chunks are known to be on disk.
 	DoneChunks int64 `json:"done_chunks"`
+	// Kernel, if it is set, says that the kernel merges, and from what.
+	Kernel *KernelMerge `json:"kernel,omitempty"`
+}
+
+// KernelMerge is what the kernel needs to merge, and to go on after a reboot.
+type KernelMerge struct {
+	// Store is the file or block device that the kernel uses up: a copy of the
+	// delta, or with Consume the delta itself.
+	Store   string `json:"store"`
+	Consume bool   `json:"consume,omitempty"`
+	// Name and UUID are those of the device that shows the new state.
+	Name         string `json:"name"`
+	UUID         string `json:"uuid"`
+	Sectors      int64  `json:"sectors"` // of the device
+	ChunkSectors int64  `json:"chunk_sectors"`
+	Chunks       int64  `json:"chunks"` // of the delta
+	// Unwatched says that nobody looked any more, when the merge was left to the
+	// kernel, whether others write to the device.
+	Unwatched bool `json:"unwatched,omitempty"`
+}
+
+// kernel is the kernel's part in a merge, nil if it has none.
+func (m *Merge) kernel() *KernelMerge {
+	if m == nil {
+		return nil
+	}
+	return m.Kernel
+}
+
+// touched says how others may have written to a target through the device.
+func (k *KernelMerge) touched() string {
+	if k.Unwatched {
+		return fmt.Sprintf("it may have been written to through /dev/mapper/%s, which nobody watched", k.Name)
+	}
+	return fmt.Sprintf("it was written to through /dev/mapper/%s while the kernel merged", k.Name)
+}
+
+// check refuses what no apply has recorded. A copy, which is removed in the end, has
+// a name that nothing else has.
+func (k *KernelMerge) check(key string) error {
+	switch {
+	case !k.Consume && filepath.Base(k.Store) != fileName(key)+storeSuffix:
+		return fmt.Errorf("store is %q, and no copy for this target is called that", k.Store)
+	case !filepath.IsAbs(k.Store) || filepath.Clean(k.Store) != k.Store || strings.ContainsRune(k.Store, 0):
+		return fmt.Errorf("store is %q", k.Store)
+	case !strings.HasPrefix(k.UUID, mergePrefix) || strings.HasSuffix(k.UUID, hiddenSuffix):
+		return fmt.Errorf("uuid is %q", k.UUID)
+	case k.ChunkSectors < 1 || k.ChunkSectors > cow.MaxChunkBytes/cow.SectorBytes || k.ChunkSectors&(k.ChunkSectors-1) != 0:
+		return fmt.Errorf("chunk_sectors is %d", k.ChunkSectors)
+	case k.Sectors < 1 || k.Sectors > math.MaxInt64/cow.SectorBytes:
+		return fmt.Errorf("sectors is %d", k.Sectors)
+	case k.Chunks < 0 || k.Chunks > (k.Sectors-1)/k.ChunkSectors+1:
+		return fmt.Errorf("chunks is %d", k.Chunks)
+	}
+	return errors.Join(blockdev.CheckMappedName(k.Name), blockdev.CheckMappedUUID(k.UUID))
 }
 
 // Fingerprint is what tells whether somebody wrote to a target.
@@ -87,6 +146,9 @@ func fileName(key string) string {
 func (d stateDir) recordPath(key string) string {
 	return filepath.Join(d.path, fileName(key)+".json")
 }
+
+// storeSuffix is the end of the names of what the kernel merges.
+const storeSuffix = ".store"
 
 // lock keeps other processes from the target until the file is closed, by this
 // process or by its end.
@@ -170,6 +232,11 @@ func parseRecord(b []byte) (*Record, error) {
 		return nil, fmt.Errorf("done_chunks is %d", r.Merging.DoneChunks)
 	case r.WrittenSince != nil && r.WrittenFile != "" && (r.WrittenFile != filepath.Base(r.WrittenFile) || strings.HasPrefix(r.WrittenFile, ".")):
 		return nil, fmt.Errorf("written_file is %q", r.WrittenFile)
+	}
+	if r.Merging != nil && r.Merging.Kernel != nil {
+		if err := r.Merging.Kernel.check(r.Key); err != nil {
+			return nil, fmt.Errorf("kernel: %w", err)
+		}
 	}
 	for _, c := range []*Content{r.Holds, r.WrittenSince} {
 		if c != nil && c.VolumeBytes < 0 {
@@ -255,8 +322,9 @@ func (d stateDir) loadWritten(r *Record) (set *cow.Set, chunkBytes int64, err er
 	return set, chunkBytes, nil
 }
 
-// removeOther removes the sets of a target other than the one with that name, and
-// what a crash left half written.
+// removeOther removes the sets of a target other than the one with that name, what
+// the kernel was to merge, and what a crash left half written. Nothing must be
+// under way.
 func (d stateDir) removeOther(key, keep string) error {
 	if d.none() {
 		return nil
@@ -268,7 +336,8 @@ func (d stateDir) removeOther(key, keep string) error {
 	for _, e := range entries {
 		isSet := strings.HasPrefix(e.Name(), fileName(key)+"-") && e.Name() != keep
 		isPart := strings.HasPrefix(e.Name(), fileName(key)) && strings.HasSuffix(e.Name(), partSuffix)
-		if !isSet && !isPart {
+		isStore := e.Name() == fileName(key)+storeSuffix
+		if !isSet && !isPart && !isStore {
 			continue
 		}
 		if err := d.storage.remove(filepath.Join(d.path, e.Name())); err != nil {
@@ -317,6 +386,9 @@ func Records(path string, targets ...string) ([]*Record, error) {
 
 // recordOf is where the record of a target is.
 func recordOf(path, target string) (string, error) {
+	if err := checkKind(target); err != nil {
+		return "", fmt.Errorf("target: %w", err)
+	}
 	f, err := os.OpenFile(target, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", fmt.Errorf("target: %w", err)

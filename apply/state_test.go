@@ -212,6 +212,7 @@ func TestBaseCheck(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`))
 	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
+	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"touched":"x","merging":{"new":{},"done_chunks":0,"kernel":{"store":"/a","consume":true,"name":"n","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRecord(b)
 		if err != nil {

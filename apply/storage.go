@@ -17,9 +17,8 @@ import (
 // before what is overwritten hangs on the order of these calls, so tests put a
 // storage of their own here that stops or fails at any of them.
 type storage interface {
-	// openTarget opens an existing device or file, to read and write it or
-	// just to read it. A block device is claimed.
-	openTarget(path string, writable bool) (file, error)
+	// openTarget opens an existing device or file.
+	openTarget(path string, how access) (file, error)
 	// create makes a new file. It is an error if there is one.
 	create(path string) (file, error)
 	// rename gives a file another name, in place of what had it.
@@ -29,6 +28,17 @@ type storage interface {
 	// syncDir makes the names in a directory durable.
 	syncDir(path string) error
 }
+
+// access is how a target is opened: for what, and whether a block device is claimed.
+type access int
+
+const (
+	toWrite access = syscall.O_RDWR | syscall.O_EXCL
+	// toRead is for what leaves the writing to the kernel, if anything is written.
+	toRead access = syscall.O_RDONLY | syscall.O_EXCL
+	// toWatch is for a target that a device of ours has claimed.
+	toWatch access = syscall.O_RDONLY
+)
 
 // file is an open file of a storage.
 type file interface {
@@ -47,25 +57,28 @@ type file interface {
 // disk is the storage of the operating system.
 type disk struct{}
 
-func (disk) openTarget(path string, writable bool) (file, error) {
-	// Before it is opened: opening a character device can do things by itself.
-	if fi, err := os.Stat(path); err != nil {
+func (disk) openTarget(path string, how access) (file, error) {
+	if err := checkKind(path); err != nil {
 		return nil, err
-	} else if !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
-		return nil, fmt.Errorf("%s: is neither a block device nor a regular file", path)
 	}
 	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
 	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
 	// us wait for its other end.
-	flags := syscall.O_EXCL | syscall.O_NONBLOCK
-	if writable {
-		flags |= os.O_RDWR
-	}
-	f, err := os.OpenFile(path, flags, 0)
+	f, err := os.OpenFile(path, int(how)|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	return osFile{f}, nil
+}
+
+// checkKind refuses what can't be a target, before it is opened: opening a character
+// device can do things by itself.
+func checkKind(path string) error {
+	fi, err := os.Stat(path)
+	if err == nil && !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+		err = fmt.Errorf("%s: is neither a block device nor a regular file", path)
+	}
+	return err
 }
 
 func (disk) create(path string) (file, error) {

@@ -27,8 +27,8 @@ type target struct {
 
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
-func openTarget(s storage, path string, writable bool) (*target, error) {
-	f, err := s.openTarget(path, writable)
+func openTarget(s storage, path string, how access) (*target, error) {
+	f, err := s.openTarget(path, how)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, inUse(path)}
 	}

@@ -154,7 +154,7 @@ func (d *dds) runExtract() error {
 func (d *dds) runMerge() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	m := merge{quiet: true, Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}
+	m := merge{quiet: true, KernelOptions: apply.KernelOptions{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
 	result, err := m.merge(ctx, cmp.Or(d.cow, "-"), d.dest)
 	if err != nil || !d.verbose {
 		return err

@@ -56,10 +56,17 @@ func printRecord(out io.Writer, r *apply.Record) error {
 		if r.Holds != nil {
 			text += "  held " + r.Holds.String() + "\n"
 		}
-		text += fmt.Sprintf("  HALF MERGED, to %s: apply that delta again to finish\n", m.New)
+		finish := "apply that delta again to finish"
+		if m.Kernel != nil {
+			finish = fmt.Sprintf("by the kernel, as /dev/mapper/%s: ddsfs apply --kernel --resume %s to finish", m.Kernel.Name, r.Target)
+		}
+		text += fmt.Sprintf("  HALF MERGED, to %s: %s\n", m.New, finish)
 		if m.Undo != "" {
 			text += fmt.Sprintf("  or apply %s to undo it\n", m.Undo)
 		}
+	}
+	if r.Touched != "" {
+		text += "  and more: " + r.Touched + "\n"
 	}
 	_, err := io.WriteString(out, text)
 	return err

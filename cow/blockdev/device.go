@@ -29,6 +29,27 @@ const dropAfter = 32 << 20
 // OpenCOW opens a snapshot's COW device, past every cache.
 func OpenCOW(path string) (*Device, error) { return open(path, false) }
 
+// OpenNumber is OpenCOW for the device with that number, as the kernel writes it.
+func OpenNumber(number string) (*Device, error) {
+	n, err := parseNumber(number)
+	if err != nil {
+		return nil, err
+	}
+	info, err := InfoOf(n)
+	if err != nil {
+		return nil, err
+	}
+	d, err := OpenCOW(info.Path)
+	if err != nil {
+		return nil, err
+	}
+	if d.info.Number() != n {
+		d.Close()
+		return nil, fmt.Errorf("%s: it is not the block device %s", d.info.Path, n)
+	}
+	return d, nil
+}
+
 // OpenSource opens the device that a delta's data is read from. A read-only
 // snapshot is read through the page cache, as it does not change.
 func OpenSource(path string) (*Device, error) { return open(path, true) }

@@ -253,10 +253,10 @@ func (i Info) CheckSnapshot() error {
 		return err
 	}
 	for _, t := range targets {
-		if t.Type == "snapshot-merge" {
+		if t.Type == KindMerge {
 			return fmt.Errorf("%s: the snapshot is being merged into its origin: what it lists goes away", i.Path)
 		}
-		if t.Type != "snapshot" {
+		if t.Type != KindSnapshot {
 			continue
 		}
 		if t.broken() {

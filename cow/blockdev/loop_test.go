@@ -44,6 +44,17 @@ func TestLoop(t *testing.T) {
 		if _, err := l.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:size]) {
 			t.Errorf("it shows something else: %v", err)
 		}
+		numbered, err := OpenNumber(l.Info().Number().String())
+		if err != nil || !numbered.Info().Same(l.Info()) {
+			t.Fatalf("by its number: %v", err)
+		}
+		clear(got)
+		if _, err := numbered.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:size]) {
+			t.Errorf("by its number, it shows something else: %v", err)
+		}
+		if err := numbered.Close(); err != nil {
+			t.Fatal(err)
+		}
 		if l.Info().ReadOnly() == writable {
 			t.Errorf("writable %v: read-only %v", writable, l.Info().ReadOnly())
 		}

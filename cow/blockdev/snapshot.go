@@ -15,6 +15,7 @@ const (
 	KindOrigin   = "snapshot-origin"
 	KindMerge    = "snapshot-merge"
 	KindThin     = "thin"
+	KindLinear   = "linear"
 )
 
 // Number is a block device's number.

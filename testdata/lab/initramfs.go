@@ -34,7 +34,7 @@ func modules() []string {
 
 // programs come from Debian's packages; busybox does the rest.
 func programs() []string {
-	return []string{"dmsetup", "lvm", "mkfs.ext4", "e2fsck", "cat", "cp", "dd", "sha256sum", "flock"}
+	return []string{"dmsetup", "lvm", "mkfs.ext4", "e2fsck", "cat", "cp", "dd", "sha256sum", "flock", "udevadm"}
 }
 
 // kernel returns the path of the kernel image in the unpacked packages.
@@ -74,6 +74,9 @@ func initramfs(path, root string, binaries, links map[string]string) (err error)
 	}
 	a.addFile("bin/busybox", busybox)
 	if err := a.addPrograms(root); err != nil {
+		return err
+	}
+	if err := a.addRules(root); err != nil {
 		return err
 	}
 	if err := a.addModules(root); err != nil {
@@ -155,6 +158,23 @@ func (a *archive) addPrograms(root string) error {
 			}
 		}
 	}
+	return nil
+}
+
+// addRules adds udev's rules, and under their names what they run and what runs
+// them. It is started by the tests that want it.
+func (a *archive) addRules(root string) error {
+	for _, dir := range []string{"lib/udev/rules.d", "usr/lib/udev/rules.d"} {
+		rules, err := filepath.Glob(filepath.Join(root, dir, "*.rules"))
+		if err != nil {
+			return err
+		}
+		for _, path := range rules {
+			a.addFile("lib/udev/rules.d/"+filepath.Base(path), path)
+		}
+	}
+	a.addLink("bin/systemd-udevd", "udevadm")
+	a.addLink("sbin/dmsetup", "/bin/dmsetup")
 	return nil
 }
 

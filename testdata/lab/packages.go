@@ -16,7 +16,7 @@ import (
 // wanted are the Debian packages that the guest is made of. The kernel is
 // named by its meta package, so that it is whatever version Debian has now.
 func wanted() []string {
-	return []string{"linux-image-cloud-amd64", "busybox-static", "coreutils", "dmsetup", "e2fsprogs", "lvm2", "util-linux"}
+	return []string{"linux-image-cloud-amd64", "busybox-static", "coreutils", "dmsetup", "e2fsprogs", "lvm2", "udev", "util-linux"}
 }
 
 // packages returns the directory below which the wanted packages and the

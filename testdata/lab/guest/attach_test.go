@@ -201,13 +201,14 @@ func TestAttachShapes(t *testing.T) {
 		more           int64 // sectors of the target behind the volume
 		file           bool  // the target is a file
 		device         bool  // the delta is on a block device
+		mapped         bool  // the target is a device-mapper device
 	}{
 		{name: "a full area", sectors: 4096, chunk: 8, changed: 256},
 		{name: "no exceptions", sectors: 4096, chunk: 8},
 		{name: "a partial last chunk", sectors: 5125, chunk: 128, changed: 20},
 		{name: "a file", sectors: 5125, chunk: 8, changed: 20, file: true},
 		{name: "a delta on a device", sectors: 4096, chunk: 1, changed: 20, device: true},
-		{name: "a larger target", sectors: 4096, chunk: 8, changed: 20, more: 1000},
+		{name: "a larger target", sectors: 4096, chunk: 8, changed: 20, more: 1000, mapped: true},
 		{name: "a larger target, a partial last chunk", sectors: 5125, chunk: 1024, changed: 20, more: 3000, file: true, device: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -224,6 +225,9 @@ func TestAttachShapes(t *testing.T) {
 			image := target
 			if !c.file {
 				target = dm.Loop(t, image, false)
+			}
+			if c.mapped {
+				target = dm.Create(t, "mapped", c.sectors+c.more, "linear "+target+" 0", "--uuid", "lab-mapped").Path
 			}
 			m.apply(t, m.Full, target)
 			delta := m.Forth
@@ -288,6 +292,23 @@ func TestAttachRefuses(t *testing.T) {
 		}
 	}
 	dm.Holds(t, "the target", target, m.Base)
+
+	// A delta that a view lies on.
+	second := block(t, m.Base)
+	m.apply(t, m.Full, second)
+	content = append(dm.Read(t, m.Forth, false), make([]byte, 512)...)
+	device, image := block(t, content[:len(content)/512*512]), copied(t, m.Forth)
+	before = kernelDevices(t)
+	for delta, showsTwo := range map[string]bool{device: false, image: true} {
+		m.attach(t, delta, second, "view")
+		if !showsTwo {
+			dm.Fails(t, nil, 1, []string{delta, "in use by /dev/dm-"}, m.attachArgs(delta, target, "another")...)
+		}
+		dm.Fails(t, nil, 1, []string{delta, "in use by /dev/"}, m.args("--kernel", "--consume", delta, target)...)
+		dm.Ddsfs(t, "detach", "view")
+		nothingLeft(t, before)
+	}
+
 	m.apply(t, m.Forth, target)
 	dm.Holds(t, "the target that was not attached", target, m.New)
 

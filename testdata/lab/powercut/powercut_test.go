@@ -152,6 +152,9 @@ func TestBefore(t *testing.T) {
 	for i, c := range cuts() {
 		hold(t, s, i, c, ended)
 	}
+	for _, c := range kernelCuts() {
+		holdKernel(t, s, c, ended)
+	}
 	select {
 	case message := <-ended:
 		t.Fatal(message)
@@ -299,6 +302,13 @@ func TestAfter(t *testing.T) {
 				target = slice(t, "target-"+c.name, dm.Disk(t, "targets"), i, volumeSectors, "target-"+c.name).Path
 			}
 			c.recover(t, s, target)
+		})
+	}
+	for _, c := range kernelCuts() {
+		t.Run(c.name, func(t *testing.T) {
+			mount(t, slice(t, "state-"+c.name, dm.Disk(t, "states"), c.slot, stateSectors, "state-"+c.name).Path, c.dir())
+			t.Cleanup(func() { dm.Run(t, "umount", c.dir()) })
+			c.recover(t, s, slice(t, "target-"+c.name, dm.Disk(t, "targets"), c.slot, volumeSectors, "target-"+c.name).Path)
 		})
 	}
 }

@@ -1,0 +1,178 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// pollInterval is how often the kernel is asked how far it is, and so how long a
+// write to the device may go unrecorded.
+const pollInterval = 200 * time.Millisecond
+
+// follow waits until the kernel has merged, and brings it to its end.
+func (k *kernelMerger) follow(ctx context.Context, r *Record, device mapped) (Result, error) {
+	from := r.Merging.Kernel
+	if err := device.MakeNode(); err != nil {
+		k.o.warn(fmt.Sprintf("the kernel merges, and its device has no name: %v", err))
+	}
+	result := k.newResult()
+	c := from.ChunkSectors * cow.SectorBytes
+	if layout, err := cow.NewLayout(c, uint64(from.Chunks)); err == nil {
+		result.Report = cow.NewReport(cow.Header{Valid: true, ChunkBytes: c}, layout.Areas(), from.Chunks)
+	}
+	new := r.Merging.New
+	result.VolumeBytes, result.Base, result.New, result.Digest = new.VolumeBytes, r.Merging.Base, new.Snapshot, new.Delta
+	before, err := k.wait(ctx, r, device)
+	if err == nil {
+		err = k.settle(r, device)
+	}
+	if err != nil {
+		// From now on nobody looks whether the device is written to.
+		from.Unwatched = true
+		return Result{}, errors.Join(err, k.state.save(r))
+	}
+	result.ResumedBytes = before * c
+	result.WrittenBytes = result.DataBytes - result.ResumedBytes
+	result.Touched = r.Touched != ""
+	err = device.Remove()
+	if errors.Is(err, syscall.EBUSY) {
+		result.Device, err = device.Path(), nil
+	}
+	// The store goes last: until here it is what a merge would go on from. It is not
+	// in use any more, as the device shows the target, or is gone.
+	return result, errors.Join(err, k.removeUsedUp(r), k.state.removeOther(k.key, r.WrittenFile))
+}
+
+// wait waits until the kernel has merged all. It returns how many chunks it had
+// merged before.
+func (k *kernelMerger) wait(ctx context.Context, r *Record, device mapped) (before int64, err error) {
+	from := r.Merging.Kernel
+	before = -1
+	poll := time.NewTicker(k.o.pollInterval())
+	defer poll.Stop()
+	for {
+		status, err := device.Status()
+		if err != nil {
+			return 0, k.unfinished(err)
+		}
+		if len(status) == 1 && status[0].Type == blockdev.KindLinear {
+			return from.Chunks, nil // an earlier run saw that it was done
+		}
+		if len(status) != 1 || status[0].Type != blockdev.KindMerge {
+			return 0, k.unfinished(fmt.Errorf("%s: somebody has given it another table", device.Path()))
+		}
+		if err := k.noteWrites(r, device); err != nil {
+			return 0, k.unfinished(err)
+		}
+		usage, err := status[0].Usage()
+		if err != nil {
+			return 0, k.unfinished(fmt.Errorf("%s: %w (its log may say why)", device.Path(), err))
+		}
+		left := min(from.Chunks, max(0, usage.Used-usage.Metadata)/from.ChunkSectors)
+		if before < 0 {
+			before = from.Chunks - left
+		}
+		c := from.ChunkSectors * cow.SectorBytes
+		k.o.progress(Merging, (from.Chunks-left)*c, from.Chunks*c)
+		if usage.Used == usage.Metadata {
+			return before, nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.target.path, device.Path(), resumeWith(k.target.path))
+		}
+	}
+}
+
+// noteWrites records durably that somebody wrote to the device, as soon as that
+// shows. The target then holds more than the delta says.
+func (k *kernelMerger) noteWrites(r *Record, device mapped) error {
+	counter, err := device.Counter()
+	if err != nil || counter.WrittenSectors == 0 && counter.DiscardedSectors == 0 {
+		return err
+	}
+	return k.touch(r)
+}
+
+func (k *kernelMerger) touch(r *Record) error {
+	if r.Touched != "" {
+		return nil
+	}
+	r.Touched = r.Merging.Kernel.touched()
+	return k.state.save(r)
+}
+
+// settle takes the store out of use when the kernel has merged all of it, and
+// records that the target holds the new state. The order is
+//
+//  1. the store's list, on its disk, is empty: so the kernel has flushed every
+//     chunk to the target before it took it off;
+//  2. the target is flushed once more, and what the page cache has of it is
+//     forgotten, as the kernel wrote beneath it;
+//  3. the device gets a table that is the target and nothing else, and while it is
+//     suspended for that, nobody writes to it: the target looks as it will in the
+//     record, and the device's count of writes is the last;
+//  4. the record says that it is done.
+//
+// Stopped before 4, the same is found again: the store is still there, and empty.
+func (k *kernelMerger) settle(r *Record, device mapped) error {
+	table, err := device.Table()
+	if err != nil {
+		return k.unfinished(err)
+	}
+	if isMerging(table) {
+		if err := k.checkUsedUp(table[0]); err != nil {
+			return k.unfinished(err)
+		}
+	}
+	if err := k.target.Sync(); err != nil {
+		return k.unfinished(fmt.Errorf("flush: %w", err))
+	}
+	if isMerging(table) {
+		below, _, _ := strings.Cut(table[0].Params, " ")
+		linear := blockdev.Target{Sectors: table[0].Sectors, Type: blockdev.KindLinear, Params: below + " 0"}
+		if err := device.Load(false, linear); err != nil {
+			return k.unfinished(err)
+		}
+	}
+	if err := device.Suspend(); err != nil {
+		return k.unfinished(err)
+	}
+	fingerprint, err := k.still(r, device)
+	if err := errors.Join(err, device.Resume(false)); err != nil {
+		return k.unfinished(err)
+	}
+	content := r.Merging.New
+	done := *r
+	done.Holds, done.Merging, done.Fingerprint = &content, nil, &fingerprint
+	if err := k.state.save(&done); err != nil {
+		return k.unfinished(fmt.Errorf("it is merged, but that could not be recorded: %w", err))
+	}
+	return nil
+}
+
+// still is what the target looks like while nobody can write to it.
+func (k *kernelMerger) still(r *Record, device mapped) (Fingerprint, error) {
+	counter, err := device.Counter()
+	if err != nil {
+		return Fingerprint{}, err
+	}
+	if r.Touched == "" && (counter.WrittenSectors > 0 || counter.DiscardedSectors > 0) {
+		// It is recorded with the rest.
+		r.Touched = r.Merging.Kernel.touched()
+	}
+	if err := blockdev.DropCache(k.target.os()); err != nil {
+		return Fingerprint{}, err
+	}
+	return k.target.fingerprint()
+}

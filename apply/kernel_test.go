@@ -1,0 +1,539 @@
+package apply
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+const errBusy = syscall.EBUSY
+
+// kernelOptions are those of a merge by a simulated kernel.
+func (r *rig) kernelOptions(k *simulated) KernelOptions {
+	o := KernelOptions{Options: r.options(""), Name: "simulated"}
+	o.SpoolDir, o.storage, o.devices, o.poll = "", k.storage, k, 1
+	return o
+}
+
+// kernelApply has a simulated kernel merge the rig's delta.
+func (r *rig) kernelApply(k *simulated, consume bool) error {
+	o := r.kernelOptions(k)
+	o.Consume = consume
+	_, err := KernelFile(context.Background(), r.delta, r.target, o)
+	return err
+}
+
+// afterwards does the same without failures: a kernel with the devices of k, or a new one
+// after a power cut.
+func afterwards(k *simulated, powerCut bool) *simulated {
+	next := newSimulated(&faulty{at: 1 << 30})
+	if !powerCut {
+		next.loops, next.mapped = k.loops, k.mapped
+		for _, d := range next.mapped {
+			d.kernel = next
+		}
+	}
+	return next
+}
+
+func (r *rig) record() *Record {
+	r.t.Helper()
+	records, err := Records(filepath.Join(r.dir, "state"))
+	if err != nil || len(records) != 1 {
+		r.t.Fatalf("%d records, %v", len(records), err)
+	}
+	return records[0]
+}
+
+// checkClean checks that nothing is left of a merge that is done.
+func (r *rig) checkClean(where string, k *simulated) {
+	r.t.Helper()
+	if len(k.mapped) > 0 {
+		r.t.Errorf("%s: a device is left", where)
+	}
+	names, err := filepath.Glob(filepath.Join(r.dir, "state", "*"))
+	must(r.t, err)
+	for _, name := range names {
+		if ext := filepath.Ext(name); ext != ".json" && ext != ".lock" && ext != ".chunks" {
+			r.t.Errorf("%s: %s is left", where, name)
+		}
+	}
+	if record := r.record(); record.Merging != nil {
+		r.t.Errorf("%s: the record says %+v", where, record.Merging)
+	}
+}
+
+// Wherever a merge by the kernel is stopped, and whatever had not become durable:
+// the same command, and the one that resumes, finish it, and so does a merge
+// without the kernel where the device is gone.
+func TestKernelStopAtEveryOperation(t *testing.T) {
+	for _, failure := range []struct {
+		name     string
+		fails    bool
+		powerCut bool
+		loss     loss
+		seed     uint64
+	}{
+		{"killed", false, false, loseNothing, 0},
+		{"power cut, nothing lost", false, true, loseNothing, 0},
+		{"power cut, all lost", false, true, loseAll, 0},
+		{"power cut, some lost 1", false, true, loseSome, 1},
+		{"failed once", true, false, loseNothing, 0},
+		{"failed once, power cut, all lost", true, true, loseAll, 0},
+	} {
+		for _, finish := range []string{"same", "resume", "plain", "consume"} {
+			if finish == "plain" && !failure.powerCut {
+				continue // the device holds the target
+			}
+			t.Run(failure.name+"/"+finish, func(t *testing.T) {
+				t.Parallel()
+				for n := 1; ; n++ {
+					r := newRig(t, rig{wholeSectors: true})
+					good := r.mustReadAll(r.delta)
+					k := newSimulated(&faulty{at: n, fails: failure.fails})
+					err := r.kernelApply(k, finish == "consume")
+					where := fmt.Sprintf("operation %d (%v)", n, err)
+					if k.storage.count < n {
+						if err != nil || !r.targetIs(r.after) {
+							t.Fatalf("without a failure: %v", err)
+						}
+						r.checkClean("without a failure", k)
+						os.RemoveAll(r.dir)
+						if n < 60 {
+							t.Fatalf("only %d operations", n)
+						}
+						return
+					}
+					for _, d := range k.mapped {
+						if failure.fails && d.suspended && !d.resumeFailed {
+							t.Fatalf("%s: the device is left suspended", where)
+						}
+					}
+					must(t, k.storage.crash(failure.loss, rand.New(rand.NewPCG(failure.seed, uint64(n)))))
+					if record := r.record(); record.Merging.kernel() == nil && !r.targetIs(r.base) && !r.targetIs(r.after) {
+						t.Fatalf("%s: half merged, and nothing of that is recorded", where)
+					}
+					r.finishKernel(where, afterwards(k, failure.powerCut), finish, good)
+					os.RemoveAll(r.dir)
+					if t.Failed() {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+func (r *rig) mustReadAll(path string) []byte {
+	r.t.Helper()
+	b, err := os.ReadFile(path)
+	must(r.t, err)
+	return b
+}
+
+// isUnwatched tells whether a delta was refused because ddsfs had given up on a merge
+// before the device went away.
+func isUnwatched(err error) bool {
+	var refused *RefusedError
+	return errors.As(err, &refused) && strings.Contains(err.Error(), "nobody watched")
+}
+
+// finishKernel finishes what was interrupted in that way.
+func (r *rig) finishKernel(where string, k *simulated, finish string, good []byte) {
+	r.t.Helper()
+	var err error
+	switch finish {
+	case "same", "consume":
+		if _, statErr := os.Stat(r.delta); statErr != nil {
+			// It was used up, and removed as the last thing.
+			break
+		}
+		err = r.kernelApply(k, finish == "consume")
+		if r.targetIs(r.after) && err != nil && strings.Contains(err.Error(), "does not match its digests") {
+			err = nil // as was this, but for the removal
+		}
+	case "resume":
+		_, err = KernelResume(context.Background(), r.target, r.kernelOptions(k))
+		if errors.Is(err, ErrNoKernelMerge) {
+			// Not begun, or done.
+			err = r.kernelApply(k, false)
+		}
+	case "plain":
+		_, err = File(context.Background(), r.delta, r.target, r.options(""))
+		if isUnwatched(err) {
+			_, err = KernelResume(context.Background(), r.target, r.kernelOptions(k))
+		}
+	}
+	if err != nil {
+		r.t.Errorf("%s: %s: %v", where, finish, err)
+		return
+	}
+	if !r.targetIs(r.after) {
+		r.t.Errorf("%s: %s: the target is not the new state", where, finish)
+	}
+	if finish != "consume" && !bytes.Equal(r.mustReadAll(r.delta), good) {
+		r.t.Errorf("%s: the delta is not what it was", where)
+	}
+	// A device that could not be removed in the end is the target's plain view.
+	for _, d := range k.mapped {
+		if d.active == nil || d.active.Type != blockdev.KindLinear || d.suspended {
+			r.t.Errorf("%s: %s: a device is left, with the table %+v", where, finish, d.active)
+		}
+	}
+	clear(k.mapped)
+	// The next state is taken from what the record says.
+	next := filepath.Join(r.dir, "next")
+	sealedFile(r.t, next, "new", "next", r.after, r.base)
+	_, err = File(context.Background(), next, r.target, r.options(""))
+	if isUnwatched(err) && r.record().Touched != "" {
+		r.mustApply(filepath.Join(r.dir, "full"), "")
+	} else if err != nil {
+		r.t.Errorf("%s: the next delta: %v", where, err)
+	}
+	if !r.targetIs(r.base) {
+		r.t.Errorf("%s: the target is not the next state", where)
+	}
+	r.checkClean(where, k)
+}
+
+// What users write to the device while the kernel merges is in the target at the
+// end, wherever the merge is stopped, and the next delta is refused.
+func TestKernelUsersWrite(t *testing.T) {
+	const (
+		untouched = 39
+		// From the write on to the end of its record, a power cut takes the knowledge
+		// with it: while the kernel merges a chunk, is asked for its count, and the
+		// record is replaced.
+		window = 4 + 1 + 5
+	)
+	for _, powerCut := range []bool{false, true} {
+		for _, asked := range []int{1, 4, lastMoment} {
+			t.Run(fmt.Sprintf("power cut %v, asked %d times", powerCut, asked), func(t *testing.T) {
+				t.Parallel()
+				for n := 1; ; n++ {
+					r := newRig(t, rig{wholeSectors: true})
+					var changed []uint64
+					for c := range uint64(40) {
+						if !bytes.Equal(r.base[c*rigChunk:(c+1)*rigChunk], r.after[c*rigChunk:(c+1)*rigChunk]) {
+							changed = append(changed, c)
+						}
+					}
+					if slices.Contains(changed, untouched) {
+						t.Fatal("a precondition, a chunk that is not in the delta")
+					}
+					chunks := []uint64{changed[0], changed[len(changed)-1], untouched}
+					user := bytes.Repeat([]byte("user"), rigChunk/4)
+					want, wroteAt := slices.Clone(r.after), 0
+					for _, c := range chunks {
+						copy(want[c*rigChunk:], user)
+					}
+					k := newSimulated(&faulty{at: n})
+					k.userAt, k.user = asked, func(d *simulatedDevice) error {
+						err := d.userWrites(user, chunks...)
+						if err == nil {
+							wroteAt = d.kernel.storage.count
+						}
+						return err
+					}
+					err := r.kernelApply(k, false)
+					stopped := k.storage.count >= n
+					if !stopped && err != nil {
+						t.Fatal(err)
+					}
+					if wroteAt == 0 {
+						os.RemoveAll(r.dir)
+						continue // stopped before it, or within
+					}
+					where := fmt.Sprintf("operation %d (%v)", n, err)
+					recorded := r.record().Touched != ""
+					next := afterwards(k, powerCut)
+					if stopped {
+						must(t, k.storage.crash(loseNothing, nil))
+						if _, err := KernelResume(context.Background(), r.target, r.kernelOptions(next)); err != nil && !errors.Is(err, ErrNoKernelMerge) {
+							t.Fatalf("%s: %v", where, err)
+						}
+					}
+					if !r.targetIs(want) {
+						t.Fatalf("%s: the target is not the new state with what was written", where)
+					}
+					lost := powerCut && stopped && !recorded
+					if lost && asked != lastMoment && n > wroteAt+window {
+						t.Fatalf("%s: what was written at operation %d was not recorded", where, wroteAt)
+					}
+					if !lost {
+						if r.record().Touched == "" {
+							t.Fatalf("%s: nothing is recorded of what was written", where)
+						}
+						later := filepath.Join(r.dir, "later")
+						sealedFile(t, later, "new", "later", r.after, r.base)
+						var refused *RefusedError
+						if _, err := File(context.Background(), later, r.target, r.options("")); !errors.As(err, &refused) || !strings.Contains(err.Error(), "written to through") {
+							t.Fatalf("%s: the next delta: %v", where, err)
+						}
+					}
+					os.RemoveAll(r.dir)
+					if !stopped {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// Between the claim that is given up and the device mapper's, somebody can come in:
+// that is found out before anything is written, and all is as it was.
+func TestKernelSomebodyCameIn(t *testing.T) {
+	for name, comes := range map[string]func(t *testing.T, r *rig) (leave func()){
+		"wrote": func(t *testing.T, r *rig) func() {
+			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+			must(t, err)
+			_, err = f.WriteAt([]byte("x"), 5)
+			must(t, errors.Join(err, f.Close()))
+			return func() {}
+		},
+		"shows it": func(t *testing.T, r *rig) func() {
+			f, err := os.OpenFile(r.target, os.O_RDWR, 0)
+			must(t, err)
+			defer f.Close()
+			l, err := kernel{}.loop(f, true)
+			must(t, err)
+			return func() { l.Close() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rig{wholeSectors: true})
+			defer os.RemoveAll(r.dir)
+			k := newSimulated(&faulty{at: 1 << 30})
+			o := r.kernelOptions(k)
+			var leave func()
+			o.devices = &intruded{simulated: k, comes: func() { leave = comes(t, r) }}
+			_, err := KernelFile(context.Background(), r.delta, r.target, o)
+			var refused *RefusedError
+			if !errors.As(err, &refused) || leave == nil {
+				t.Fatalf("error %v", err)
+			}
+			leave()
+			r.checkClean("refused", k)
+			if record := r.record(); record.Holds == nil || record.Holds.Snapshot != "base" {
+				t.Errorf("the record says %+v", record)
+			}
+		})
+	}
+}
+
+// intruded is a kernel during whose loading of a table somebody comes in.
+type intruded struct {
+	*simulated
+	comes func()
+}
+
+func (i *intruded) create(name, uuid string) (mapped, error) {
+	d, err := i.simulated.create(name, uuid)
+	return intrudedDevice{d, i.comes}, err
+}
+
+type intrudedDevice struct {
+	mapped
+	comes func()
+}
+
+func (d intrudedDevice) Load(readOnly bool, table ...blockdev.Target) error {
+	d.comes()
+	return d.mapped.Load(readOnly, table...)
+}
+
+// A device that somebody has open stays as a view of the target, and a merge that
+// failed is begun anew with another device.
+func TestKernelBusyAndFailed(t *testing.T) {
+	r := newRig(t, rig{wholeSectors: true})
+	defer os.RemoveAll(r.dir)
+	k := newSimulated(&faulty{at: 1 << 30})
+	k.userAt, k.user = 2, func(d *simulatedDevice) error {
+		d.busy, d.failed = true, true
+		return nil
+	}
+	err := r.kernelApply(k, false)
+	for _, word := range []string{"HALF MERGED", "Merge failed", "--resume " + r.target} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("error %v, want %q", err, word)
+		}
+	}
+	k = afterwards(k, false)
+	o := r.kernelOptions(k)
+	if _, err := KernelResume(context.Background(), r.target, o); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("as long as it is open: %v", err)
+	}
+	for _, d := range k.mapped {
+		d.busy = false
+	}
+	k.userAt, k.user = 1, func(d *simulatedDevice) error {
+		d.busy = true
+		return nil
+	}
+	result, err := KernelResume(context.Background(), r.target, o)
+	if err != nil || result.Device != "/dev/mapper/simulated" || result.Exceptions == 0 || result.Touched {
+		t.Errorf("%+v, %v", result, err)
+	}
+	for _, d := range k.mapped {
+		if d.active.Type != blockdev.KindLinear || d.suspended {
+			t.Errorf("the device that stays: %+v", d)
+		}
+	}
+	clear(k.mapped)
+	r.checkClean("done", k)
+	if !r.targetIs(r.after) {
+		t.Error("the target is not the new state")
+	}
+}
+
+// After a signal nobody looks at the device any more: if it goes with the power, the
+// target counts as written to.
+func TestKernelSignal(t *testing.T) {
+	for _, powerCut := range []bool{false, true} {
+		r := newRig(t, rig{wholeSectors: true})
+		defer os.RemoveAll(r.dir)
+		ctx, signal := context.WithCancel(context.Background())
+		k := newSimulated(&faulty{at: 1 << 30})
+		k.userAt, k.user = 3, func(*simulatedDevice) error {
+			signal()
+			return nil
+		}
+		_, err := KernelFile(ctx, r.delta, r.target, r.kernelOptions(k))
+		for _, word := range []string{r.target, "HALF MERGED", "the kernel goes on", "/dev/mapper/simulated", "ddsfs apply --kernel --resume " + r.target} {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("error %v, want %q", err, word)
+			}
+		}
+		if errors.Is(err, context.Canceled) {
+			t.Error("it would be said in other words")
+		}
+		k = afterwards(k, powerCut)
+		if powerCut {
+			if _, err := File(context.Background(), r.delta, r.target, r.options("")); !isUnwatched(err) {
+				t.Errorf("without the kernel: %v", err)
+			}
+		}
+		result, err := KernelResume(context.Background(), r.target, r.kernelOptions(k))
+		if err != nil || result.Touched != powerCut || !r.targetIs(r.after) || result.ResumedBytes == 0 || result.WrittenBytes == 0 {
+			t.Errorf("power cut %v: %+v, %v", powerCut, result, err)
+		}
+		r.checkClean("done", k)
+	}
+}
+
+// A device that somebody suspended goes on when the merge is resumed, and one that
+// says that it is done, and is not, is not believed.
+func TestKernelSuspendedAndWrong(t *testing.T) {
+	r := newRig(t, rig{wholeSectors: true})
+	defer os.RemoveAll(r.dir)
+	k := newSimulated(&faulty{at: 1 << 30})
+	k.done = true
+	for range 2 {
+		if err := r.kernelApply(k, false); err == nil || !strings.Contains(err.Error(), "still listed") || !strings.Contains(err.Error(), "HALF MERGED") {
+			t.Fatalf("error %v", err)
+		}
+	}
+	if r.record().Merging.kernel() == nil {
+		t.Error("recorded as done")
+	}
+	k.done = false
+	for _, d := range k.mapped {
+		d.suspended = true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if _, err := KernelResume(ctx, r.target, r.kernelOptions(k)); err != nil || !r.targetIs(r.after) {
+		t.Errorf("resumed: %v", err)
+	}
+	r.checkClean("done", k)
+}
+
+// What the kernel gets of a last chunk that goes on behind the volume's end, is what
+// the target holds there.
+func TestKernelBehindTheVolume(t *testing.T) {
+	for name, seed := range map[string]int{"more than an area": 40, "one chunk": 1} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rig{})
+			defer os.RemoveAll(r.dir)
+			behind := []byte(strings.Repeat("behind..", 1000))
+			behind = behind[:len(behind)-(len(behind)+len(r.base))%cow.SectorBytes]
+			r.write(r.target, append(slices.Clone(r.base), behind...))
+			after := slices.Clone(r.base)
+			for c := range seed {
+				after[len(after)-1-c*rigChunk]++
+			}
+			sealedFile(t, r.delta, "base", "new", r.base, after)
+			k := newSimulated(&faulty{at: 1 << 30})
+			o := r.kernelOptions(k)
+			o.AssumeBase, o.Consume = true, true
+			if _, err := KernelFile(context.Background(), r.delta, r.target, o); err == nil || !strings.Contains(err.Error(), "without --consume") {
+				t.Errorf("the delta itself: %v", err)
+			}
+			o.Consume = false
+			if _, err := KernelFile(context.Background(), r.delta, r.target, o); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.mustReadAll(r.target); string(got) != string(after)+string(behind) {
+				t.Error("not the new volume with what was behind it")
+			}
+			r.checkClean("done", k)
+		})
+	}
+}
+
+func TestKernelMergeRecord(t *testing.T) {
+	good := `{"version":1,"key":"k","target":"t","fingerprint":{"size_bytes":1,"first_mib":"x"},"merging":{"new":{},"done_chunks":0,` +
+		`"kernel":{"store":"/a/` + fileName("k") + `.store","name":"ddsfs-t","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`
+	if r, err := parseRecord([]byte(good)); err != nil || r.Merging.kernel() == nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{
+		{`"/a/`, `"a/`},
+		{`"/a/`, `"/a/../`},
+		{`"/a/`, `"/a\u0000/`},
+		{`"/a/` + fileName("k"), `"/etc/shadow`},
+		{`"/a/` + fileName("k"), `"/a/` + fileName("other")},
+		{`"ddsfs-t"`, `"../t"`},
+		{`"ddsfs-t"`, `""`},
+		{`"DDSFS-merge-X"`, `"LVM-X"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-view-X"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-merge-X-ro"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-merge-` + strings.Repeat("X", 120) + `"`},
+		{`"sectors":80`, `"sectors":0`},
+		{`"sectors":80`, `"sectors":9223372036854775807`},
+		{`"chunk_sectors":8`, `"chunk_sectors":0`},
+		{`"chunk_sectors":8`, `"chunk_sectors":7`},
+		{`"chunk_sectors":8`, `"chunk_sectors":65536`},
+		{`"chunks":10`, `"chunks":11`},
+		{`"chunks":10`, `"chunks":-1`},
+		{`"chunks"`, `"junks"`},
+	} {
+		b := strings.Replace(good, change[0], change[1], 1)
+		if r, err := parseRecord([]byte(b)); err == nil {
+			t.Errorf("%s: taken as %+v", b, r.Merging.Kernel)
+		}
+	}
+}
+
+func TestKernelVersion(t *testing.T) {
+	for release, old := range map[string]bool{
+		"6.1.0-48-cloud-amd64": false, "5.11.0": false, "5.10.0-28-amd64": true, "4.19.0": true, "5.9": true, "10.0-rc1": false, "x": false, "": false,
+	} {
+		if before(release, 5, 11) != old {
+			t.Errorf("%q: want %v", release, old)
+		}
+	}
+}

@@ -1,0 +1,293 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// spoolDir is where the copy is kept that the kernel uses up.
+func (k *kernelMerger) spoolDir() string {
+	if k.o.SpoolDir != "" {
+		return k.o.SpoolDir
+	}
+	return k.state.path
+}
+
+// copy makes the copy of the delta that the kernel is to use up, and checks it: it
+// is the copy that is merged. It is durable, with its name, when copy returns.
+func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage Stage) (path string, d *checked, err error) {
+	dir, err := filepath.Abs(k.spoolDir())
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("copy of the delta: %w", err)
+	}
+	if isInMemory(dir) {
+		k.o.warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
+	}
+	s := k.state.storage
+	// The target is locked, so that nobody else uses the name. What has it was left
+	// by a run that did not get to recording it.
+	path = filepath.Join(dir, fileName(k.key)+storeSuffix)
+	part := path + partSuffix
+	if err := s.remove(part); err != nil {
+		return "", nil, fmt.Errorf("copy of the delta: %w", err)
+	}
+	f, err := s.create(part)
+	if err != nil {
+		return "", nil, fmt.Errorf("copy of the delta: %w (--spool names another directory)", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.remove(part))
+		}
+	}()
+	d, err = k.fill(ctx, f, name, r, room{dir, ", or have the kernel use up the delta itself (--consume)"}, stage)
+	closeErr := f.Close()
+	if err != nil {
+		return "", nil, err
+	}
+	if err = closeErr; err == nil {
+		err = s.rename(part, path)
+	}
+	if err == nil {
+		err = s.syncDir(dir)
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("copy of the delta: %w", err)
+	}
+	return path, d, nil
+}
+
+// fill writes the delta to the copy.
+func (k *kernelMerger) fill(ctx context.Context, f file, name string, r io.Reader, room room, stage Stage) (*checked, error) {
+	size, err := receive(ctx, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
+	if err != nil {
+		return nil, err
+	}
+	d, err := k.check(ctx, name, f, size)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.keepBehind(d, f); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, fmt.Errorf("copy of the delta: flush: %w", err)
+	}
+	return d, nil
+}
+
+// behind is where in the delta its last chunk goes on behind the volume's end, and
+// for how many bytes up to the end of a target of that size.
+func (d *delta) behind(targetBytes int64) (off, bytes int64) {
+	c := d.header.ChunkBytes
+	n := d.changed.Len()
+	if d.seal == nil || n == 0 || d.seal.VolumeBytes%c == 0 || d.changed.Chunk(n-1) != uint64(d.seal.VolumeBytes/c) {
+		return 0, 0
+	}
+	layout, err := cow.NewLayout(c, uint64(n))
+	if err != nil {
+		return 0, 0 // it was read, so there is one
+	}
+	within := d.seal.VolumeBytes % c
+	return layout.DataOffset(n-1) + within, max(0, min(c-within, targetBytes-d.seal.VolumeBytes))
+}
+
+// keepBehind has the copy hold what the target holds behind the volume's end, in
+// the chunk that it falls into: the kernel merges whole chunks, up to the target's
+// end.
+func (k *kernelMerger) keepBehind(d *checked, f io.WriterAt) error {
+	off, bytes := d.behind(k.target.size)
+	if bytes == 0 {
+		return nil
+	}
+	p := make([]byte, bytes)
+	if _, err := k.target.ReadAt(p, d.seal.VolumeBytes); err != nil {
+		return fmt.Errorf("target %s: read %d bytes at byte %d: %w", k.target.path, bytes, d.seal.VolumeBytes, err)
+	}
+	if _, err := f.WriteAt(p, off); err != nil {
+		return fmt.Errorf("copy of the delta: %w", err)
+	}
+	return nil
+}
+
+// isInMemory tells whether a directory is gone after a reboot.
+func isInMemory(dir string) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return false
+	}
+	return fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC
+}
+
+// openStore opens what is left of the store that the kernel was to merge, and makes
+// sure that it is that.
+func (k *kernelMerger) openStore(r *Record) (*blockdev.Device, error) {
+	path := r.Merging.Kernel.Store
+	store, err := blockdev.OpenSource(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w: bring it back, or apply the same delta without --kernel, or a full one", k.target.path, err)
+	}
+	if err == nil {
+		if err = errors.Join(k.take(store), k.checkStore(r, store)); err != nil {
+			store.Close()
+		}
+	}
+	if err != nil {
+		return nil, k.unfinished(fmt.Errorf("what the kernel merged from, %s: %w", path, err))
+	}
+	return store, nil
+}
+
+// checkStore refuses a store that is not what is left of the one that was recorded.
+func (k *kernelMerger) checkStore(r *Record, store *blockdev.Device) error {
+	from := r.Merging.Kernel
+	left, err := leftOf(r, store)
+	if err != nil {
+		return err
+	}
+	if left.ChunkBytes != from.ChunkSectors*cow.SectorBytes || left.Changed.Len() > from.Chunks {
+		return errOtherDelta
+	}
+	if n := left.Changed.Len(); n > 0 {
+		return k.target.checkInside(left.Changed.Chunk(n-1), left.ChunkBytes)
+	}
+	return nil
+}
+
+var errOtherDelta = errors.New("it is another delta")
+
+// leftOf is what is left of a delta that the kernel uses up. It leaves the seal and
+// the trailer as they are, and so the delta's name.
+func leftOf(r *Record, store *blockdev.Device) (*cow.Store, error) {
+	d, err := newDelta(store, store.Size())
+	if err != nil {
+		return nil, err
+	}
+	if d.name() != r.Merging.New.Delta {
+		return nil, errOtherDelta
+	}
+	return cow.ReadStore(store, store.Size(), cow.StoreOptions{})
+}
+
+// checkUsedUp fails unless the store that a table merges from lists nothing any
+// more. It is that store, whatever is under its name.
+func (k *kernelMerger) checkUsedUp(table blockdev.Target) error {
+	fields := strings.Fields(table.Params)
+	if len(fields) < 2 {
+		return fmt.Errorf("the table %q of the merge names no store", table.Params)
+	}
+	store, err := k.o.kernel().open(fields[1])
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	left, err := cow.ReadStore(store, store.Size(), cow.StoreOptions{})
+	if err != nil {
+		return fmt.Errorf("%s: %w", store.Info().Path, err)
+	}
+	if n := left.Changed.Len(); n > 0 {
+		return fmt.Errorf("the kernel says that it has merged all, and %d chunks are still listed", n)
+	}
+	return nil
+}
+
+// checkNotUsedUp refuses a delta that the kernel has begun to use up.
+func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
+	if m.known.Record == nil || m.known.Merging.kernel() == nil {
+		return nil
+	}
+	store, err := blockdev.OpenSource(m.known.Merging.Kernel.Store)
+	if err != nil {
+		return nil // so it is not the one that was opened
+	}
+	defer store.Close()
+	if store.Info().Same(in.Info()) {
+		return m.target.refused("the kernel has begun to use up that delta: %s", resumeWith(m.target.path))
+	}
+	return nil
+}
+
+// checkShown refuses a delta that a device already shows or uses up.
+func checkShown(in *blockdev.Device) error {
+	users, err := in.Info().HolderInfos()
+	if err == nil && len(users) == 0 {
+		users, err = in.Info().LoopDevices()
+	}
+	if err == nil && len(users) > 0 {
+		err = fmt.Errorf("it is in use by %s", paths(users))
+	}
+	if err != nil {
+		return fmt.Errorf("delta %s: %w", in.Info().Path, err)
+	}
+	return nil
+}
+
+// removeUsedUp takes away what the kernel has used up. Of a delta, nothing must stay
+// that could be taken for a good one: a file is removed, and of a block device the
+// header is overwritten. But who gave a delta away to be used up may have put another
+// one in its place, and that is none of ours.
+func (k *kernelMerger) removeUsedUp(r *Record) error {
+	from := r.Merging.Kernel
+	if !from.Consume {
+		return k.removeCopy(from.Store)
+	}
+	store, err := blockdev.OpenCOW(from.Store)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)
+	}
+	defer store.Close()
+	if left, err := leftOf(r, store); err != nil || left.Changed.Len() > 0 {
+		k.o.warn(fmt.Sprintf("what is in %s now is not what the kernel used up, and stays as it is", from.Store))
+		return nil
+	}
+	if !store.Info().Block {
+		return k.removeCopy(from.Store)
+	}
+	if err := k.wipe(from.Store); err != nil {
+		return fmt.Errorf("the delta that was used up can't be overwritten: %w", err)
+	}
+	return nil
+}
+
+// removeCopy removes a file that the kernel has merged from, or was to.
+func (m *merger) removeCopy(path string) error {
+	err := m.state.storage.remove(path)
+	if err == nil {
+		err = m.state.storage.syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)
+	}
+	return nil
+}
+
+// wipe makes a block device hold no delta any more.
+func (m *merger) wipe(path string) error {
+	f, err := m.state.storage.openTarget(path, toWrite)
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteAt(make([]byte, wipeBytes), 0); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// wipeBytes is a block of any device, and has the header and the seal.
+const wipeBytes = 4096
