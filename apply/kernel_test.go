@@ -94,8 +94,11 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 		{"failed once, power cut, all lost", true, true, loseAll, 0},
 	} {
 		for _, finish := range []string{"same", "resume", "plain", "consume"} {
-			if finish == "plain" && !failure.powerCut {
+			switch {
+			case finish == "plain" && !failure.powerCut:
 				continue // the device holds the target
+			case failure.fails && (finish == "resume" || finish == "consume"):
+				continue // little else than after a kill
 			}
 			t.Run(failure.name+"/"+finish, func(t *testing.T) {
 				t.Parallel()
