@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,11 @@ func commands() []*command {
 func visibleCommands() []*command {
 	return slices.DeleteFunc(commands(), func(c *command) bool { return c.hidden })
 }
+
+// The kernel gives a process's signals to its first thread, and waits for it where it
+// waits for a device that does not answer. So that a mount can be ended all the same,
+// that thread runs nothing but main, which serves no reads.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// The programs that this one stands in for are links to it.
