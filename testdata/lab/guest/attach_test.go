@@ -302,7 +302,7 @@ func TestAttachRefuses(t *testing.T) {
 	for delta, showsTwo := range map[string]bool{device: false, image: true} {
 		m.attach(t, delta, second, "view")
 		if !showsTwo {
-			dm.Fails(t, nil, 1, []string{delta, "in use by /dev/dm-"}, m.attachArgs(delta, target, "another")...)
+			dm.Fails(t, nil, 1, []string{delta, "in use by /dev/mapper/view"}, m.attachArgs(delta, target, "another")...)
 		}
 		dm.Fails(t, nil, 1, []string{delta, "in use by /dev/"}, m.args("--kernel", "--consume", delta, target)...)
 		dm.Ddsfs(t, "detach", "view")
