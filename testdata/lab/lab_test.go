@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// deviceTests are about the devices that ddsfs makes, and take as long as the rest.
-const deviceTests = "^Test(Attach|Kernel|Mapped|Udev)"
+// deviceTests are about the devices that ddsfs makes, and some more, so that they take
+// as long as the rest.
+const deviceTests = "^Test(Attach|Kernel|Mapped|Udev|Replicate|Rounds)"
 
 // TestScenarios boots one guest for all of them but those of TestDevices, or for
 // those below it that go test -run names: TestScenarios/TestPair/chunk=512.
