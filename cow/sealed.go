@@ -156,7 +156,7 @@ func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
 // fills p has to be followed by a Finish with the same p and off, before p is used
 // for something else.
 func (s *Sealed) ReadFirst(p []byte, off int64) (n int, err error) {
-	if off < 0 || off+int64(len(p)) > s.seal.BodyBytes || len(p) == 0 {
+	if !s.isBody(p, off) {
 		return s.ReadAt(p, off) // the trailer waits for all digests, and would for these
 	}
 	first, end := blocksOf(p, off)
@@ -170,7 +170,7 @@ func (s *Sealed) ReadFirst(p []byte, off int64) (n int, err error) {
 
 // Finish takes the digests of what ReadFirst read.
 func (s *Sealed) Finish(p []byte, off int64) {
-	if off < 0 || off+int64(len(p)) > s.seal.BodyBytes || len(p) == 0 {
+	if !s.isBody(p, off) {
 		return
 	}
 	first, end := blocksOf(p, off)
@@ -180,6 +180,11 @@ func (s *Sealed) Finish(p []byte, off int64) {
 		piece := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
 		s.hash(block, piece, begin-block*BlockBytes)
 	}
+}
+
+// isBody tells whether p, read at off, is a part of the body and of nothing else.
+func (s *Sealed) isBody(p []byte, off int64) bool {
+	return len(p) > 0 && off >= 0 && off <= s.seal.BodyBytes-int64(len(p))
 }
 
 // blocksOf are the blocks that p, read at off, has a part of.

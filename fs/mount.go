@@ -132,9 +132,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 		return nil, fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and for --allow-other user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))
 	}
 	m := &Mounted{server: server, mountpoint: path}
-	if err := m.readAhead(); err != nil {
-		return nil, errors.Join(err, m.Unmount())
-	}
+	m.readAhead()
 	return m, nil
 }
 
@@ -143,19 +141,16 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 // is being read. Beyond that nothing is gained.
 const readAheadKiB = 2048
 
-// readAhead lets the kernel read further ahead. Only root may say so.
-func (m *Mounted) readAhead() error {
+// readAhead lets the kernel read further ahead. Only root may say so, and not in
+// every container; without it, reading is slower and no worse.
+func (m *Mounted) readAhead() {
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.mountpoint))
 	if err != nil || len(mounts) == 0 {
-		return err // unmounted already
+		return
 	}
 	last := mounts[len(mounts)-1]
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", last.Major, last.Minor)
-	err = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
-	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EROFS) {
-		return nil // slower, and no worse
-	}
-	return err
+	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
 }
 
 // mountTime returns the time for the files of a mount, which lies in a later

@@ -1,13 +1,18 @@
 package fs_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"io"
+	"log"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"ddsfs/fs"
@@ -258,4 +263,27 @@ func mountsBelow(t *testing.T, path string) (lines []string) {
 		}
 	}
 	return lines
+}
+
+// The kernel reads further ahead than it would by itself, if root mounts.
+func TestReadAhead(t *testing.T) {
+	dir := t.TempDir()
+	m, err := fs.Mount(dir, []fs.File{{Name: "file", Content: bytes.NewReader([]byte("x")), Size: 1}}, fs.Options{Mode: 0o400, Log: log.New(io.Discard, "", 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := m.Unmount(); err != nil {
+			t.Error(err)
+		}
+		m.Wait()
+	}()
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil || len(mounts) != 1 {
+		t.Fatalf("%d mounts, %v", len(mounts), err)
+	}
+	got, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", mounts[0].Major, mounts[0].Minor))
+	if err != nil || strings.TrimSpace(string(got)) != "2048" {
+		t.Errorf("read_ahead_kb is %q, %v", got, err)
+	}
 }

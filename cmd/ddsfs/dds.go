@@ -138,7 +138,7 @@ func (d *dds) runExtract() error {
 	for _, w := range p.Warnings {
 		d.warn(w)
 	}
-	x := extract{pair: pairFlags{cow: d.cow, source: d.source}, output: d.dest, unsealed: true, quiet: true}
+	x := extract{output: d.dest, unsealed: true, quiet: true}
 	if d.verbose {
 		out := os.Stdout
 		if x.toStdout() {

@@ -212,7 +212,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 	}
 	store, err := readStore(p.cow, cow.StoreOptions{VolumeBytes: baseBytes, Progress: o.Progress})
 	if err != nil {
-		return nil, changes{}, err
+		return nil, changes{}, fmt.Errorf("base: %w", err)
 	}
 	readOnly := p.source.Info().ReadOnly()
 	c := merge(store, new, baseBytes, p.source.Size(), readOnly)
@@ -303,7 +303,7 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 	check := func() error {
 		for _, h := range holders {
 			if err := h.CheckSnapshot(); err != nil {
-				return fmt.Errorf("base: %w", err)
+				return err
 			}
 		}
 		return nil
