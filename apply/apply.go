@@ -129,7 +129,7 @@ type Result struct {
 
 // File merges the delta in a regular file or a block device into the target.
 func File(ctx context.Context, path, targetPath string, o Options) (Result, error) {
-	in, err := blockdev.OpenSource(path)
+	in, err := blockdev.Open(path)
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}

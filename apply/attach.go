@@ -48,7 +48,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 			return Result{}, err
 		}
 	}
-	in, err := blockdev.OpenSource(path)
+	in, err := blockdev.Open(path)
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}

@@ -38,7 +38,7 @@ func DefaultName(targetPath string) string { return "ddsfs-" + filepath.Base(tar
 // KernelFile has the kernel merge the delta in a file or a block device into the
 // target. A merge of the same delta that was interrupted is resumed.
 func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (Result, error) {
-	in, err := blockdev.OpenSource(path)
+	in, err := blockdev.Open(path)
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
@@ -261,7 +261,7 @@ func (k *kernelMerger) mergeCopy(ctx context.Context, name string, r io.Reader, 
 	if err != nil {
 		return Result{}, err
 	}
-	store, err := blockdev.OpenSource(path)
+	store, err := blockdev.Open(path)
 	if err == nil {
 		defer store.Close()
 		err = k.take(store)

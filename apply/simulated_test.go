@@ -56,7 +56,7 @@ func (s *simulated) open(number string) (*blockdev.Device, error) {
 	if err := s.storage.step(); err != nil {
 		return nil, err
 	}
-	return blockdev.OpenCOW(s.loops[number])
+	return blockdev.Open(s.loops[number])
 }
 
 func (s *simulated) checkFree(string) error { return nil }

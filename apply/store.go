@@ -136,7 +136,7 @@ func isInMemory(dir string) bool {
 // sure that it is that.
 func (k *kernelMerger) openStore(r *Record) (*blockdev.Device, error) {
 	path := r.Merging.Kernel.Store
-	store, err := blockdev.OpenSource(path)
+	store, err := blockdev.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w: bring it back, or apply the same delta without --kernel, or a full one", k.target.path, err)
 	}
@@ -209,7 +209,7 @@ func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
 	if m.known.Record == nil || m.known.Merging.kernel() == nil {
 		return nil
 	}
-	store, err := blockdev.OpenSource(m.known.Merging.Kernel.Store)
+	store, err := blockdev.Open(m.known.Merging.Kernel.Store)
 	if err != nil {
 		return nil // so it is not the one that was opened
 	}
@@ -244,7 +244,7 @@ func (k *kernelMerger) removeUsedUp(r *Record) error {
 	if !from.Consume {
 		return k.removeCopy(from.Store)
 	}
-	store, err := blockdev.OpenCOW(from.Store)
+	store, err := blockdev.Open(from.Store)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

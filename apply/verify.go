@@ -52,7 +52,7 @@ func (v Verification) Err() error {
 // VerifyFile compares the delta in a file, and the target unless its name is "",
 // with the delta's digests.
 func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verification, error) {
-	in, err := blockdev.OpenSource(path)
+	in, err := blockdev.Open(path)
 	if err != nil {
 		return Verification{}, fmt.Errorf("delta: %w", err)
 	}
@@ -118,7 +118,7 @@ func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath stri
 		return Verification{}, err
 	}
 	if targetPath != "" && len(v.BadDelta) == 0 {
-		target, err := blockdev.OpenCOW(targetPath)
+		target, err := blockdev.Open(targetPath)
 		if err != nil {
 			return Verification{}, fmt.Errorf("target: %w", err)
 		}

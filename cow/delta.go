@@ -4,18 +4,20 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // Delta is the exception store of a set of changed chunks whose data is in a
 // source, laid out by [Layout] and computed as it is read: an io.ReaderAt of a
 // size known from the start. Making it reads nothing. It keeps no position and
-// no buffer, so that any number of readers may use it at once.
+// no data, so that any number of readers may use it at once.
 type Delta struct {
 	layout      Layout
 	changed     *Set
 	volumeBytes int64
 	source      io.ReaderAt
 	first       [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
+	spare       *sync.Pool        // of *pieces, so that reading allocates nothing
 }
 
 // NewDelta returns the delta of the changed chunks of a volume that source holds
@@ -30,7 +32,7 @@ func NewDelta(changed *Set, chunkBytes, volumeBytes int64, source io.ReaderAt) (
 			return nil, fmt.Errorf("delta: chunk %d of %d bytes lies past the end of the volume, which has %d bytes", last, chunkBytes, volumeBytes)
 		}
 	}
-	d := &Delta{layout: l, changed: changed, volumeBytes: volumeBytes, source: source}
+	d := &Delta{layout: l, changed: changed, volumeBytes: volumeBytes, source: source, spare: new(sync.Pool)}
 	Header{Valid: true, ChunkBytes: chunkBytes}.Append(d.first[:0])
 	return d, nil
 }
@@ -55,10 +57,36 @@ func (d *Delta) Changed() *Set { return d.changed }
 // VolumeBytes is the size of the volume that the delta was taken from.
 func (d *Delta) VolumeBytes() int64 { return d.volumeBytes }
 
-// ReadAt implements io.ReaderAt. Chunks that follow each other on the volume are
-// one read of the source, also where a metadata chunk stands between them in the
-// store. An error of the source is returned with what could be read before it;
-// that is always right.
+// PiecesReaderAt is a source that reads many pieces at once, such as a device with
+// a queue. A delta asks one for all that a read needs in one call.
+type PiecesReaderAt interface {
+	io.ReaderAt
+	// ReadPieces fills each piece with what the source holds from its offset in
+	// bytes. It returns how many it filled before the first that it could not, and
+	// the error of that one.
+	ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
+}
+
+// pieces are what a read needs of the source: parts of the reader's buffer, each
+// with the byte of the source and the byte of the buffer that it begins at.
+type pieces struct {
+	parts   [][]byte
+	offsets []int64
+	starts  []int
+}
+
+func (s *pieces) add(part []byte, offset int64, start int) {
+	s.parts, s.offsets, s.starts = append(s.parts, part), append(s.offsets, offset), append(s.starts, start)
+}
+
+func (s *pieces) reset() {
+	clear(s.parts) // the buffer is not ours
+	s.parts, s.offsets, s.starts = s.parts[:0], s.offsets[:0], s.starts[:0]
+}
+
+// ReadAt implements io.ReaderAt. Chunks that follow each other on the volume, and in
+// an area of the store, are one piece of the source. An error of the source is
+// returned with what could be read before it; that is always right.
 func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("delta: read at byte %d: negative offset", off)
@@ -70,72 +98,68 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	if left := d.Size() - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
+	needed, _ := d.spare.Get().(*pieces)
+	if needed == nil {
+		needed = new(pieces)
+	}
+	defer func() {
+		needed.reset()
+		d.spare.Put(needed)
+	}()
+	d.fill(p, off, needed)
+	if n, err := d.readSource(needed); err != nil {
+		return needed.starts[n], fmt.Errorf("read the source: %w", err)
+	}
+	return len(p), atEnd
+}
+
+// fill fills p with what the store holds from byte off, save for what comes from the
+// source, which it adds to needed.
+func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	c := d.layout.chunkBytes
 	var runs Cursor
-	for n < len(p) {
-		at, todo := off+int64(n), p[n:]
+	for n := 0; n < len(p); {
+		at, part := off+int64(n), p[n:]
+		within := at % c
 		kind, index := d.layout.locate(at / c)
-		if kind == data {
-			if runs.set == nil {
-				runs = d.changed.Cursor(index)
+		if kind != data {
+			part = part[:min(int64(len(part)), c-within)]
+			if kind == headerChunk {
+				d.fillHeader(part, within)
+			} else {
+				d.fillMetadata(part, index, within)
 			}
-			done, err := d.readRun(todo, at, index, &runs)
-			n += done
-			if err != nil {
-				return n, err
-			}
+			n += len(part)
 			continue
 		}
-		within := at % c
-		todo = todo[:min(int64(len(todo)), c-within)]
-		if kind == headerChunk {
-			d.fillHeader(todo, within)
-		} else {
-			d.fillMetadata(todo, index, within)
+		if runs.set == nil {
+			runs = d.changed.Cursor(index)
 		}
-		n += len(todo)
+		inArea := d.layout.perArea - index%d.layout.perArea
+		chunk, count := runs.Next(min(inArea, (within+int64(len(part))-1)/c+1))
+		part = part[:min(int64(len(part)), count*c-within)]
+		from := int64(chunk)*c + within
+		inside := max(0, min(int64(len(part)), d.volumeBytes-from))
+		clear(part[inside:]) // behind the volume's end
+		if inside > 0 {
+			needed.add(part[:inside], from, n)
+		}
+		n += len(part)
 	}
-	return n, atEnd
 }
 
-// readRun reads into p what the store holds from byte off, in the data of
-// exception i, to the end of the run of adjacent chunks that runs stands before,
-// or of p. It moves runs behind the last exception that it touched.
-func (d *Delta) readRun(p []byte, off, i int64, runs *Cursor) (n int, err error) {
-	l, c := d.layout, d.layout.chunkBytes
-	last := l.lastDataBefore(off + int64(len(p)))
-	chunk, count := runs.Next(last - i + 1)
-	last = i + count - 1
-	p = p[:min(int64(len(p)), l.DataOffset(last)+c-off)]
-
-	// The data is read in one piece into the end of p, then moved down to make
-	// room for the metadata chunks that stand between.
-	gap := (l.Area(last) - l.Area(i)) * c
-	within := (off - l.DataOffset(i)) % c
-	if err := d.readSource(p[gap:], int64(chunk)*c+within); err != nil {
-		return 0, err
+// readSource reads the pieces from the source, and returns how many it read before
+// the first that it could not.
+func (d *Delta) readSource(needed *pieces) (n int, err error) {
+	if source, ok := d.source.(PiecesReaderAt); ok && len(needed.parts) > 0 {
+		return source.ReadPieces(needed.parts, needed.offsets)
 	}
-	at := int64(0)
-	for area := l.Area(i) + 1; gap > 0; area++ {
-		end := l.MetadataChunk(area)*c - off
-		copy(p[at:end], p[at+gap:])
-		d.fillMetadata(p[end:end+c], area, 0)
-		at, gap = end+c, gap-c
-	}
-	return len(p), nil
-}
-
-// readSource fills p with the volume's bytes from off; behind the volume's end
-// are zeros.
-func (d *Delta) readSource(p []byte, off int64) error {
-	inside := max(0, min(int64(len(p)), d.volumeBytes-off))
-	if inside > 0 {
-		if err := readFullAt(d.source, p[:inside], off); err != nil {
-			return fmt.Errorf("read the source: %w", err)
+	for n := range needed.parts {
+		if err := readFullAt(d.source, needed.parts[n], needed.offsets[n]); err != nil {
+			return n, err
 		}
 	}
-	clear(p[inside:])
-	return nil
+	return len(needed.parts), nil
 }
 
 // fillHeader fills p with what chunk 0 holds from its byte within.

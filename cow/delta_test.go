@@ -2,10 +2,12 @@ package cow
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +38,25 @@ func (v *volume) reads() []span {
 	return r
 }
 
+// queue is a volume that reads many pieces at once, from the last to the first.
+type queue struct {
+	*volume
+	calls int
+}
+
+func (q *queue) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	q.mu.Lock()
+	q.calls++
+	q.mu.Unlock()
+	n = len(pieces)
+	for i := len(pieces) - 1; i >= 0; i-- {
+		if pieceErr := readFullAt(q.volume, pieces[i], offsets[i]); pieceErr != nil {
+			n, err = i, pieceErr
+		}
+	}
+	return n, err
+}
+
 // randomDelta is a delta with the store that it must read as.
 func randomDelta(t testing.TB, r *rand.Rand) (d *Delta, v *volume, want []byte) {
 	t.Helper()
@@ -46,7 +67,8 @@ func randomDelta(t testing.TB, r *rand.Rand) (d *Delta, v *volume, want []byte) 
 	perArea := chunkBytes / 16
 	count := []int{0, 1, perArea - 1, perArea, perArea + 1, 3 * perArea, r.IntN(200)}[r.IntN(7)]
 	chunks := randomChunks(r, limit, count)
-	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, v)
+	source := []io.ReaderAt{v, &queue{volume: v}}[r.IntN(2)]
+	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,41 +116,38 @@ func TestDeltaReadsAsTheStore(t *testing.T) {
 
 func TestDeltaReadsRunsAtOnce(t *testing.T) {
 	const c = 512 // 32 entries in an area
-	v := &volume{data: randomBytes(1, 1000*c)}
+	v := &queue{volume: &volume{data: randomBytes(1, 1000*c)}}
 	var b SetBuilder
-	b.AddRange(100, 300)
+	b.AddRange(100, 140)
 	b.AddRange(400, 401)
-	b.AddRange(500, 540)
+	b.AddRange(500, 510)
 	d, err := NewDelta(b.Set(), c, int64(len(v.data)), v)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := make([]byte, d.Size())
-	if _, err := d.ReadAt(p, 0); err != nil {
-		t.Fatal(err)
-	}
-	want := []span{{100 * c, 200 * c}, {400 * c, c}, {500 * c, 40 * c}}
-	if got := v.reads(); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("reads %v, want %v", got, want)
-	}
-	// From the middle of a chunk of the first run to the middle of another, with
-	// six metadata chunks between.
-	from, end := d.layout.DataOffset(5)+100, d.layout.DataOffset(199)+7
-	if _, err := d.ReadAt(p[:end-from], from); err != nil {
-		t.Fatal(err)
-	}
-	want = []span{{105*c + 100, 194*c - 100 + 7}}
-	if got := v.reads(); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("reads %v, want %v", got, want)
-	}
-	// The header and all metadata need no source.
-	for area := range d.layout.Areas() {
-		if _, err := d.ReadAt(p[:c], d.layout.MetadataChunk(area)*c); err != nil {
+	// In one call, and apart only where something else stands between.
+	check := func(p []byte, off int64, want ...span) {
+		t.Helper()
+		v.calls = 0
+		if _, err := d.ReadAt(p, off); err != nil {
 			t.Fatal(err)
 		}
+		got := v.reads()
+		slices.SortFunc(got, func(a, b span) int { return cmp.Compare(a.off, b.off) })
+		if !slices.Equal(got, want) || v.calls != min(len(want), 1) {
+			t.Errorf("%d bytes at %d: reads %v in %d calls, want %v", len(p), off, got, v.calls, want)
+		}
 	}
-	if got := v.reads(); len(got) > 0 {
-		t.Errorf("reads for metadata: %v", got)
+	check(p, 0, span{100 * c, 32 * c}, span{132 * c, 8 * c}, span{400 * c, c}, span{500 * c, 10 * c})
+	// From the middle of a chunk of the first run to the middle of another, with a
+	// metadata chunk between.
+	from, end := d.layout.DataOffset(5)+100, d.layout.DataOffset(39)+7
+	check(p[:end-from], from, span{105*c + 100, 27*c - 100}, span{132 * c, 7*c + 7})
+	// The header and all metadata need no source.
+	check(p[:c], 0)
+	for area := range d.layout.Areas() {
+		check(p[:c], d.layout.MetadataChunk(area)*c)
 	}
 }
 
@@ -177,6 +196,19 @@ func TestDeltaReadError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var all SetBuilder
+	all.AddRange(0, 40)
+	all.AddRange(60, 61)
+	source := &volume{data: data[:60*c]}
+	long, err := NewDelta(all.Set(), c, int64(len(data)), &queue{volume: source})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, long.Size())
+	if n, err := long.ReadAt(got, 0); !errors.Is(err, io.ErrUnexpectedEOF) || int64(n) != long.layout.DataOffset(40) || !bytes.Equal(got[n-c:n], data[39*c:40*c]) {
+		t.Errorf("%d bytes before the error of many pieces, %v", n, err)
+	}
+
 	p := bytes.Repeat([]byte{0xaa}, int(d.Size()))
 	n, err := d.ReadAt(p, 0)
 	if !errors.Is(err, bad) || !strings.Contains(err.Error(), fmt.Sprint(50*c)) {
@@ -254,7 +286,7 @@ func TestTableOfTooLargeAVolume(t *testing.T) {
 
 func BenchmarkDelta(b *testing.B) {
 	const c, size = 4096, 1 << 30
-	source := bytes.NewReader(make([]byte, size))
+	source := &queue{volume: &volume{data: make([]byte, size)}}
 	for _, bench := range []struct {
 		name      string
 		run, step uint64

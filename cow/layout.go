@@ -96,16 +96,6 @@ func (l Layout) locate(chunk int64) (kind chunkKind, index int64) {
 	return data, area*l.perArea + pos - 1
 }
 
-// lastDataBefore is the last exception whose data begins before byte end. One
-// must.
-func (l Layout) lastDataBefore(end int64) int64 {
-	kind, index := l.locate((end - 1) / l.chunkBytes)
-	if kind == metadata {
-		return index*l.perArea - 1
-	}
-	return index
-}
-
 // isMetadataChunk tells whether chunk, not 0, is a metadata chunk of a store
 // with that many entries in an area.
 func isMetadataChunk(chunk, perArea uint64) bool { return (chunk-1)%(perArea+1) == 0 }

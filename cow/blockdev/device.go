@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -19,42 +18,11 @@ type Device struct {
 	info   Info
 	size   int64
 	direct *directReader // nil: buffered reads
-	cached atomic.Int64  // bytes read into the page cache
+	pieces *pieceReader
 }
 
-// dropAfter is how much is read into the page cache of a device before it is dropped
-// from there. Nobody reads it again, and the host has better use for the room.
-const dropAfter = 32 << 20
-
-// OpenCOW opens a snapshot's COW device, past every cache.
-func OpenCOW(path string) (*Device, error) { return open(path, false) }
-
-// OpenNumber is OpenCOW for the device with that number, as the kernel writes it.
-func OpenNumber(number string) (*Device, error) {
-	n, err := parseNumber(number)
-	if err != nil {
-		return nil, err
-	}
-	info, err := InfoOf(n)
-	if err != nil {
-		return nil, err
-	}
-	d, err := OpenCOW(info.Path)
-	if err != nil {
-		return nil, err
-	}
-	if d.info.Number() != n {
-		d.Close()
-		return nil, fmt.Errorf("%s: it is not the block device %s", d.info.Path, n)
-	}
-	return d, nil
-}
-
-// OpenSource opens the device that a delta's data is read from. A read-only
-// snapshot is read through the page cache, as it does not change.
-func OpenSource(path string) (*Device, error) { return open(path, true) }
-
-func open(path string, cacheImmutable bool) (d *Device, err error) {
+// Open opens a device past every cache, or a regular file.
+func Open(path string) (d *Device, err error) {
 	// O_NONBLOCK: a FIFO must not make us wait for its other end.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -74,8 +42,10 @@ func open(path string, cacheImmutable bool) (d *Device, err error) {
 		return nil, err
 	}
 	d = &Device{file: file, info: info, size: size}
-	if !info.Block || cacheImmutable && info.isReadOnlySnapshot() {
-		return d, nil
+	if !info.Block {
+		// What is not in the cache comes later, and from several readers.
+		d.pieces, err = newPieceReader(file, unix.RWF_NOWAIT)
+		return d, err
 	}
 	sector, err := LogicalBlockBytes(file)
 	if err != nil {
@@ -85,6 +55,28 @@ func open(path string, cacheImmutable bool) (d *Device, err error) {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", path, err)
 	}
 	d.direct = &directReader{file: file, block: sector, size: size}
+	d.pieces, err = newPieceReader(file, 0)
+	return d, err
+}
+
+// OpenNumber is Open for the device with that number, as the kernel writes it.
+func OpenNumber(number string) (*Device, error) {
+	n, err := parseNumber(number)
+	if err != nil {
+		return nil, err
+	}
+	info, err := InfoOf(n)
+	if err != nil {
+		return nil, err
+	}
+	d, err := Open(info.Path)
+	if err != nil {
+		return nil, err
+	}
+	if d.info.Number() != n {
+		d.Close()
+		return nil, fmt.Errorf("%s: it is not the block device %s", d.info.Path, n)
+	}
 	return d, nil
 }
 
@@ -163,7 +155,10 @@ func (d *Device) Counter() (Counter, error) { return d.info.Counter(d.file) }
 func (d *Device) Reopen(flags int) (*os.File, error) { return Reopen(d.file, flags) }
 
 // Close closes the device.
-func (d *Device) Close() error { return d.file.Close() }
+func (d *Device) Close() error {
+	d.pieces.close()
+	return d.file.Close()
+}
 
 // ReadAt implements io.ReaderAt. Its errors name the device and the offset.
 func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
@@ -171,7 +166,6 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		n, err = d.direct.ReadAt(p, off)
 	} else {
 		n, err = d.file.ReadAt(p, off)
-		d.dropCached(int64(n))
 	}
 	if err != nil && err != io.EOF {
 		var inner *os.PathError
@@ -181,17 +175,6 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, err)
 	}
 	return n, err
-}
-
-// dropCached counts so many bytes that were read through the page cache, and drops
-// them from there now and then. What is cached of a regular file may be somebody
-// else's, and stays.
-func (d *Device) dropCached(bytes int64) {
-	now := d.cached.Add(bytes)
-	if d.info.Block && now/dropAfter != (now-bytes)/dropAfter {
-		// It can only be of no use.
-		_ = unix.Fadvise(int(d.file.Fd()), 0, 0, unix.FADV_DONTNEED)
-	}
 }
 
 // alignedTo tells whether p begins at a multiple of block in memory.

@@ -47,6 +47,11 @@ func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, atEnd
 }
 
+// fits tells whether the kernel can read p at off as it is.
+func (r *directReader) fits(p []byte, off int64) bool {
+	return off%r.block == 0 && int64(len(p))%r.block == 0 && alignedTo(p, r.block)
+}
+
 // readThroughBuffer reads the beginning of p, as much as the buffer holds.
 func (r *directReader) readThroughBuffer(p []byte, off int64) (n int, err error) {
 	buf, _ := r.buffers.Get().(*[]byte)

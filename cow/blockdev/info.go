@@ -186,30 +186,6 @@ func (i Info) LoopDevices() ([]Info, error) {
 	return infos, nil
 }
 
-// isReadOnlySnapshot tells whether the device is a snapshot of LVM's that nobody
-// can write to. Its COW device, one of those it lies on, has its uuid and the
-// suffix -cow.
-func (i Info) isReadOnlySnapshot() bool {
-	uuid, err := i.attribute("dm/uuid")
-	if err != nil || !strings.HasPrefix(uuid, "LVM-") {
-		return false
-	}
-	if !i.ReadOnly() {
-		return false
-	}
-	slaves, err := i.list("slaves")
-	if err != nil {
-		return false
-	}
-	for _, slave := range slaves {
-		b, err := os.ReadFile(filepath.Join(i.dir(), "slaves", slave, "dm/uuid"))
-		if err == nil && strings.TrimSpace(string(b)) == uuid+"-cow" {
-			return true
-		}
-	}
-	return false
-}
-
 // ReadOnly tells whether a block device can't be written to.
 func (i Info) ReadOnly() bool {
 	ro, err := i.attribute("ro")

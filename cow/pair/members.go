@@ -152,7 +152,7 @@ func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source: its COW device: %w", err)
 	}
-	device, err := blockdev.OpenCOW(info.Path)
+	device, err := blockdev.Open(info.Path)
 	if err != nil {
 		return nil, fmt.Errorf("source: its COW device: %w", err)
 	}

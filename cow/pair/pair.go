@@ -83,7 +83,7 @@ func Open(o Options) (*Pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	source, err := blockdev.OpenSource(path)
+	source, err := blockdev.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -178,7 +178,7 @@ func (p *Pair) openCOW(o Options) (err error) {
 		}
 		path = info.Path
 	}
-	if p.cow, err = blockdev.OpenCOW(path); err != nil {
+	if p.cow, err = blockdev.Open(path); err != nil {
 		return fmt.Errorf("COW device: %w", err)
 	}
 	p.from = path
@@ -245,7 +245,7 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (io.ReaderAt, error) {
 		}
 		return content, nil
 	}
-	device, err := blockdev.OpenSource(base.Path)
+	device, err := blockdev.Open(base.Path)
 	if err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
@@ -271,7 +271,7 @@ func (p *Pair) warnOfSource() {
 // ReadStore reads the exception store on a COW device, or on a copy of one, as
 // [cow.ReadStore] does. A device that another one lies on is taken for live.
 func ReadStore(path string, o cow.StoreOptions) (*cow.Store, error) {
-	device, err := blockdev.OpenCOW(path)
+	device, err := blockdev.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("COW device: %w", err)
 	}
@@ -281,7 +281,7 @@ func ReadStore(path string, o cow.StoreOptions) (*cow.Store, error) {
 
 // ReadDigest reads the digest that names the sealed delta at path.
 func ReadDigest(path string, seal cow.Seal) (string, error) {
-	device, err := blockdev.OpenSource(path)
+	device, err := blockdev.Open(path)
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,316 @@
+package blockdev
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/bits"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Many small pieces are read with the kernel's asynchronous I/O (io_submit(2)), 256
+// of them with two system calls. Measured on a machine where a call costs 1.1 µs, for
+// each 4 KiB of 256, in µs:
+//
+//	                          page cache   O_DIRECT
+//	pread one by one            1.8          73
+//	io_submit                   0.7           5.1
+//	io_uring                    0.7           4.3
+//
+// io_uring would be a little better, and also for a file that is not in the page
+// cache; but it needs queues in shared memory, and many containers forbid it.
+const (
+	piecesAtOnce = 256
+
+	// A disk with a queue has enough to do with that many times piecesAtOnce.
+	maxBatches = 4
+
+	// What io_submit can't do is done by so many goroutines.
+	readersAtOnce = 32
+)
+
+// pieceReader reads many pieces of a file at once.
+type pieceReader struct {
+	file syscall.RawConn
+	// ready are the batches that nobody uses; nil is one that is still to be made.
+	ready chan *batch
+	// flags are those of each request, and unable says that the file, or this
+	// machine, can't do it.
+	flags  uint32
+	unable atomic.Bool
+}
+
+func newPieceReader(file *os.File, flags uint32) (*pieceReader, error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	r := &pieceReader{file: raw, ready: make(chan *batch, maxBatches), flags: flags}
+	for range maxBatches {
+		r.ready <- nil
+	}
+	return r, nil
+}
+
+// read reads at most piecesAtOnce pieces, and tells which of them it filled.
+func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet) {
+	if r.unable.Load() {
+		return done
+	}
+	b := <-r.ready
+	defer func() { r.ready <- b }()
+	if r.unable.Load() {
+		return done // closed, or found out meanwhile
+	}
+	if b == nil {
+		made, err := newBatch()
+		if err != nil {
+			r.unable.Store(true) // the machine has no more of them (fs.aio-max-nr), or none
+			return done
+		}
+		b = made
+	}
+	b.pieces, b.offsets, b.flags, b.done = pieces, offsets, r.flags, pieceSet{}
+	// The file stays open meanwhile. An error says that it is closed, and whoever
+	// reads what is missing gets to know that as well.
+	_ = r.file.Control(b.run)
+	if b.unable {
+		r.unable.Store(true)
+	}
+	done = b.done
+	b.pieces, b.offsets = nil, nil
+	if b.context == 0 {
+		b = nil
+	}
+	return done
+}
+
+// close frees the batches that nobody uses, and has no more of them made.
+func (r *pieceReader) close() {
+	r.unable.Store(true)
+	for range maxBatches {
+		select {
+		case b := <-r.ready:
+			if b != nil {
+				b.destroy()
+			}
+			r.ready <- nil
+		default: // somebody is reading, and may be for long
+		}
+	}
+}
+
+// pieceSet tells of each of piecesAtOnce pieces whether it is filled.
+type pieceSet [piecesAtOnce / 64]uint64
+
+func (s *pieceSet) add(i uint64)   { s[i/64] |= 1 << (i % 64) }
+func (s *pieceSet) has(i int) bool { return s[i/64]>>(i%64)&1 == 1 }
+func (s *pieceSet) count() (n int) {
+	for _, w := range s {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+// batch is a context of the kernel's asynchronous I/O, and what it needs to be asked
+// and to answer.
+type batch struct {
+	context  uintptr
+	requests [piecesAtOnce]request
+	pointers [piecesAtOnce]*request
+	answers  [piecesAtOnce]answer
+	run      func(fd uintptr) // its method read, made once
+
+	// What it is to read. Being here keeps the pieces where they are while the
+	// kernel writes into them.
+	pieces  [][]byte
+	offsets []int64
+	flags   uint32
+
+	// What came of it.
+	done   pieceSet
+	unable bool // the file, or the kernel, has no such reads
+}
+
+// request is struct iocb of linux/aio_abi.h.
+type request struct {
+	index    uint64
+	keyFlags [2]uint32 // in this order on a machine that is little-endian
+	opcode   uint16
+	_        int16
+	fd       uint32
+	buffer   uint64
+	bytes    uint64
+	offset   int64
+	_        uint64
+	_        uint32
+	_        uint32
+}
+
+// answer is struct io_event of linux/aio_abi.h.
+type answer struct {
+	index  uint64
+	_      uint64
+	result int64
+	_      int64
+}
+
+// readRequest is IOCB_CMD_PREAD.
+const readRequest = 0
+
+func newBatch() (*batch, error) {
+	b := new(batch)
+	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, piecesAtOnce, uintptr(unsafe.Pointer(&b.context)), 0); errno != 0 {
+		return nil, errno
+	}
+	for i := range b.requests {
+		b.pointers[i] = &b.requests[i]
+	}
+	b.run = b.read
+	return b, nil
+}
+
+// destroy waits for what is under way, and gives the context back.
+func (b *batch) destroy() {
+	_, _, _ = unix.Syscall(unix.SYS_IO_DESTROY, b.context, 0, 0)
+	b.context = 0
+}
+
+// read reads the pieces from the file, and returns when the kernel has nothing more
+// to do with them.
+func (b *batch) read(fd uintptr) {
+	for i, p := range b.pieces {
+		r := &b.requests[i]
+		*r = request{
+			index: uint64(i), opcode: readRequest, fd: uint32(fd),
+			buffer: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), bytes: uint64(len(p)), offset: b.offsets[i],
+		}
+		r.keyFlags[flagsAt()] = b.flags
+	}
+	submitted := 0
+	for submitted < len(b.pieces) {
+		n, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, b.context, uintptr(len(b.pieces)-submitted), uintptr(unsafe.Pointer(&b.pointers[submitted])))
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 || n == 0 {
+			b.unable = errno == unix.EOPNOTSUPP || errno == unix.EINVAL || errno == unix.ENOSYS || errno == unix.EPERM
+			break
+		}
+		submitted += int(n)
+	}
+	for submitted > 0 {
+		n, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, b.context, uintptr(submitted), uintptr(submitted), uintptr(unsafe.Pointer(&b.answers)), 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			b.destroy() // nothing may write into the pieces any more
+			break
+		}
+		for _, a := range b.answers[:n] {
+			if a.result == int64(len(b.pieces[a.index])) {
+				b.done.add(a.index)
+			}
+		}
+		submitted -= int(n)
+	}
+	runtime.KeepAlive(b.pieces)
+}
+
+// flagsAt is which of the two fields behind the index holds the flags.
+func flagsAt() int {
+	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+		return 1
+	}
+	return 0
+}
+
+// ReadPieces fills each piece with what the device holds from its offset in bytes,
+// many of them at once. It returns how many it filled before the first that it could
+// not, and the error of that one.
+func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	if len(pieces) == 1 {
+		if err := d.readPiece(pieces[0], offsets[0]); err != nil {
+			return 0, err
+		}
+		return 1, nil
+	}
+	for n < len(pieces) {
+		count := min(piecesAtOnce, len(pieces)-n)
+		done, err := d.readBatch(pieces[n:n+count], offsets[n:n+count])
+		if n += done; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// readBatch is ReadPieces for at most piecesAtOnce of them.
+func (d *Device) readBatch(pieces [][]byte, offsets []int64) (n int, err error) {
+	var done pieceSet
+	if d.fits(pieces, offsets) {
+		done = d.pieces.read(pieces, offsets)
+	}
+	if done.count() == len(pieces) {
+		return len(pieces), nil
+	}
+	return d.readMissing(pieces, offsets, done)
+}
+
+// readMissing reads the pieces that are not done, several at once, and each as
+// ReadAt does: what is wrong with one shows there.
+func (d *Device) readMissing(pieces [][]byte, offsets []int64, done pieceSet) (n int, err error) {
+	var errs [piecesAtOnce]error
+	var next atomic.Int64
+	var readers sync.WaitGroup
+	for range min(readersAtOnce, len(pieces)-done.count()) {
+		readers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(pieces); i = int(next.Add(1)) - 1 {
+				if !done.has(i) {
+					errs[i] = d.readPiece(pieces[i], offsets[i])
+				}
+			}
+		})
+	}
+	readers.Wait()
+	for i, err := range errs[:len(pieces)] {
+		if err != nil {
+			return i, err
+		}
+	}
+	return len(pieces), nil
+}
+
+// readPiece is ReadAt for all of p.
+func (d *Device) readPiece(p []byte, off int64) error {
+	n, err := d.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// fits tells whether the kernel can read the pieces as they are: with O_DIRECT, what
+// is not aligned goes through a buffer.
+func (d *Device) fits(pieces [][]byte, offsets []int64) bool {
+	if d.direct == nil {
+		return true
+	}
+	for i, p := range pieces {
+		if !d.direct.fits(p, offsets[i]) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,231 @@
+package blockdev
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// randomFile is a file of that size on a disk.
+func randomFile(t testing.TB, bytes int64) (f *os.File, content []byte) {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "ddsfs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	content = make([]byte, bytes)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
+	path := filepath.Join(dir, "file")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return f, content
+}
+
+// devices are the ways to have the file as a device: from its page cache, not in
+// there, through a loop device, and where the kernel can't do many at once.
+func devices(t testing.TB, f *os.File) map[string]*Device {
+	t.Helper()
+	l, err := NewLoop(f, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	all := make(map[string]*Device)
+	for name, path := range map[string]string{"file": f.Name(), "cold": f.Name(), "unable": f.Name(), "loop": l.Name(), "unable loop": l.Name()} {
+		d, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		d.pieces.unable.Store(strings.HasPrefix(name, "unable"))
+		all[name] = d
+	}
+	return all
+}
+
+// somePieces are pieces of a file of that size, at any place, or all aligned.
+func somePieces(r *rand.Rand, fileBytes, count int64, aligned bool) (pieces [][]byte, offsets []int64) {
+	for range count {
+		unit := int64(1)
+		if aligned {
+			unit = 512
+		}
+		bytes := unit * (1 + r.Int64N(20<<10/unit))
+		pieces = append(pieces, make([]byte, bytes))
+		offsets = append(offsets, r.Int64N((fileBytes-bytes)/unit+1)*unit)
+	}
+	return pieces, offsets
+}
+
+func TestReadPieces(t *testing.T) {
+	const fileBytes = 4 << 20
+	f, content := randomFile(t, fileBytes)
+	for name, d := range devices(t, f) {
+		t.Run(name, func(t *testing.T) {
+			var wg sync.WaitGroup
+			for reader := range maxBatches + 2 {
+				wg.Go(func() {
+					r := rand.New(rand.NewPCG(uint64(reader), 1))
+					for range 5 {
+						if name == "cold" {
+							_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+						}
+						pieces, offsets := somePieces(r, fileBytes, r.Int64N(3*piecesAtOnce), r.IntN(2) == 0)
+						n, err := d.ReadPieces(pieces, offsets)
+						if n != len(pieces) || err != nil {
+							t.Errorf("%d of %d pieces: %v", n, len(pieces), err)
+							return
+						}
+						for i, p := range pieces {
+							if !bytes.Equal(p, content[offsets[i]:][:len(p)]) {
+								t.Errorf("piece %d of %d: %d bytes at byte %d differ", i, len(pieces), len(p), offsets[i])
+								return
+							}
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if d.pieces.unable.Load() != strings.HasPrefix(name, "unable") {
+				t.Errorf("many at once: %v", !d.pieces.unable.Load())
+			}
+		})
+	}
+}
+
+// The first piece that can't be read is named, with all before it read.
+func TestReadPiecesErrors(t *testing.T) {
+	const fileBytes = 4 << 20
+	f, content := randomFile(t, fileBytes)
+	for name, d := range devices(t, f) {
+		for _, bad := range []int{0, 1, 5, piecesAtOnce, 2*piecesAtOnce - 1} {
+			pieces, offsets := somePieces(rand.New(rand.NewPCG(2, uint64(bad))), fileBytes, 2*piecesAtOnce, true)
+			offsets[bad] = fileBytes - 512
+			pieces[bad] = make([]byte, 1024)
+			n, err := d.ReadPieces(pieces, offsets)
+			if n != bad || !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("%s: %d pieces, %v, want %d", name, n, err, bad)
+				continue
+			}
+			for i, p := range pieces[:n] {
+				if !bytes.Equal(p, content[offsets[i]:][:len(p)]) {
+					t.Errorf("%s: piece %d differs", name, i)
+				}
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		pieces, offsets := somePieces(rand.New(rand.NewPCG(2, 3)), fileBytes, 10, true)
+		if n, err := d.ReadPieces(pieces, offsets); n != 0 || !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s: closed: %d pieces, %v", name, n, err)
+		}
+	}
+}
+
+// A machine may have no room for more.
+func TestReadPiecesWithoutABatch(t *testing.T) {
+	f, content := randomFile(t, 1<<20)
+	d, err := Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b, err := newBatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.destroy() // the kernel does not know it any more
+	b.context = 1
+	for range maxBatches {
+		<-d.pieces.ready
+		d.pieces.ready <- b
+	}
+	pieces, offsets := somePieces(rand.New(rand.NewPCG(4, 5)), 1<<20, 100, true)
+	if n, err := d.ReadPieces(pieces, offsets); n != len(pieces) || err != nil {
+		t.Fatalf("%d pieces, %v", n, err)
+	}
+	for i, p := range pieces {
+		if !bytes.Equal(p, content[offsets[i]:][:len(p)]) {
+			t.Fatalf("piece %d differs", i)
+		}
+	}
+	if !d.pieces.unable.Load() {
+		t.Error("it is tried again and again")
+	}
+	for range maxBatches {
+		<-d.pieces.ready
+		d.pieces.ready <- nil
+	}
+}
+
+// Closing gives back what the machine has only so many of.
+func TestCloseFreesBatches(t *testing.T) {
+	f, _ := randomFile(t, 1<<20)
+	inUse := func() string {
+		b, err := os.ReadFile("/proc/sys/fs/aio-nr")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	before := inUse()
+	d, err := Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pieces, offsets := somePieces(rand.New(rand.NewPCG(6, 7)), 1<<20, 100, true)
+	if _, err := d.ReadPieces(pieces, offsets); err != nil {
+		t.Fatal(err)
+	}
+	if inUse() == before {
+		t.Fatal("a precondition: nothing was asked for")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after := inUse(); after != before {
+		t.Errorf("%s requests are still set aside, and were %s", after, before)
+	}
+}
+
+func BenchmarkReadPieces(b *testing.B) {
+	const fileBytes, pieceBytes = 64 << 20, 4096
+	f, _ := randomFile(b, fileBytes)
+	for _, name := range []string{"file", "unable", "loop"} {
+		d := devices(b, f)[name]
+		b.Run(name, func(b *testing.B) {
+			buf := make([]byte, piecesAtOnce*pieceBytes)
+			pieces, offsets := make([][]byte, piecesAtOnce), make([]int64, piecesAtOnce)
+			at := int64(0)
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			for b.Loop() {
+				for i := range pieces {
+					pieces[i], offsets[i] = buf[i*pieceBytes:][:pieceBytes], at
+					at = (at + 4*pieceBytes) % fileBytes
+				}
+				if _, err := d.ReadPieces(pieces, offsets); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
