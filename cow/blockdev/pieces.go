@@ -24,10 +24,15 @@ import (
 //	io_submit                   0.7           5.1
 //	io_uring                    0.7           4.3
 //
-// io_uring would be a little better, and also for a file that is not in the page
-// cache; but it needs queues in shared memory, and many containers forbid it.
+// io_uring would be a little better from the page cache; but a snapshot's reads it
+// leaves to a few threads, as the device mapper can't promise not to wait, it needs
+// queues in shared memory, and many containers and some distributions forbid it.
 const (
 	piecesAtOnce = 256
+
+	// To give such a context back takes the kernel 30 ms, so that it pays only for
+	// many pieces: those before are read by goroutines.
+	worthABatch = 4096
 
 	// A disk with a queue has enough to do with that many times piecesAtOnce.
 	maxBatches = 4
@@ -45,6 +50,7 @@ type pieceReader struct {
 	// machine, can't do it.
 	flags  uint32
 	unable atomic.Bool
+	asked  atomic.Int64 // for how many pieces so far
 }
 
 func newPieceReader(file *os.File, flags uint32) (*pieceReader, error) {
@@ -59,21 +65,22 @@ func newPieceReader(file *os.File, flags uint32) (*pieceReader, error) {
 	return r, nil
 }
 
-// read reads at most piecesAtOnce pieces, and tells which of them it filled.
-func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet) {
-	if r.unable.Load() {
-		return done
+// read reads at most piecesAtOnce pieces, and tells which of them it filled. It may
+// not have tried.
+func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet, tried bool) {
+	if r.asked.Add(int64(len(pieces))) <= worthABatch || r.unable.Load() {
+		return done, false
 	}
 	b := <-r.ready
 	defer func() { r.ready <- b }()
 	if r.unable.Load() {
-		return done // closed, or found out meanwhile
+		return done, false // closed, or found out meanwhile
 	}
 	if b == nil {
 		made, err := newBatch()
 		if err != nil {
 			r.unable.Store(true) // the machine has no more of them (fs.aio-max-nr), or none
-			return done
+			return done, false
 		}
 		b = made
 	}
@@ -86,10 +93,11 @@ func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet) {
 	}
 	done = b.done
 	b.pieces, b.offsets = nil, nil
+	tried = !b.unable
 	if b.context == 0 {
 		b = nil
 	}
-	return done
+	return done, tried
 }
 
 // close frees the batches that nobody uses, and has no more of them made.
@@ -256,13 +264,23 @@ func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
 // readBatch is ReadPieces for at most piecesAtOnce of them.
 func (d *Device) readBatch(pieces [][]byte, offsets []int64) (n int, err error) {
 	var done pieceSet
+	tried := false
 	if d.fits(pieces, offsets) {
-		done = d.pieces.read(pieces, offsets)
+		done, tried = d.pieces.read(pieces, offsets)
 	}
-	if done.count() == len(pieces) {
+	switch {
+	case done.count() == len(pieces):
 		return len(pieces), nil
+	case tried || d.direct != nil:
+		return d.readMissing(pieces, offsets, done)
 	}
-	return d.readMissing(pieces, offsets, done)
+	// A file that is in the page cache, as far as anybody knows: nothing is waited for.
+	for i := range pieces {
+		if err := d.readPiece(pieces[i], offsets[i]); err != nil {
+			return i, err
+		}
+	}
+	return len(pieces), nil
 }
 
 // readMissing reads the pieces that are not done, several at once, and each as

@@ -55,6 +55,7 @@ func devices(t testing.TB, f *os.File) map[string]*Device {
 		}
 		t.Cleanup(func() { d.Close() })
 		d.pieces.unable.Store(strings.HasPrefix(name, "unable"))
+		d.pieces.asked.Store(worthABatch)
 		all[name] = d
 	}
 	return all
@@ -158,6 +159,7 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 		<-d.pieces.ready
 		d.pieces.ready <- b
 	}
+	d.pieces.asked.Store(worthABatch)
 	pieces, offsets := somePieces(rand.New(rand.NewPCG(4, 5)), 1<<20, 100, true)
 	if n, err := d.ReadPieces(pieces, offsets); n != len(pieces) || err != nil {
 		t.Fatalf("%d pieces, %v", n, err)
@@ -176,8 +178,9 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 	}
 }
 
-// Closing gives back what the machine has only so many of.
-func TestCloseFreesBatches(t *testing.T) {
+// Many pieces are read together, and closing gives back what the machine has only so
+// many of.
+func TestBatchesComeAndGo(t *testing.T) {
 	f, _ := randomFile(t, 1<<20)
 	inUse := func() string {
 		b, err := os.ReadFile("/proc/sys/fs/aio-nr")
@@ -191,12 +194,17 @@ func TestCloseFreesBatches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pieces, offsets := somePieces(rand.New(rand.NewPCG(6, 7)), 1<<20, 100, true)
-	if _, err := d.ReadPieces(pieces, offsets); err != nil {
-		t.Fatal(err)
+	pieces, offsets := somePieces(rand.New(rand.NewPCG(6, 7)), 1<<20, piecesAtOnce, true)
+	for read := 0; read <= worthABatch; read += len(pieces) {
+		if inUse() != before {
+			t.Errorf("few pieces, %d, are read with what costs time to give back", read)
+		}
+		if _, err := d.ReadPieces(pieces, offsets); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if inUse() == before {
-		t.Fatal("a precondition: nothing was asked for")
+		t.Error("many pieces are read one by one")
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
