@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/pair"
 )
@@ -44,9 +45,6 @@ type extract struct {
 	unsealed       bool
 	verbose, quiet bool
 }
-
-// copyBytes is how much is read from the source at once at most.
-const copyBytes = 1 << 20
 
 func (x *extract) run(args []string) error {
 	args, err := x.pair.check(args)
@@ -99,19 +97,23 @@ func (x *extract) write(p *pair.Pair) error {
 	bar := newProgress("extracting", x.quiet)
 	bar.of(delta.Size())
 	defer bar.done()
-	buf := make([]byte, copyBytes)
-	for at := int64(0); at < delta.Size(); {
-		n, err := delta.ReadAt(buf, at)
-		if err != nil && err != io.EOF {
-			// An overflowed snapshot's status says more than its EIO.
-			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(n), err), p.CheckSource())
+	ahead := cow.ReadAhead(delta, delta.Size())
+	defer ahead.Close()
+	for at := int64(0); ; {
+		piece, err := ahead.Next()
+		if err == io.EOF {
+			break
 		}
-		if at+int64(n) == delta.Size() {
+		if err != nil {
+			// An overflowed snapshot's status says more than its EIO.
+			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(len(piece)), err), p.CheckSource())
+		}
+		if at+int64(len(piece)) == delta.Size() {
 			if err := p.CheckSource(); err != nil {
 				return err
 			}
 		}
-		n, err = out.Write(buf[:n])
+		n, err := out.Write(piece)
 		at += int64(n)
 		if x.unsealed && errors.Is(err, syscall.EPIPE) && at >= p.Unsealed.Layout().DataEnd() {
 			return nil // dds stops reading at the last data chunk
