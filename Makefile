@@ -126,6 +126,7 @@ lab:
 # Speed as ratios, side by side with what a user would take instead.
 bench: build
 	$(GO) run ./testdata/bench bin/ddsfs
+	$(GO) run ./testdata/bench -scale bin/ddsfs
 
 fuzz:
 	for target in FuzzReadStore FuzzDecoder FuzzParseSeal FuzzReadSet; do \

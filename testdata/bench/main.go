@@ -4,7 +4,7 @@
 // other, and the medians over the rounds are compared. CPU seconds are those of all
 // processes that take part, the one that serves a mount among them.
 //
-//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] bin/ddsfs
+//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] bin/ddsfs
 package main
 
 import (
@@ -63,10 +63,11 @@ func run() error {
 	size := flag.Int64("size", 1024, "size of the volume in `MiB`")
 	cold := flag.Bool("cold", false, "drop the source from the page cache before each way")
 	loop := flag.Bool("loop", false, "read the source through a loop device")
+	large := flag.Bool("scale", false, "mount volumes of 1 and 16 TiB instead, whose lists take 5 GiB")
 	bare := flag.String("bare", "", "serve this `file` on the mountpoint that is given, with no layout, until SIGTERM")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] DDSFS")
+		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] DDSFS")
 	}
 	if *bare != "" {
 		return serveBare(*bare, flag.Arg(0))
@@ -81,6 +82,9 @@ func run() error {
 	}
 	defer os.RemoveAll(dir)
 	b := &bench{ddsfs: ddsfs, dir: dir, volumeBytes: *size << 20, rounds: *rounds, cold: *cold}
+	if *large {
+		return b.scales()
+	}
 	if err := b.makeVolume(); err != nil {
 		return err
 	}
@@ -373,6 +377,12 @@ func cpuTime(pid int) (time.Duration, error) {
 	if pid == 0 {
 		return sum, nil
 	}
+	other, err := processTime(pid)
+	return sum + other, err
+}
+
+// processTime is what a process has used.
+func processTime(pid int) (sum time.Duration, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
