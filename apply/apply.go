@@ -58,6 +58,7 @@ type Options struct {
 	storage         storage
 	devices         devices
 	checkpointBytes int64
+	windowBytes     int64
 	poll            time.Duration
 }
 
@@ -72,6 +73,8 @@ func (o Options) warn(message string) {
 		o.Warn(message)
 	}
 }
+
+func (o Options) window() int64 { return cmp.Or(o.windowBytes, windowBytes) }
 
 func (o Options) disk() storage {
 	if o.storage != nil {
@@ -142,7 +145,12 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
-	return m.mergeChecked(ctx, path, in, in.Size())
+	from, done, err := fileInput(in)
+	if err != nil {
+		return Result{}, err
+	}
+	defer done()
+	return m.mergeChecked(ctx, path, from)
 }
 
 // Pipe merges the delta that comes from r into the target.
@@ -158,12 +166,13 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 		}
 	}
 	if o.Stream {
-		return m.mergeStream(ctx, patient{ctx, r}, r.Name())
+		return m.mergeStream(ctx, r)
 	}
 	s, err := spool(ctx, patient{ctx, r}, o)
 	if err != nil {
 		return Result{}, err
 	}
 	defer s.Close()
-	return m.mergeChecked(ctx, r.Name(), s, s.size)
+	m.unchanged = s.kept
+	return m.mergeChecked(ctx, r.Name(), s.input())
 }

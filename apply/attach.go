@@ -56,7 +56,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
-	d, err := m.check(ctx, path, in, in.Size())
+	d, err := m.check(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
 	if err != nil {
 		return Result{}, err
 	}

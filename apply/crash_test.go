@@ -211,6 +211,22 @@ func (f *faultyFile) Sync() error {
 	return f.file.Sync()
 }
 
+func (f *faultyFile) startWriteback(off, n int64) error {
+	if err := f.storage.step(); err != nil {
+		return err
+	}
+	return f.file.startWriteback(off, n)
+}
+
+// dropCached waits for the disk to take what was written, which a power cut may undo
+// all the same.
+func (f *faultyFile) dropCached(off, n int64) error {
+	if err := f.storage.step(); err != nil {
+		return err
+	}
+	return f.file.dropCached(off, n)
+}
+
 // rig is a target with a delta to merge, in a directory of its own.
 type rig struct {
 	t                  *testing.T
@@ -330,7 +346,7 @@ func (r *rig) mustRead(path string) []byte {
 }
 
 func (r *rig) options(undo string) Options {
-	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk}
+	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk, windowBytes: 2 * rigChunk}
 }
 
 func (r *rig) mustApply(delta, undo string) {

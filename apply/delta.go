@@ -12,6 +12,7 @@ import (
 // delta is a delta that can be looked through before it is merged, and was.
 type delta struct {
 	r         io.ReaderAt
+	toMerge   io.ReaderAt
 	sizeBytes int64
 	header    cow.Header
 	seal      *cow.Seal    // nil: the delta is not sealed
@@ -20,16 +21,17 @@ type delta struct {
 	report    cow.Report
 }
 
-// openDelta reads all that can be checked of the delta in the first sizeBytes bytes
-// of r. Of a sealed one, that is every byte.
-func openDelta(ctx context.Context, r io.ReaderAt, sizeBytes int64, progress func(done, total int64)) (*delta, error) {
-	d, err := newDelta(r, sizeBytes)
+// openDelta checks all that can be checked of a delta. Of a sealed one, that is every
+// byte.
+func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*delta, error) {
+	d, err := newDelta(in, in.sizeBytes)
 	if err != nil {
 		return nil, err
 	}
+	d.toMerge = in.toMerge
 	if d.seal != nil {
 		var bad badBlocks
-		if err := d.digests.Verify(ctx, r, cow.OfNew, bad.add, func(done int64) { progress(done, d.seal.BodyBytes) }); err != nil {
+		if err := in.verify(ctx, d.digests, bad.add, func(done int64) { progress(done, d.seal.BodyBytes) }); err != nil {
 			return nil, err
 		}
 		if err := bad.err(); err != nil {
@@ -135,4 +137,4 @@ func (d *delta) over(volume io.ReaderAt) (*cow.Delta, error) {
 }
 
 // decoder decodes the delta from its beginning.
-func (d *delta) decoder() (*cow.Decoder, error) { return cow.NewDecoderAt(d.r, d.sizeBytes) }
+func (d *delta) decoder() (*cow.Decoder, error) { return cow.NewDecoderAt(d.toMerge, d.sizeBytes) }

@@ -77,7 +77,7 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	}
 	switch {
 	case o.DryRun || done:
-		return k.look(ctx, path, in, in.Size())
+		return k.look(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
 	case o.Consume:
 		return k.mergeIn(ctx, in)
 	}
@@ -115,7 +115,7 @@ func KernelPipe(ctx context.Context, r *os.File, targetPath string, o KernelOpti
 		return Result{}, err
 	}
 	defer s.Close()
-	return k.look(ctx, r.Name(), s, s.size)
+	return k.look(ctx, r.Name(), s.input())
 }
 
 // KernelResume finishes the merge that is recorded, and is ErrNoKernelMerge if none
@@ -210,8 +210,8 @@ func before(release string, major, minor int) bool {
 }
 
 // look looks through a delta, and does nothing else.
-func (k *kernelMerger) look(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
-	d, err := k.check(ctx, name, r, sizeBytes)
+func (k *kernelMerger) look(ctx context.Context, name string, in input) (Result, error) {
+	d, err := k.check(ctx, name, in)
 	if err != nil {
 		return Result{}, err
 	}
@@ -232,7 +232,7 @@ func (k *kernelMerger) mergeIn(ctx context.Context, in *blockdev.Device) (Result
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
-	d, err := k.check(ctx, path, in, in.Size())
+	d, err := k.check(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
 	if err != nil {
 		return Result{}, err
 	}

@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// writeBytes is how much is written at once at most, chunks permitting.
-	writeBytes = 4 << 20
-
 	// checkpointBytes is after how much written data the target is flushed and
 	// the record says so, so that an interrupted merge has less to do again.
 	checkpointBytes = 512 << 20
@@ -26,38 +23,57 @@ const (
 // writer writes the data of a delta to the target.
 type writer struct {
 	target    *target
+	trail     trail
 	alwaysAll bool // write zeros as anything else
 	result    *Result
 	existing  []byte
 }
 
+// batch is what was decoded at once.
+type batch struct {
+	buf     []byte
+	runs    []cow.Run // their data is in buf, one run behind the other
+	highest uint64    // the highest chunk in the metadata that was read by then
+}
+
 // merge writes what d decodes to the target; of the first done chunks, which are
 // known to be there, only what is not. It adds the chunks that it begins to write to
 // begun, if that is set, and calls checkpoint with the number of chunks that are
-// durable, at the end as well.
+// durable, at the end as well. It decodes ahead of what it writes, and calls stop
+// to end a reading that is under way when it returns.
 //
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
-func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int64, o Options, result *Result, begun *cow.SetBuilder, checkpoint func(chunks int64) error) error {
+func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, totalChunks int64, o Options, result *Result, begun *cow.SetBuilder, checkpoint func(chunks int64) error) error {
 	c := d.Header().ChunkBytes
-	w := &writer{target: t, alwaysAll: o.WriteZeros, result: result}
+	w := &writer{target: t, trail: trail{file: t, windowBytes: o.window()}, alwaysAll: o.WriteZeros, result: result}
 	// Of the last chunk, what lies behind the volume's end is not the volume's.
 	end := t.size
 	if seal := d.Seal(); seal != nil {
 		end = min(end, seal.VolumeBytes)
 	}
 	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
-	buf := make([]byte, max(writeBytes, c))
 	var chunks, sinceFlush int64
 	flush := func() error {
 		o.progress(Flushing, chunks*c, totalChunks*c)
-		if err := t.Sync(); err != nil {
-			return fmt.Errorf("flush: %w", err)
+		if err := w.flush(); err != nil {
+			return err
 		}
 		sinceFlush = 0
 		return checkpoint(chunks)
 	}
+	source := readAhead(
+		func() *batch { return &batch{buf: make([]byte, max(pieceBytes, c))} },
+		func(b *batch) (err error) {
+			b.runs, err = d.Next(b.buf, b.runs[:0])
+			b.highest = d.Highest()
+			return err
+		})
+	defer func() {
+		stop()
+		source.close()
+	}()
 	for {
 		if err := ctx.Err(); err != nil {
 			if chunks > done {
@@ -65,38 +81,65 @@ func merge(ctx context.Context, d *cow.Decoder, t *target, done, totalChunks int
 			}
 			return err
 		}
-		run, err := d.Next(buf)
+		b, err := source.next()
 		if errors.Is(err, io.EOF) {
-			break
+			result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
+			return flush()
 		}
 		if err != nil {
 			return err
 		}
-		if err := t.checkInside(d.Highest(), c); err != nil {
+		if err := t.checkInside(b.highest, c); err != nil {
 			return err
 		}
-		off := int64(run.Chunk) * c
-		data := buf[:min(run.Count*c, end-off)]
-		known := max(0, min(int64(len(data)), (done-chunks)*c))
-		chunks += run.Count
-		if begun != nil {
-			begun.AddRange(run.Chunk, run.Chunk+uint64(run.Count))
-		}
-		if err := w.confirm(data[:known], off); err != nil {
-			return err
-		}
-		if err := w.write(data[known:], off+known); err != nil {
-			return err
-		}
-		o.progress(Writing, chunks*c, totalChunks*c)
-		if sinceFlush += int64(len(data)); sinceFlush >= checkpointAt {
-			if err := flush(); err != nil {
+		data := b.buf
+		for _, run := range b.runs {
+			off := int64(run.Chunk) * c
+			inside := min(run.Count*c, end-off)
+			known := max(0, min(inside, (done-chunks)*c))
+			chunks += run.Count
+			if begun != nil {
+				begun.AddRange(run.Chunk, run.Chunk+uint64(run.Count))
+			}
+			if err := w.confirm(data[:known], off); err != nil {
 				return err
 			}
+			if err := w.write(data[known:inside], off+known); err != nil {
+				return err
+			}
+			if err := w.passed(off, inside); err != nil {
+				return err
+			}
+			if sinceFlush += inside; sinceFlush >= checkpointAt {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			data = data[run.Count*c:]
 		}
+		source.done(b)
+		o.progress(Writing, chunks*c, totalChunks*c)
 	}
-	result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
-	return flush()
+}
+
+// flush makes all that was written durable.
+func (w *writer) flush() error {
+	err := w.target.Sync()
+	if err == nil {
+		err = w.trail.flushed()
+	}
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// passed notes that what is at off is as it should be.
+func (w *writer) passed(off, bytes int64) error {
+	if err := w.trail.passed(off, bytes); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
 }
 
 // confirm writes data unless the target holds it, as it does where an interrupted

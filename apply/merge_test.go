@@ -238,3 +238,36 @@ func TestStdinIsReadFromWhereItStands(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkMerge(b *testing.B) {
+	const chunkBytes, volume = 4096, 64 << 20
+	for _, pattern := range []struct {
+		name     string
+		run, per int64
+	}{{"all", 1, 1}, {"runs of 16", 16, 64}, {"single", 1, 4}} {
+		var olds []int64
+		for at := int64(0); at < volume/chunkBytes; at += pattern.per {
+			for i := range pattern.run {
+				olds = append(olds, at+i)
+			}
+		}
+		s := store{chunkBytes: chunkBytes, exceptions: inOrder(chunkBytes/16, olds...)}
+		delta := s.bytes()
+		for _, way := range ways {
+			b.Run(pattern.name+"/"+way.name, func(b *testing.B) {
+				dir := b.TempDir()
+				target := filepath.Join(dir, "target")
+				if err := os.WriteFile(target, make([]byte, volume), 0o600); err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(int64(len(olds)) * chunkBytes)
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := way.apply(dir, delta, target); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -144,10 +143,9 @@ type checked struct {
 	how   decision
 }
 
-// check looks through a delta in the first sizeBytes bytes of r, and refuses it if
-// it is not for the target.
-func (m *merger) check(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (*checked, error) {
-	d, err := openDelta(ctx, r, sizeBytes, func(done, total int64) { m.o.progress(Verifying, done, total) })
+// check looks through a delta, and refuses it if it is not for the target.
+func (m *merger) check(ctx context.Context, name string, in input) (*checked, error) {
+	d, err := openDelta(ctx, in, func(done, total int64) { m.o.progress(Verifying, done, total) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -168,8 +166,8 @@ func (m *merger) check(ctx context.Context, name string, r io.ReaderAt, sizeByte
 }
 
 // mergeChecked merges a delta that can be looked through first.
-func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, sizeBytes int64) (Result, error) {
-	d, err := m.check(ctx, name, r, sizeBytes)
+func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Result, error) {
+	d, err := m.check(ctx, name, in)
 	if err != nil {
 		return Result{}, err
 	}
@@ -189,17 +187,19 @@ func (m *merger) mergeChecked(ctx context.Context, name string, r io.ReaderAt, s
 		result.Report = d.report
 		return result, nil
 	}
-	return m.merge(ctx, decoder, d.facts, d.how, undo, undoDelta)
+	return m.merge(ctx, decoder, func() {}, d.facts, d.how, undo, undoDelta)
 }
 
 // mergeStream merges a delta as it comes.
-func (m *merger) mergeStream(ctx context.Context, r io.Reader, name string) (Result, error) {
+func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if m.o.Undo != "" || m.o.DryRun {
 		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
 	}
-	decoder, err := cow.NewDecoder(r)
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	decoder, err := cow.NewDecoder(patient{reading, r})
 	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", name, err)
+		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
 	f := facts{chunkBytes: decoder.Header().ChunkBytes}
 	if s := decoder.Seal(); s != nil {
@@ -210,7 +210,7 @@ func (m *merger) mergeStream(ctx context.Context, r io.Reader, name string) (Res
 		return Result{}, err
 	}
 	m.o.warn(how.warning)
-	return m.merge(ctx, decoder, f, how, "", "")
+	return m.merge(ctx, decoder, stop, f, how, "", "")
 }
 
 // checkFits refuses a delta that is not of the target's size, or from itself.
@@ -250,7 +250,7 @@ func (m *merger) decide(f facts, seal *cow.Seal) (decision, error) {
 
 // proveBase compares the target with the digests of the base's content.
 func (m *merger) proveBase(ctx context.Context, d *delta) error {
-	on, err := d.over(m.target)
+	on, err := d.over(readOnce(m.target, m.target.os(), windowBytes))
 	if err != nil {
 		return err
 	}
@@ -316,8 +316,8 @@ func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err err
 
 // merge does what was decided. Before the first write to the target, the record
 // says durably what is under way; before it says that it is done, the target is
-// flushed.
-func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how decision, undo, undoDelta string) (Result, error) {
+// flushed. It calls stop to end a reading of the delta that is under way.
+func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f facts, how decision, undo, undoDelta string) (Result, error) {
 	result := m.newResult()
 	var total, skip int64
 	if f.changed != nil {
@@ -340,7 +340,7 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, f facts, how d
 		// from the cache as well.
 		o.WriteZeros = true
 	}
-	err = merge(ctx, decoder, m.target, skip, total, o, &result, begun, func(chunks int64) error {
+	err = merge(ctx, decoder, stop, m.target, skip, total, o, &result, begun, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
 		if total > 0 && chunks < total {
 			return m.state.save(r)

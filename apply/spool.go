@@ -14,45 +14,107 @@ import (
 )
 
 // spoolFile holds a delta that came from a pipe. It has no name, so that nothing
-// is left of it however this process ends.
+// is left of it however this process ends, and nobody else can change it: its digests
+// are taken as it comes in, and are those of what is read from it.
 type spoolFile struct {
-	*os.File
-	size int64
+	osFile
+	size  int64
+	taken *cow.Digester // nil of a delta that is not sealed
 }
 
 // spool keeps a delta from a pipe: all of it if it is sealed, and if it is not, all
 // there is.
+//
+// Most are small, and are merged and gone before the kernel would write them out. Of
+// one that takes more than an eighth of the memory, the rest is written out as it
+// comes, and read back later.
 func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := unnamedFile(o.SpoolDir)
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
 	}
-	size, err := receive(ctx, r, f, room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
+	s = &spoolFile{osFile: osFile{f}}
+	s.size, s.taken, err = receive(ctx, r, &spooling{trail{file: s, windowBytes: windowBytes}, s, memoryBytes() / 8},
+		room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
 		func(done, total int64) { o.progress(Receiving, done, total) })
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &spoolFile{f, size}, nil
+	return s, nil
+}
+
+// spooling is a spool that is being filled.
+type spooling struct {
+	trail       trail
+	file        io.WriterAt
+	cachedBytes int64 // what is left to the kernel to write out when it likes
+}
+
+// WriteAt implements io.WriterAt.
+func (s *spooling) WriteAt(p []byte, off int64) (int, error) {
+	n, err := s.file.WriteAt(p, off)
+	if err == nil && off >= s.cachedBytes {
+		err = s.trail.passed(off, int64(n))
+	}
+	return n, err
+}
+
+// input is the spool as a delta to merge, of which nothing is kept behind the second
+// reading.
+func (s *spoolFile) input() input {
+	return input{
+		ReaderAt: s, sizeBytes: s.size, taken: s.taken,
+		toMerge: &oneReading{r: s, trail: trail{file: usedUp{s}, windowBytes: windowBytes}},
+	}
+}
+
+// kept fails if a part of the spool could not be written out: what was read of it may
+// then not be what was received.
+func (s *spoolFile) kept() error {
+	if err := s.syncRange(0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+		return fmt.Errorf("spool: it could not be kept: %w", err)
+	}
+	return nil
+}
+
+// usedUp is a spool that is not read again.
+type usedUp struct{ file *spoolFile }
+
+func (usedUp) startWriteback(_, _ int64) error { return nil }
+
+// dropCached frees the part, so that what was not written out never is.
+func (u usedUp) dropCached(off, bytes int64) error {
+	err := u.file.punchHole(off, bytes)
+	if errors.Is(err, errors.ErrUnsupported) {
+		dropCached(u.file.File, off, bytes) // without a wait, whose error kept would miss
+		return nil
+	}
+	return err
 }
 
 // receive writes a delta to a file: all of it if it is sealed, and if it is not, all
-// there is.
-func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, err error) {
+// there is. Of a sealed one, it takes the digests.
+func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return 0, fmt.Errorf("spool: read the delta: %w", err)
+		return 0, nil, fmt.Errorf("spool: read the delta: %w", err)
 	}
 	first = first[:n]
-	total := sealedSize(first)
-	if total > 0 {
+	var total int64
+	if seal := sealOf(first); seal != nil {
+		total = seal.TotalBytes()
 		if err := room.check(total); err != nil {
-			return 0, err
+			return 0, nil, err
 		}
+		taken = cow.NewDigester(*seal)
 		r = io.LimitReader(r, total-int64(n))
 	}
 	write := func(p []byte) error {
+		if taken != nil {
+			_, _ = taken.Write(p) // it never fails
+		}
 		n, err := f.WriteAt(p, size)
 		size += int64(n)
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
@@ -65,19 +127,19 @@ func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progres
 		return ctx.Err()
 	}
 	if err := write(first); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, pieceBytes)
 	for {
 		n, err := r.Read(buf)
 		if writeErr := write(buf[:n]); writeErr != nil {
-			return 0, writeErr
+			return 0, nil, writeErr
 		}
 		if err == io.EOF {
-			return size, nil
+			return size, taken, nil
 		}
 		if err != nil {
-			return 0, fmt.Errorf("spool: read the delta after %d bytes: %w", size, err)
+			return 0, nil, fmt.Errorf("spool: read the delta after %d bytes: %w", size, err)
 		}
 	}
 }
@@ -105,18 +167,18 @@ func (p patient) Read(b []byte) (int, error) {
 	}
 }
 
-// sealedSize is the size of the delta that begins with the sector, 0 if that does
-// not say. What is wrong with it comes out when it is read again.
-func sealedSize(sector []byte) int64 {
+// sealOf is the seal of the delta that begins with the sector, nil if it has none that
+// is right. What is wrong with it comes out when it is read again.
+func sealOf(sector []byte) *cow.Seal {
 	h, err := cow.ParseHeader(sector)
 	if err != nil {
-		return 0
+		return nil
 	}
 	seal, err := cow.ParseSeal(h, sector)
-	if err != nil || seal == nil {
-		return 0
+	if err != nil {
+		return nil
 	}
-	return seal.TotalBytes()
+	return seal
 }
 
 // room is a directory that a delta is to fit in.

@@ -257,8 +257,8 @@ func (d stateDir) save(r *Record) error {
 		return fmt.Errorf("state file: %w", err)
 	}
 	b = append(b, '\n')
-	err = replaceFile(d.storage, d.recordPath(r.Key), func(w io.WriterAt) error {
-		_, err := w.WriteAt(b, 0)
+	err = replaceFile(d.storage, d.recordPath(r.Key), func(f file) error {
+		_, err := f.WriteAt(b, 0)
 		return err
 	})
 	if err != nil {
@@ -280,8 +280,8 @@ func (d stateDir) saveWritten(key string, set *cow.Set, chunkBytes int64) (name,
 	}
 	digest = fmt.Sprintf("%x", hash.Sum(nil))
 	name = fmt.Sprintf("%s-%s.chunks", fileName(key), digest[:16])
-	err = replaceFile(d.storage, filepath.Join(d.path, name), func(w io.WriterAt) error {
-		return cow.WriteSet(io.NewOffsetWriter(w, 0), set, chunkBytes)
+	err = replaceFile(d.storage, filepath.Join(d.path, name), func(f file) error {
+		return cow.WriteSet(io.NewOffsetWriter(f, 0), set, chunkBytes)
 	})
 	if err != nil {
 		return "", "", fmt.Errorf("state file %w", err)

@@ -50,8 +50,21 @@ type file interface {
 	// punchHole makes a part of a regular file read as zeros without taking
 	// room. It is errors.ErrUnsupported where that can't be.
 	punchHole(off, bytes int64) error
+	cached
 	// os is the operating system's file.
 	os() *os.File
+}
+
+// cached is a file that is in the page cache, in part.
+type cached interface {
+	// startWriteback has the kernel begin to write out a part of the file, and does
+	// not wait for it. No error of the writing is reported here, so that Sync
+	// reports it.
+	startWriteback(off, bytes int64) error
+	// dropCached waits until what is being written out of a part of the file is,
+	// and takes the part out of the page cache. That makes nothing durable, but an
+	// error is as final as that of Sync, which will not report it any more.
+	dropCached(off, bytes int64) error
 }
 
 // disk is the storage of the operating system.
@@ -137,13 +150,43 @@ func (f osFile) punchHole(off, bytes int64) error {
 	return err
 }
 
+func (f osFile) startWriteback(off, bytes int64) error {
+	return f.syncRange(off, bytes, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+func (f osFile) dropCached(off, bytes int64) error {
+	// What is still being written out would stay.
+	if err := f.syncRange(off, bytes, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+		return err
+	}
+	dropCached(f.File, off, bytes)
+	return nil
+}
+
+func (f osFile) syncRange(off, bytes int64, flags int) error {
+	err := unix.SyncFileRange(int(f.Fd()), off, bytes, flags)
+	for errors.Is(err, syscall.EINTR) {
+		err = unix.SyncFileRange(int(f.Fd()), off, bytes, flags)
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // so the flush has all to do
+	}
+	return err
+}
+
+// dropCached takes what is clean in a part of a file out of the page cache.
+func dropCached(f *os.File, off, bytes int64) {
+	// It can only be of no use.
+	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_DONTNEED)
+}
+
 // partSuffix is the end of the names of files that are not complete.
 const partSuffix = ".part"
 
 // replaceFile gives path the contents that write writes, or leaves it as it was:
 // the new file is durable before it takes the name, and the name is durable when
 // replaceFile returns.
-func replaceFile(s storage, path string, write func(io.WriterAt) error) (err error) {
+func replaceFile(s storage, path string, write func(file) error) (err error) {
 	// A name that nobody else has: path may be in a directory of the user's.
 	part := path + "." + rand.Text() + partSuffix
 	f, err := s.create(part)

@@ -72,11 +72,11 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 
 // fill writes the delta to the copy.
 func (k *kernelMerger) fill(ctx context.Context, f file, name string, r io.Reader, room room, stage Stage) (*checked, error) {
-	size, err := receive(ctx, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
+	size, taken, err := receive(ctx, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
 	if err != nil {
 		return nil, err
 	}
-	d, err := k.check(ctx, name, f, size)
+	d, err := k.check(ctx, name, input{ReaderAt: f, sizeBytes: size, taken: taken})
 	if err != nil {
 		return nil, err
 	}

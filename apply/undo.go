@@ -17,7 +17,7 @@ func (d *delta) undoDelta(t *target, held string) (*cow.Sealed, error) {
 	if volumeBytes == 0 {
 		volumeBytes = t.size
 	}
-	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, t)
+	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, readOnce(t, t.os(), windowBytes))
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -56,24 +56,7 @@ func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *ta
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("undo: %w", err)
 	}
-	err = replaceFile(s, path, func(w io.WriterAt) error {
-		buf := make([]byte, 1<<20)
-		for at := int64(0); at < undo.Size(); {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := undo.ReadAt(buf, at)
-			if err != nil && err != io.EOF {
-				return err
-			}
-			if _, err := w.WriteAt(buf[:n], at); err != nil {
-				return err
-			}
-			at += int64(n)
-			o.progress(Saving, at, undo.Size())
-		}
-		return nil
-	})
+	err = replaceFile(s, path, func(f file) error { return copyUndo(ctx, f, undo, o) })
 	if err != nil {
 		return "", fmt.Errorf("undo: nothing was written to the target: %w", err)
 	}
@@ -82,6 +65,33 @@ func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *ta
 		return "", fmt.Errorf("undo: %w", err)
 	}
 	return digests.Name().String(), nil
+}
+
+// copyUndo writes the undo delta to a file.
+func copyUndo(ctx context.Context, f file, undo *cow.Sealed, o Options) error {
+	ahead := cow.ReadAhead(undo, undo.Size())
+	defer ahead.Close()
+	behind := trail{file: f, windowBytes: o.window()}
+	for at := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p, err := ahead.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(p, at); err != nil {
+			return err
+		}
+		if err := behind.passed(at, int64(len(p))); err != nil {
+			return err
+		}
+		at += int64(len(p))
+		o.progress(Saving, at, undo.Size())
+	}
 }
 
 // undoName is the digest that names the undo file at path, which must be whole.

@@ -57,7 +57,13 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 		return Verification{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	v, err := verify(ctx, in, in.Size(), targetPath, o)
+	from, done, err := fileInput(in)
+	if err != nil {
+		return Verification{}, err
+	}
+	defer done()
+	from.ReaderAt = from.toMerge // it is read but once
+	v, err := verify(ctx, from, targetPath, o)
 	if err != nil {
 		return Verification{}, fmt.Errorf("%s: %w", path, err)
 	}
@@ -71,15 +77,15 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 		return Verification{}, err
 	}
 	defer s.Close()
-	v, err := verify(ctx, s, s.size, targetPath, o)
+	v, err := verify(ctx, s.input(), targetPath, o)
 	if err != nil {
 		return Verification{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
 	return v, nil
 }
 
-func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath string, o Options) (Verification, error) {
-	header, seal, err := cow.ReadSeal(r, sizeBytes)
+func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
+	header, seal, err := cow.ReadSeal(in, in.sizeBytes)
 	var format *cow.FormatError
 	if errors.As(err, &format) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return Verification{}, fmt.Errorf("%w: %w", err, cow.ErrMismatch)
@@ -90,24 +96,24 @@ func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath stri
 	if seal == nil {
 		return Verification{}, fmt.Errorf("delta: it is not sealed and can't be verified: it was made by dds, or with extract --unsealed")
 	}
-	digests, err := cow.ReadDigests(r, *seal)
+	digests, err := cow.ReadDigests(in, *seal)
 	if err != nil {
 		return Verification{}, err
 	}
 	v := Verification{Sealed: true, Delta: digests.Name().String()}
-	compare := func(stage Stage, body io.ReaderAt) ([]Block, error) {
+	compare := func(stage Stage, body input) ([]Block, error) {
 		var bad []Block
-		err := digests.Verify(ctx, body, cow.OfNew, func(block int64) {
+		err := body.verify(ctx, digests, func(block int64) {
 			bad = append(bad, Block{MiB: block})
 		}, func(done int64) { o.progress(stage, done, seal.BodyBytes) })
 		slices.SortFunc(bad, func(a, b Block) int { return cmp.Compare(a.MiB, b.MiB) })
 		return bad, err
 	}
 	v.Blocks = (seal.BodyBytes-1)/cow.BlockBytes + 1
-	if v.BadDelta, err = compare(Verifying, r); err != nil {
+	if v.BadDelta, err = compare(Verifying, in); err != nil {
 		return Verification{}, err
 	}
-	store, err := cow.ReadStore(r, sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
+	store, err := cow.ReadStore(in, in.sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
 	if err == nil && store.Changed.Len() != seal.Exceptions {
 		err = fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", seal.Exceptions, store.Changed.Len())
 	}
@@ -126,11 +132,16 @@ func verify(ctx context.Context, r io.ReaderAt, sizeBytes int64, targetPath stri
 		if target.Size() < seal.VolumeBytes {
 			return Verification{}, fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", targetPath, target.Size(), seal.VolumeBytes, cow.ErrMismatch)
 		}
-		on, err := cow.NewDelta(store.Changed, header.ChunkBytes, seal.VolumeBytes, target)
+		content, done, err := lastReading(target)
+		if err != nil {
+			return Verification{}, fmt.Errorf("target: %w", err)
+		}
+		defer done()
+		on, err := cow.NewDelta(store.Changed, header.ChunkBytes, seal.VolumeBytes, content)
 		if err != nil {
 			return Verification{}, err
 		}
-		if v.BadTarget, err = compare(Proving, on.Sealed(*seal)); err != nil {
+		if v.BadTarget, err = compare(Proving, input{ReaderAt: on.Sealed(*seal)}); err != nil {
 			return Verification{}, err
 		}
 	}

@@ -93,5 +93,12 @@ func (a *Ahead) Next() ([]byte, error) {
 	return p.data, p.err
 }
 
-// Close ends the reading.
-func (a *Ahead) Close() { close(a.stop) }
+// Close ends the reading, and returns when nothing is read any more.
+func (a *Ahead) Close() {
+	close(a.stop)
+	for p := range a.next {
+		if p.hashed != nil {
+			<-p.hashed
+		}
+	}
+}

@@ -18,7 +18,8 @@ var ErrOutOfOrder = errors.New("data is not in the order of the entries: it can'
 type Decoder struct {
 	header   Header
 	seal     *Seal
-	digester *bodyDigester // of a sealed delta that comes from a pipe
+	digester *Digester // of a sealed delta that comes from a pipe
+	trailer  io.Reader // where its trailer comes from
 	parser   *metadataParser
 	input    chunkReader
 	ordered  bool // new_chunk must ascend, within its own area
@@ -26,6 +27,7 @@ type Decoder struct {
 	used     int64 // entries of the area in use
 	next     int64 // the first of them whose data was not returned
 	last     bool  // no area follows
+	err      error // what ended it, behind the data that was read before
 }
 
 // Run is a run of adjacent chunks of the volume.
@@ -51,9 +53,9 @@ func NewDecoder(r io.Reader) (*Decoder, error) {
 	if err != nil || d.seal == nil {
 		return d, err
 	}
-	d.digester = &bodyDigester{r: r, left: d.seal.BodyBytes}
+	d.digester, d.trailer = NewDigester(*d.seal), r
 	d.digester.take(d.metadata) // still holds chunk 0
-	stream.r = d.digester
+	stream.r = io.TeeReader(r, d.digester)
 	return d, nil
 }
 
@@ -105,51 +107,73 @@ func (d *Decoder) Highest() uint64 { return d.parser.lastOld }
 // Areas is how many metadata chunks were read so far.
 func (d *Decoder) Areas() int64 { return d.parser.area }
 
-// Next reads the data of the next run of chunks that are adjacent on the volume,
-// at most what fits in p, which must have room for a chunk. The run's data is the
-// first Count chunks of p and belongs at chunk Chunk of the volume. Behind the
-// last run it returns io.EOF. After an error nothing of p is good.
-func (d *Decoder) Next(p []byte) (Run, error) {
+// Next reads the data of the next chunks into p, which must have room for one: as
+// many as fit, of one run of chunks that are adjacent on the volume or of many. It
+// appends the runs to runs. Their data lies in p from its beginning, one run behind
+// the other without a gap, as their entries do in the delta. Behind the last one Next
+// returns io.EOF. An error, that one too, comes once all data before it was returned,
+// and nothing comes after it.
+func (d *Decoder) Next(p []byte, runs []Run) ([]Run, error) {
 	c := d.header.ChunkBytes
 	room := int64(len(p)) / c
 	if room == 0 {
-		return Run{}, fmt.Errorf("delta: a buffer of %d bytes has no room for a chunk of %d", len(p), c)
+		return runs, fmt.Errorf("delta: a buffer of %d bytes has no room for a chunk of %d", len(p), c)
 	}
-	var run Run
-	for run.Count < room {
+	before := len(runs)
+	for filled := int64(0); filled < room && d.err == nil; {
 		if d.next == d.used {
-			if d.last {
-				break
-			}
-			if err := d.readArea(); err != nil {
-				return Run{}, err
-			}
+			d.err = d.nextArea()
 			continue
 		}
-		first := entryAt(d.metadata, d.next)
-		if run.Count == 0 {
-			run.Chunk = first.old
-		} else if first.old != run.Chunk+uint64(run.Count) {
+		n := d.together(room - filled)
+		if d.err = d.readData(p[filled*c:][:n*c]); d.err != nil {
 			break
 		}
-		n := int64(1)
-		for ; d.next+n < d.used && run.Count+n < room; n++ {
-			e := entryAt(d.metadata, d.next+n)
-			if e.old != first.old+uint64(n) || e.new != first.new+uint64(n) {
-				break
+		for range n {
+			chunk := entryAt(d.metadata, d.next).old
+			d.next++
+			if last := len(runs) - 1; last >= before && runs[last].Chunk+uint64(runs[last].Count) == chunk {
+				runs[last].Count++
+			} else {
+				runs = append(runs, Run{chunk, 1})
 			}
 		}
-		at := int64(first.new) * c
-		if err := d.input.readChunks(p[run.Count*c:][:n*c], at); err != nil {
-			return Run{}, fmt.Errorf("delta: data of chunks %d to %d of the volume: %w", first.old, first.old+uint64(n-1), err)
-		}
-		d.next += n
-		run.Count += n
+		filled += n
 	}
-	if run.Count == 0 {
-		return Run{}, d.finish()
+	if len(runs) > before {
+		return runs, nil
 	}
-	return run, nil
+	return runs, d.err
+}
+
+// together is how many of the area's next data chunks, at most limit, lie one behind
+// the other in the delta, wherever they belong on the volume: they are one read.
+func (d *Decoder) together(limit int64) int64 {
+	limit = min(limit, d.used-d.next)
+	first := entryAt(d.metadata, d.next).new
+	n := int64(1)
+	for n < limit && entryAt(d.metadata, d.next+n).new == first+uint64(n) {
+		n++
+	}
+	return n
+}
+
+// readData fills p with the area's next data chunks.
+func (d *Decoder) readData(p []byte) error {
+	c := d.header.ChunkBytes
+	first, last := entryAt(d.metadata, d.next), entryAt(d.metadata, d.next+int64(len(p))/c-1)
+	if err := d.input.readChunks(p, int64(first.new)*c); err != nil {
+		return fmt.Errorf("delta: data of chunks %d to %d of the volume: %w", first.old, last.old, err)
+	}
+	return nil
+}
+
+// nextArea goes on to the next area, or returns io.EOF behind the last.
+func (d *Decoder) nextArea() error {
+	if d.last {
+		return d.finish()
+	}
+	return d.readArea()
 }
 
 // finish returns io.EOF if what was read is the whole delta.
@@ -166,14 +190,13 @@ func (d *Decoder) finish() error {
 	if d.digester.left > 0 {
 		return fmt.Errorf("delta: the last data chunk is not at the end of the body, which has %d bytes more: %w", d.digester.left, ErrOutOfOrder)
 	}
-	_, bad, err := d.digester.readTrailer(d.digester.r, *d.seal)
+	_, bad, err := d.digester.readTrailer(d.trailer, *d.seal)
 	if err == nil && len(bad) > 0 {
 		err = fmt.Errorf("delta: %d of %d MiB, the first at byte %d: %w", len(bad), blockCount(d.seal.BodyBytes), bad[0]*BlockBytes, ErrMismatch)
 	}
 	if err != nil {
 		return err
 	}
-	d.digester = nil
 	return io.EOF
 }
 
@@ -186,6 +209,11 @@ func (d *Decoder) readArea() error {
 	used, err := d.parser.parse(d.metadata)
 	if err != nil {
 		return err
+	}
+	if d.seal != nil {
+		// Its chunks ascend, which the parser has checked, so that none is there
+		// twice: nobody needs to remember them.
+		d.parser.changed = SetBuilder{}
 	}
 	if d.ordered {
 		low := uint64(offset/d.header.ChunkBytes) + 1

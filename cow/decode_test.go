@@ -16,16 +16,22 @@ func decode(d *Decoder, bufferChunks int64) (map[uint64][]byte, error) {
 	c := d.Header().ChunkBytes
 	got := map[uint64][]byte{}
 	p := make([]byte, bufferChunks*c+c/2)
+	var runs []Run
 	for {
-		run, err := d.Next(p)
+		var err error
+		runs, err = d.Next(p, runs[:0])
 		if err == io.EOF {
 			return got, nil
 		}
 		if err != nil {
 			return got, err
 		}
-		for i := range run.Count {
-			got[run.Chunk+uint64(i)] = slices.Clone(p[i*c : (i+1)*c])
+		at := p
+		for _, run := range runs {
+			for i := range run.Count {
+				got[run.Chunk+uint64(i)] = slices.Clone(at[:c])
+				at = at[c:]
+			}
 		}
 	}
 }
@@ -109,17 +115,56 @@ func TestDecoderRuns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := make([]byte, 100*c)
-		for _, want := range []Run{{1000, 100}, {2000, 1}} {
-			if run, err := d.Next(p); run != want || err != nil {
-				t.Fatalf("%+v, %v; want %+v", run, err, want)
+		p := make([]byte, 70*c)
+		for _, want := range [][]Run{{{1000, 70}}, {{1070, 30}, {2000, 1}}} {
+			if runs, err := d.Next(p, nil); !slices.Equal(runs, want) || err != nil {
+				t.Fatalf("%+v, %v; want %+v", runs, err, want)
 			}
 		}
-		if _, err := d.Next(p); err != io.EOF {
+		for range 2 {
+			if runs, err := d.Next(p, nil); err != io.EOF || len(runs) > 0 {
+				t.Fatal(runs, err)
+			}
+		}
+		if _, err := d.Next(p[:c-1], nil); err == nil || err == io.EOF {
+			t.Fatal("a buffer without room for a chunk was taken")
+		}
+	}
+}
+
+// All data before an error is returned before it, and nothing behind it.
+func TestDecoderErrorComesLast(t *testing.T) {
+	const c, perArea = 512, 512 / EntryBytes
+	chunks := make([]uint64, 2*perArea)
+	for i := range chunks {
+		chunks[i] = uint64(2 * i)
+	}
+	list := inOrder(c, chunks...)
+	list[perArea].old = chunks[0] // twice
+	store := buildStore(c, list, func(e exception) []byte { return randomBytes(e.old, c) })
+	for name, open := range map[string]func() (*Decoder, error){
+		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
+		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
+	} {
+		d, err := open()
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Next(p[:c-1]); err == nil || err == io.EOF {
-			t.Fatal("a buffer without room for a chunk was taken")
+		p := make([]byte, 2*perArea*c)
+		runs, err := d.Next(p, nil)
+		if err != nil || len(runs) != perArea {
+			t.Fatalf("%s: %d runs, %v", name, len(runs), err)
+		}
+		for i, run := range runs {
+			if run != (Run{chunks[i], 1}) || !bytes.Equal(p[i*c:][:c], randomBytes(chunks[i], c)) {
+				t.Fatalf("%s: run %d is %+v", name, i, run)
+			}
+		}
+		for range 2 {
+			var format *FormatError
+			if runs, err := d.Next(p, nil); !errors.As(err, &format) || len(runs) > 0 {
+				t.Errorf("%s: %+v, %v", name, runs, err)
+			}
 		}
 	}
 }
@@ -173,19 +218,42 @@ func BenchmarkDecoder(b *testing.B) {
 	const c = 4096
 	r := rand.New(rand.NewPCG(1, 2))
 	store := buildStore(c, inOrder(c, randomChunks(r, 1<<20, 1<<14)...), func(exception) []byte { return nil })
-	p := make([]byte, 1<<20)
-	b.SetBytes(int64(len(store)))
+	for _, way := range []struct {
+		name string
+		open func() (*Decoder, error)
+	}{
+		{"file", func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) }},
+		{"pipe", func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) }},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			p, runs := make([]byte, 1<<20), []Run(nil)
+			b.SetBytes(int64(len(store)))
+			b.ReportAllocs()
+			for b.Loop() {
+				d, err := way.open()
+				if err != nil {
+					b.Fatal(err)
+				}
+				for err == nil {
+					runs, err = d.Next(p, runs[:0])
+				}
+				if err != io.EOF {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkDigester(b *testing.B) {
+	seal := Seal{BodyBytes: 64 << 20}
+	p := randomBytes(1, 1<<20)
+	b.SetBytes(seal.BodyBytes)
 	b.ReportAllocs()
 	for b.Loop() {
-		d, err := NewDecoderAt(bytes.NewReader(store), int64(len(store)))
-		if err != nil {
-			b.Fatal(err)
-		}
-		for err == nil {
-			_, err = d.Next(p)
-		}
-		if err != io.EOF {
-			b.Fatal(err)
+		d := NewDigester(seal)
+		for range seal.BodyBytes / int64(len(p)) {
+			d.take(p)
 		}
 	}
 }

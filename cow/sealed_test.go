@@ -357,6 +357,57 @@ func TestDigestsOfATarget(t *testing.T) {
 	}
 }
 
+// The digests of a body are the same however it passes by.
+func TestDigester(t *testing.T) {
+	r := rand.New(rand.NewPCG(29, 30))
+	volume := randomBytes(1, 3<<20+700)
+	d, err := NewDelta(setOf(randomChunks(r, 3<<11, 5000)...), 512, int64(len(volume)), bytes.NewReader(volume))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests, err := ReadDigests(bytes.NewReader(good), s.Seal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := func(passes []byte) (blocks []int64) {
+		taken := NewDigester(s.Seal())
+		for len(passes) > 0 {
+			n := 1 + r.IntN(min(len(passes), 3<<19))
+			if _, err := taken.Write(passes[:n]); err != nil {
+				t.Fatal(err)
+			}
+			passes = passes[n:]
+		}
+		if err := digests.Compare(taken, func(block int64) { blocks = append(blocks, block) }); err != nil {
+			t.Fatal(err)
+		}
+		return blocks
+	}
+	body := s.Seal().BodyBytes
+	for range 20 {
+		if blocks := bad(good); len(blocks) > 0 {
+			t.Fatalf("blocks %v differ", blocks)
+		}
+		at := r.Int64N(body)
+		damaged := slices.Clone(good)
+		damaged[at]++
+		if blocks := bad(damaged); !slices.Equal(blocks, []int64{at / BlockBytes}) {
+			t.Fatalf("byte %d is another: blocks %v differ", at, blocks)
+		}
+	}
+	if blocks := bad(good[:body-1]); !slices.Equal(blocks, []int64{blockCount(body) - 1}) {
+		t.Errorf("without its last byte: blocks %v differ", blocks)
+	}
+}
+
 func TestBlockChunks(t *testing.T) {
 	for _, n := range []uint64{0, 1, 31, 32, 33, 2000, 5000, 70000} {
 		l, err := NewLayout(512, n)

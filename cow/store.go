@@ -134,7 +134,7 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 	if err := skip("data chunks", max(at, s.Seal.BodyBytes)); err != nil {
 		return nil, err
 	}
-	name, _, err := (&bodyDigester{}).readTrailer(r, *s.Seal)
+	name, _, err := (&Digester{}).readTrailer(r, *s.Seal)
 	s.Name = &name
 	return s, err
 }

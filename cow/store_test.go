@@ -91,14 +91,18 @@ func merge(store, before []byte, chunkBytes int64, after []byte) ([]byte, error)
 	merged := slices.Clone(before)
 	p := make([]byte, 3*chunkBytes)
 	for {
-		run, err := decoder.Next(p)
+		runs, err := decoder.Next(p, nil)
 		if err == io.EOF {
 			return merged, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		copy(merged[int64(run.Chunk)*chunkBytes:], p[:run.Count*chunkBytes])
+		at := p
+		for _, run := range runs {
+			copy(merged[int64(run.Chunk)*chunkBytes:], at[:run.Count*chunkBytes])
+			at = at[run.Count*chunkBytes:]
+		}
 	}
 }
 

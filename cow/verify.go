@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -186,45 +187,110 @@ func (l Layout) BlockChunks(block int64) (first, end int64) {
 	return first, end
 }
 
-// bodyDigester takes the digests of a body that is read from its beginning to its
-// end, to compare them with the trailer that follows.
-type bodyDigester struct {
-	r       io.Reader
-	left    int64 // bytes of the body that were not read
-	block   []byte
+// Digester takes the digests of the body of a sealed delta that passes by from its
+// beginning to its end. It hashes what passes where it lies, while it is in the
+// processor's cache, and keeps no more of it than the beginning of a group of leaves.
+type Digester struct {
+	bytes   int64 // of the body
+	left    int64 // that have not passed
 	digests []Digest
+	block   blockHash // the block that is passing
+	passed  int       // bytes of it that are hashed
+	group   []byte    // what has passed behind them: less than a group, and than its rest
 }
 
-func (b *bodyDigester) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p[:min(int64(len(p)), max(b.left, 1))])
-	b.take(p[:n])
-	return n, err
+// NewDigester returns a digester for the delta with that seal.
+func NewDigester(seal Seal) *Digester {
+	d := &Digester{bytes: seal.BodyBytes, left: seal.BodyBytes, group: make([]byte, 0, groupBytes)}
+	d.nextBlock()
+	return d
 }
 
-func (b *bodyDigester) take(p []byte) {
-	for len(p) > 0 && b.left > 0 {
-		n := min(len(p), BlockBytes-len(b.block))
-		b.block = append(b.block, p[:n]...)
-		b.left -= int64(n)
+// Write takes the next piece of the delta, and ignores what comes behind its body.
+// It never fails.
+func (d *Digester) Write(p []byte) (int, error) {
+	d.take(p)
+	return len(p), nil
+}
+
+func (d *Digester) take(p []byte) {
+	p = p[:min(int64(len(p)), d.left)]
+	d.left -= int64(len(p))
+	for len(p) > 0 {
+		rest := d.block.bytes - d.passed
+		n := min(len(p), rest)
+		if n < rest {
+			n -= n % groupBytes // a group is hashed at once, and a part of it for as much
+		}
+		if len(d.group) == 0 && n > 0 {
+			d.hash(p[:n])
+			p = p[n:]
+			continue
+		}
+		n = min(len(p), min(rest, groupBytes)-len(d.group))
+		d.group = append(d.group, p[:n]...)
 		p = p[n:]
-		if len(b.block) == BlockBytes || b.left == 0 {
-			b.digests = append(b.digests, digestOf(b.block))
-			b.block = b.block[:0]
+		if len(d.group) == min(rest, groupBytes) {
+			d.hash(d.group)
+			d.group = d.group[:0]
 		}
 	}
 }
 
+// hash takes the next piece of the block: whole groups, or all that is left of it.
+func (d *Digester) hash(piece []byte) {
+	if d.block.bytes <= leafBytes {
+		d.digests = append(d.digests, digestOf(piece))
+		d.nextBlock()
+		return
+	}
+	var buf [subtreesHint]subtree
+	for _, t := range hashPiece(buf[:0], piece, d.passed/leafBytes, d.block.bytes) {
+		d.block.add(t)
+	}
+	if d.passed += len(piece); d.passed == d.block.bytes {
+		d.digests = append(d.digests, d.block.digest())
+		d.nextBlock()
+	}
+}
+
+// nextBlock makes ready for the block that begins where the body has got to.
+func (d *Digester) nextBlock() {
+	rest := d.bytes - int64(len(d.digests))*BlockBytes
+	d.block = blockHash{bytes: int(min(rest, BlockBytes)), trees: d.block.trees[:0]}
+	d.passed = 0
+}
+
+// Compare compares the digests that were taken as the body passed by with those of
+// the trailer, and calls bad for each block that differs, or has not passed.
+func (d *Digests) Compare(taken *Digester, bad func(block int64)) error {
+	blocks := blockCount(d.seal.BodyBytes)
+	for first := int64(0); first < blocks; first += digestsAtOnce {
+		digests, err := d.read(OfNew, first, digestsAtOnce)
+		if err != nil {
+			return err
+		}
+		for i, want := range digests {
+			if block := first + int64(i); block >= int64(len(taken.digests)) || taken.digests[block] != want {
+				bad(block)
+			}
+		}
+	}
+	return nil
+}
+
 // readTrailer reads the trailer from r and returns the delta's name, and the
 // blocks that differ.
-func (b *bodyDigester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64, err error) {
+func (d *Digester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64, err error) {
+	r = bufio.NewReader(io.LimitReader(r, seal.TotalBytes()-seal.BodyBytes))
 	n := newNamer()
-	var d Digest
+	var want Digest
 	for i := range seal.lists() * blockCount(seal.BodyBytes) {
-		if _, err := io.ReadFull(r, d[:]); err != nil {
+		if _, err := io.ReadFull(r, want[:]); err != nil {
 			return Digest{}, nil, truncated("trailer", seal.BodyBytes+i*DigestBytes, 0, err)
 		}
-		n.add(d)
-		if i < int64(len(b.digests)) && b.digests[i] != d {
+		n.add(want)
+		if i < int64(len(d.digests)) && d.digests[i] != want {
 			bad = append(bad, i)
 		}
 	}
