@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"math"
 	"math/bits"
 	"slices"
 )
@@ -28,20 +29,20 @@ const (
 	pageBits   = 16
 	pageChunks = 1 << pageBits
 
-	// Sorted lists of these lengths take half of what the bitmap does, and putting
-	// something into their middle is still cheap.
-	maxSparse = 2048
+	// Lists of these lengths take a fourth and half of what the bitmap does, and
+	// putting something into their middle is still cheap. Random members are put
+	// into a bitmap faster, hence the difference.
+	maxSparse = 1024
 	maxRuns   = 1024
 )
 
-// page is a set of up to pageChunks numbers.
+// page is a set of up to pageChunks numbers. It has a list, or a bitmap, or neither
+// if it has all or nothing.
 type page struct {
-	// One of these, or none in a page that has all or nothing.
-	sparse []uint16  // sorted
-	runs   []pageRun // sorted, apart from each other
-	dense  *[pageChunks / 64]uint64
-
+	list  []uint16 // sorted: the members, or the first and the last of each run
+	dense *[pageChunks / 64]uint64
 	count int32
+	runs  bool // the list is one of runs, which are apart from each other
 }
 
 // pageRun is a run of adjacent members.
@@ -51,132 +52,210 @@ func (r pageRun) len() int { return int(r.last) - int(r.first) + 1 }
 
 func (p *page) full() bool { return p.count == pageChunks }
 
-func (p *page) add(v uint16) bool {
+// run is the i-th run of a list of runs.
+func (p *page) run(i int) pageRun { return pageRun{p.list[2*i], p.list[2*i+1]} }
+
+// replace replaces what the list has from at to before end by so many others, which
+// it returns to be filled. The list doubles: what it was before is garbage, and must
+// not be much beside what is there.
+func (p *page) replace(at, end, others int) []uint16 {
+	before := len(p.list)
+	after := before + others - (end - at)
+	if after > cap(p.list) {
+		list := make([]uint16, before, max(4, 1<<bits.Len(uint(after-1))))
+		copy(list, p.list)
+		p.list = list
+	}
+	p.list = p.list[:max(before, after)]
+	copy(p.list[at+others:], p.list[end:before])
+	p.list = p.list[:after]
+	return p.list[at : at+others]
+}
+
+// addRun adds a run, and returns the first of it that was there already, or
+// pageChunks.
+func (p *page) addRun(r pageRun) (was int) {
 	switch {
 	case p.full():
-		return false
+		return int(r.first)
 	case p.dense != nil:
-		word, bit := &p.dense[v/64], uint64(1)<<(v%64)
-		if *word&bit != 0 {
-			return false
-		}
-		*word |= bit
-		if p.count++; p.full() {
-			p.dense = nil
-		}
-		return true
-	case p.runs != nil:
-		return p.addToRuns(v)
+		return p.addToDense(r)
+	case p.runs:
+		return p.addToRuns(r)
 	}
-	at := len(p.sparse)
-	if at > 0 && v <= p.sparse[at-1] {
-		var found bool
-		if at, found = slices.BinarySearch(p.sparse, v); found {
-			return false
-		}
+	// A run of two takes as much as its members.
+	if r.len() > 2 && p.makeRuns(len(p.list)/4) {
+		return p.addToRuns(r)
 	}
-	if len(p.sparse) == maxSparse {
+	if len(p.list)+r.len() > maxSparse {
 		p.makeDense()
-		return p.add(v)
+		return p.addToDense(r)
 	}
-	p.sparse = slices.Insert(p.sparse, at, v)
-	p.count++
+	return p.addToSparse(r)
+}
+
+// addToSparse adds a run to a list of members, which has the room.
+func (p *page) addToSparse(r pageRun) (was int) {
+	before := len(p.list)
+	at := before
+	if before > 0 && r.first <= p.list[before-1] {
+		at = sparseRank(p.list, r.first)
+	}
+	end := at
+	for end < before && p.list[end] <= r.last {
+		end++
+	}
+	was = pageChunks
+	if end > at {
+		was = int(p.list[at])
+	}
+	p.count += int32(r.len() - (end - at))
+	into := p.replace(at, end, r.len())
+	for i := range into {
+		into[i] = r.first + uint16(i)
+	}
 	// Looked at whenever the list has doubled, which costs little.
-	if n := len(p.sparse); n >= 16 && n&(n-1) == 0 {
-		p.makeRunsIfLong()
+	if n := len(p.list); n >= 16 && bits.Len(uint(n)) != bits.Len(uint(before)) {
+		p.makeRuns(n / 4)
 	}
-	return true
+	return was
 }
 
-// addToRuns adds a number to a page of runs.
-func (p *page) addToRuns(v uint16) bool {
-	next := p.runAfter(v)
-	if next > 0 && p.runs[next-1].last >= v {
-		return false
+// addToRuns adds a run to a list of runs.
+func (p *page) addToRuns(r pageRun) (was int) {
+	// Those from at to before end touch it, and become one with it.
+	at, n := p.runAfter(r.first), len(p.list)/2
+	if at > 0 && int(p.run(at-1).last)+1 >= int(r.first) {
+		at--
 	}
-	joinsBefore := next > 0 && p.runs[next-1].last+1 == v
-	joinsNext := next < len(p.runs) && p.runs[next].first-1 == v
-	switch {
-	case joinsBefore && joinsNext:
-		p.runs[next-1].last = p.runs[next].last
-		p.runs = slices.Delete(p.runs, next, next+1)
-	case joinsBefore:
-		p.runs[next-1].last = v
-	case joinsNext:
-		p.runs[next].first = v
-	case len(p.runs) == maxRuns:
-		p.makeDense()
-		return p.add(v)
-	default:
-		p.runs = slices.Insert(p.runs, next, pageRun{v, v})
-	}
-	if p.count++; p.full() {
-		p.runs = nil
-	}
-	return true
-}
-
-// addRange adds the numbers from first to last.
-func (p *page) addRange(first, last uint16) {
-	switch {
-	case p.count == 0:
-		*p = page{runs: []pageRun{{first, last}}, count: int32(pageRun{first, last}.len())}
-		if p.full() {
-			p.runs = nil
+	end, all := at, r
+	was = pageChunks
+	for ; end < n; end++ {
+		other := p.run(end)
+		if int(other.first) > int(r.last)+1 {
+			break
 		}
-		return
-	case p.runs != nil && p.runs[len(p.runs)-1].last < first && p.runs[len(p.runs)-1].last+1 != first && len(p.runs) < maxRuns:
-		// Behind all that there is, as when sets are joined.
-		p.runs = append(p.runs, pageRun{first, last})
-		p.count += int32(pageRun{first, last}.len())
-		return
+		if both := max(r.first, other.first); both <= min(r.last, other.last) {
+			was = min(was, int(both))
+		}
+		p.count -= int32(other.len())
+		all = pageRun{min(all.first, other.first), max(all.last, other.last)}
 	}
-	for v := int(first); v <= int(last); v++ {
-		p.add(uint16(v))
+	if at == end && n == maxRuns {
+		p.makeDense()
+		return p.addToDense(r)
 	}
+	into := p.replace(2*at, 2*end, 2)
+	into[0], into[1] = all.first, all.last
+	if p.count += int32(all.len()); p.full() {
+		*p = page{count: pageChunks}
+	}
+	return was
+}
+
+// addToDense adds a run to a bitmap.
+func (p *page) addToDense(r pageRun) (was int) {
+	was = pageChunks
+	for v := int(r.first); v <= int(r.last); {
+		n := min(64-v%64, int(r.last)+1-v)
+		mask := ^uint64(0) >> (64 - n) << (v % 64)
+		word := &p.dense[v/64]
+		if both := *word & mask; both != 0 {
+			was = min(was, v/64*64+bits.TrailingZeros64(both))
+		}
+		p.count += int32(bits.OnesCount64(mask &^ *word))
+		*word |= mask
+		v += n
+	}
+	if p.full() {
+		p.dense = nil
+	}
+	return was
+}
+
+// touch looks at what an addition of v will look at first.
+func (p *page) touch(v uint16) uint64 {
+	switch {
+	case p.dense != nil:
+		return p.dense[v/64]
+	case len(p.list) > 0:
+		return uint64(p.list[len(p.list)/2])
+	}
+	return 0
+}
+
+// sparseRank is the number of members below v in a sorted list. Nothing in it
+// branches on what the members are: of random ones, half of the guesses would be
+// wrong.
+func sparseRank(list []uint16, v uint16) int {
+	base, n := 0, len(list)
+	for n > 1 {
+		half := n / 2
+		// The compiler makes a conditional move of this.
+		if list[base+half-1] < v {
+			base += half
+		}
+		n -= half
+	}
+	if n == 1 && list[base] < v {
+		base++
+	}
+	return base
 }
 
 // runAfter is the index of the first run that begins behind v.
 func (p *page) runAfter(v uint16) int {
-	if n := len(p.runs); p.runs[n-1].first <= v {
-		return n
+	end := len(p.list) / 2
+	if end == 0 || p.list[2*end-2] <= v {
+		return end
 	}
-	at, found := slices.BinarySearchFunc(p.runs, v, func(r pageRun, v uint16) int { return int(r.first) - int(v) })
-	if found {
-		at++
+	at := 0
+	for end--; at < end; {
+		if mid := (at + end) / 2; p.list[2*mid] <= v {
+			at = mid + 1
+		} else {
+			end = mid
+		}
 	}
 	return at
 }
 
-// makeRunsIfLong makes runs of a list of members, if they are so long that this
-// takes at most half of the room.
-func (p *page) makeRunsIfLong() {
-	var runs []pageRun
-	limit := len(p.sparse) / 4
-	for _, v := range p.sparse {
-		switch n := len(runs); {
-		case n > 0 && runs[n-1].last+1 == v:
-			runs[n-1].last = v
-		case n == limit:
-			return
-		default:
-			runs = append(runs, pageRun{v, v})
+// makeRuns makes runs of a list of members, unless these are more than limit: with a
+// fourth of the members, they take half of the room.
+func (p *page) makeRuns(limit int) bool {
+	count := 0
+	for i, v := range p.list {
+		if i == 0 || p.list[i-1]+1 != v {
+			if count++; count > limit {
+				return false
+			}
 		}
 	}
-	p.sparse, p.runs = nil, runs
+	runs := make([]uint16, 0, 2*count)
+	for i, v := range p.list {
+		if i == 0 || p.list[i-1]+1 != v {
+			runs = append(runs, v, v)
+		} else {
+			runs[len(runs)-1] = v
+		}
+	}
+	p.list, p.runs = runs, true
+	return true
 }
 
 func (p *page) makeDense() {
-	dense := new([pageChunks / 64]uint64)
-	for _, v := range p.sparse {
-		dense[v/64] |= 1 << (v % 64)
-	}
-	for _, r := range p.runs {
-		for v := int(r.first); v <= int(r.last); v++ {
-			dense[v/64] |= 1 << (v % 64)
+	with := page{dense: new([pageChunks / 64]uint64)}
+	if p.runs {
+		for i := range len(p.list) / 2 {
+			with.addToDense(p.run(i))
+		}
+	} else {
+		for _, v := range p.list {
+			with.dense[v/64] |= 1 << (v % 64)
 		}
 	}
-	p.sparse, p.runs, p.dense = nil, nil, dense
+	with.count = p.count
+	*p = with
 }
 
 // rank is the number of members below v.
@@ -184,18 +263,14 @@ func (p *page) rank(v int) int {
 	switch {
 	case p.full():
 		return v
-	case p.runs != nil:
+	case p.runs:
 		n := 0
-		for _, r := range p.runs {
-			if int(r.first) >= v {
-				break
-			}
-			n += min(int(r.last)+1, v) - int(r.first)
+		for i := 0; i < len(p.list) && int(p.list[i]) < v; i += 2 {
+			n += min(int(p.list[i+1])+1, v) - int(p.list[i])
 		}
 		return n
 	case p.dense == nil:
-		n, _ := slices.BinarySearch(p.sparse, uint16(v))
-		return n
+		return sparseRank(p.list, uint16(v))
 	}
 	n := 0
 	for _, w := range p.dense[:v/64] {
@@ -204,13 +279,28 @@ func (p *page) rank(v int) int {
 	return n + bits.OnesCount64(p.dense[v/64]&(1<<(v%64)-1))
 }
 
+func (p *page) contains(v uint16) bool {
+	switch {
+	case p.dense != nil:
+		return p.dense[v/64]>>(v%64)&1 != 0
+	case p.full():
+		return true
+	case p.runs:
+		at := p.runAfter(v)
+		return at > 0 && p.run(at-1).last >= v
+	}
+	at := sparseRank(p.list, v)
+	return at < len(p.list) && p.list[at] == v
+}
+
 // at is the i-th member, which must exist.
 func (p *page) at(i int) int {
 	switch {
 	case p.full():
 		return i
-	case p.runs != nil:
-		for _, r := range p.runs {
+	case p.runs:
+		for at := range len(p.list) / 2 {
+			r := p.run(at)
 			if i < r.len() {
 				return int(r.first) + i
 			}
@@ -218,7 +308,7 @@ func (p *page) at(i int) int {
 		}
 		return pageChunks
 	case p.dense == nil:
-		return int(p.sparse[i])
+		return int(p.list[i])
 	}
 	for w, word := range p.dense {
 		if n := bits.OnesCount64(word); i >= n {
@@ -240,21 +330,23 @@ func (p *page) next(v, i int) (first, run int) {
 	switch {
 	case p.full():
 		return v, pageChunks - v
-	case p.runs != nil:
+	case p.runs:
 		at := p.runAfter(uint16(v))
-		if at > 0 && int(p.runs[at-1].last) >= v {
-			return v, int(p.runs[at-1].last) + 1 - v
+		if at > 0 {
+			if last := int(p.run(at - 1).last); last >= v {
+				return v, last + 1 - v
+			}
 		}
-		if at == len(p.runs) {
+		if at == len(p.list)/2 {
 			return 0, 0
 		}
-		return int(p.runs[at].first), p.runs[at].len()
+		return int(p.run(at).first), p.run(at).len()
 	case p.dense == nil:
-		if i >= len(p.sparse) {
+		if i >= len(p.list) {
 			return 0, 0
 		}
-		first = int(p.sparse[i])
-		for run = 1; i+run < len(p.sparse) && int(p.sparse[i+run]) == first+run; run++ {
+		first = int(p.list[i])
+		for run = 1; i+run < len(p.list) && int(p.list[i+run]) == first+run; run++ {
 		}
 		return first, run
 	}
@@ -279,44 +371,161 @@ func (p *page) next(v, i int) (first, run int) {
 // SetBuilder collects chunk numbers, in any order, for a [Set]. Its zero value
 // is empty and ready.
 type SetBuilder struct {
-	pages   map[uint64]*page
-	lastKey uint64
-	last    *page
+	pages  map[uint64]*page
+	fresh  []page      // that are in no use yet
+	recent []keyedPage // by the low bits of the key, in front of the map
+
+	order   []uint32 // of addRuns
+	touched uint64   // makes what touch reads of some use
 }
 
+type keyedPage struct {
+	key  uint64
+	page *page
+}
+
+// maxFresh is how many pages are allocated at once.
+const maxFresh = 256
+
+// maxRecent bounds the table in front of the map. Of 16 TiB in chunks of 4 KiB it
+// holds all pages.
+const maxRecent = 1 << 16
+
 func (b *SetBuilder) page(key uint64) *page {
-	if b.last != nil && b.lastKey == key {
-		return b.last
+	if len(b.recent) > 0 {
+		if r := &b.recent[key&uint64(len(b.recent)-1)]; r.page != nil && r.key == key {
+			return r.page
+		}
+	}
+	return b.findPage(key)
+}
+
+// findPage finds a page that is not in the table of recent ones.
+func (b *SetBuilder) findPage(key uint64) *page {
+	if b.pages == nil {
+		b.pages = make(map[uint64]*page)
 	}
 	p := b.pages[key]
 	if p == nil {
-		if b.pages == nil {
-			b.pages = make(map[uint64]*page)
+		if len(b.fresh) == 0 {
+			b.fresh = make([]page, min(maxFresh, 1+len(b.pages)))
 		}
-		p = new(page)
+		p, b.fresh = &b.fresh[0], b.fresh[1:]
 		b.pages[key] = p
+		// It grows with the pages: whatever their numbers, it takes little beside
+		// them.
+		if n := len(b.recent); n < len(b.pages) && n < maxRecent {
+			b.recent = make([]keyedPage, max(1, 2*n))
+		}
 	}
-	b.lastKey, b.last = key, p
+	b.recent[key&uint64(len(b.recent)-1)] = keyedPage{key, p}
 	return p
 }
 
 // Add adds a chunk, below 2^63, and reports whether it was not there yet.
 func (b *SetBuilder) Add(chunk uint64) bool {
-	return b.page(chunk / pageChunks).add(uint16(chunk % pageChunks))
+	v := uint16(chunk % pageChunks)
+	return b.page(chunk/pageChunks).addRun(pageRun{v, v}) == pageChunks
 }
 
-// AddRange adds the chunks from first up to but not including end.
-func (b *SetBuilder) AddRange(first, end uint64) {
+// AddRange adds the chunks from first up to but not including end, and returns the
+// first of them that was there already, or end.
+func (b *SetBuilder) AddRange(first, end uint64) (was uint64) {
+	was = end
 	for first < end {
 		last := min(end-1, first|(pageChunks-1))
-		p := b.page(first / pageChunks)
-		if last-first == pageChunks-1 {
-			*p = page{count: pageChunks}
-		} else {
-			p.addRange(uint16(first%pageChunks), uint16(last%pageChunks))
+		r := pageRun{uint16(first % pageChunks), uint16(last % pageChunks)}
+		if at := b.page(first / pageChunks).addRun(r); at < pageChunks {
+			was = min(was, first/pageChunks*pageChunks+uint64(at))
 		}
 		first = last + 1
 	}
+	return was
+}
+
+const (
+	addGroups = 1 << 12
+	// Fewer runs than this are not worth being put into groups.
+	minGrouped = 2 * addGroups
+	// Of so many runs the memory is asked for at once.
+	touchAtOnce = 32
+)
+
+// addRuns adds runs of chunks, each within a page, as AddRange would one after the
+// other up to the first chunk that was there already. It returns which run that is
+// in, and the chunk; the builder is of no more use then. If there is none, it returns
+// the number of runs.
+//
+// Random chunks of a large volume are each in another page, and to wait for its
+// memory would take most of the time. So the runs of a page are added one after the
+// other, and what several need is asked for before the first is added. Those of a
+// page keep their order: what is there twice shows at the same place.
+func (b *SetBuilder) addRuns(runs []Run) (run int, was uint64) {
+	run = len(runs)
+	if !worthGrouping(runs) {
+		for i, r := range runs {
+			if at := b.addInPage(r); at < pageChunks {
+				return i, r.Chunk/pageChunks*pageChunks + uint64(at)
+			}
+		}
+		return run, 0
+	}
+	for order := b.grouped(runs); len(order) > 0; {
+		some := order[:min(touchAtOnce, len(order))]
+		order = order[len(some):]
+		for _, i := range some {
+			chunk := runs[i].Chunk
+			b.touched += b.page(chunk / pageChunks).touch(uint16(chunk % pageChunks))
+		}
+		for _, i := range some {
+			if at := b.addInPage(runs[i]); at < pageChunks && int(i) < run {
+				run, was = int(i), runs[i].Chunk/pageChunks*pageChunks+uint64(at)
+			}
+		}
+	}
+	return run, was
+}
+
+// worthGrouping tells whether the runs are many and jump from page to page.
+func worthGrouping(runs []Run) bool {
+	if len(runs) < minGrouped || uint64(len(runs)) > math.MaxUint32 {
+		return false
+	}
+	jumps, before := 0, runs[0].Chunk
+	for _, r := range runs {
+		if (r.Chunk^before)/pageChunks != 0 {
+			jumps++
+		}
+		before = r.Chunk
+	}
+	return jumps > len(runs)/4
+}
+
+func (b *SetBuilder) addInPage(r Run) (was int) {
+	first := uint16(r.Chunk % pageChunks)
+	return b.page(r.Chunk / pageChunks).addRun(pageRun{first, first + uint16(r.Count-1)})
+}
+
+// grouped is an order of the runs in which those of a page are next to each other,
+// save where a volume has more pages than there are groups.
+func (b *SetBuilder) grouped(runs []Run) []uint32 {
+	var next [addGroups + 1]uint32
+	for _, r := range runs {
+		next[r.Chunk/pageChunks%addGroups+1]++
+	}
+	for g := range addGroups {
+		next[g+1] += next[g]
+	}
+	if len(b.order) < len(runs) {
+		b.order = make([]uint32, len(runs))
+	}
+	order := b.order[:len(runs)]
+	for i, r := range runs {
+		g := r.Chunk / pageChunks % addGroups
+		order[next[g]] = uint32(i)
+		next[g]++
+	}
+	return order
 }
 
 // AddSet adds all chunks of s: a union.
@@ -364,8 +573,8 @@ func (s *Set) Chunk(i int64) uint64 {
 
 // Contains tells whether the chunk is in the set.
 func (s *Set) Contains(chunk uint64) bool {
-	first, n := s.From(chunk, 1)
-	return n > 0 && first == chunk
+	at, found := slices.BinarySearch(s.keys, chunk/pageChunks)
+	return found && s.pages[at].contains(uint16(chunk%pageChunks))
 }
 
 // ContainsAll tells whether each chunk of other is in the set.

@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -160,28 +161,148 @@ func TestSetRange(t *testing.T) {
 	}
 }
 
-func BenchmarkSetAdd(b *testing.B) {
-	r := rand.New(rand.NewPCG(1, 2))
-	chunks := make([]uint64, 1<<20)
-	for i := range chunks {
-		chunks[i] = r.Uint64N(1 << 24)
-	}
-	for b.Loop() {
-		var s SetBuilder
-		for _, c := range chunks {
-			s.Add(c)
+// Runs of all lengths, into pages of each form: the set is that of a map, and what
+// was there already is told.
+func TestSetAddRange(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for round := range 60 {
+		var b SetBuilder
+		want := map[uint64]bool{}
+		longest := []int{1, 3, 80, 70000}[round%4]
+		for range 100 + r.IntN(2000)/(1+longest/1000) {
+			first := r.Uint64N(3 * pageChunks)
+			end := first + 1 + r.Uint64N(uint64(longest))
+			was := end
+			for c := end; c > first; c-- {
+				if want[c-1] {
+					was = c - 1
+				}
+				want[c-1] = true
+			}
+			if got := b.AddRange(first, end); got != was {
+				t.Fatalf("from %d to %d: %d was there, want %d", first, end, got, was)
+			}
+		}
+		if got := chunksOf(b.Set()); !slices.Equal(got, slices.Sorted(maps.Keys(want))) {
+			t.Fatalf("%d chunks, want %d", len(got), len(want))
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(chunks)), "ns/chunk")
+}
+
+// setBench is an order in which chunks change.
+type setBench struct {
+	name   string
+	chunks func(count int) []uint64
+}
+
+func setBenches() []setBench {
+	const per = 10 // one chunk in so many changes
+	shuffled := func(count, run int) []uint64 {
+		r := rand.New(rand.NewPCG(1, 2))
+		chunks := make([]uint64, 0, count)
+		for _, at := range r.Perm(count / run) {
+			for i := range run {
+				chunks = append(chunks, uint64(at*run*per+i))
+			}
+		}
+		return chunks
+	}
+	return []setBench{
+		{"random", func(count int) []uint64 { return shuffled(count, 1) }},
+		{"runs of 64", func(count int) []uint64 { return shuffled(count, 64) }},
+		{"sorted", func(count int) []uint64 {
+			chunks := shuffled(count, 1)
+			slices.Sort(chunks)
+			return chunks
+		}},
+		{"a page each", func(count int) []uint64 {
+			chunks := shuffled(count, 1)
+			for i := range chunks {
+				chunks[i] *= pageChunks
+			}
+			return chunks
+		}},
+	}
+}
+
+func BenchmarkSetAdd(b *testing.B) {
+	const count = 1 << 20
+	for _, bench := range setBenches() {
+		chunks := bench.chunks(count)
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var s SetBuilder
+				for _, c := range chunks {
+					s.Add(c)
+				}
+				s.Set()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/count, "ns/chunk")
+		})
+	}
+}
+
+func BenchmarkSetUnion(b *testing.B) {
+	const count = 1 << 20
+	for _, bench := range setBenches() {
+		chunks := bench.chunks(count)
+		odd, even := setOf(chunks[:count/2]...), setOf(chunks[count/2:]...)
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var s SetBuilder
+				s.AddSet(odd)
+				s.AddSet(even)
+				s.Set()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/count, "ns/chunk")
+		})
+	}
 }
 
 func BenchmarkSetCursor(b *testing.B) {
-	r := rand.New(rand.NewPCG(1, 2))
-	s := setOf(randomChunks(r, 1<<24, 1<<20)...)
-	b.ReportAllocs()
-	for b.Loop() {
-		c := s.Cursor(r.Int64N(s.Len()))
-		c.Next(32)
+	for _, bench := range setBenches() {
+		s := setOf(bench.chunks(1 << 20)...)
+		b.Run(bench.name, func(b *testing.B) {
+			r := rand.New(rand.NewPCG(1, 2))
+			b.ReportAllocs()
+			for b.Loop() {
+				c := s.Cursor(r.Int64N(s.Len()))
+				c.Next(32)
+			}
+		})
+	}
+}
+
+func BenchmarkSetWalk(b *testing.B) {
+	for _, bench := range setBenches() {
+		s := setOf(bench.chunks(1 << 20)...)
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				for c := s.Cursor(0); ; {
+					if _, n := c.Next(s.Len()); n == 0 {
+						break
+					}
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(s.Len()), "ns/chunk")
+		})
+	}
+}
+
+func BenchmarkSetContains(b *testing.B) {
+	for _, bench := range setBenches() {
+		chunks := bench.chunks(1 << 20)
+		s := setOf(chunks...)
+		b.Run(bench.name, func(b *testing.B) {
+			r := rand.New(rand.NewPCG(1, 2))
+			b.ReportAllocs()
+			for b.Loop() {
+				s.Contains(chunks[r.IntN(len(chunks))] + uint64(r.IntN(2)))
+			}
+		})
 	}
 }
 

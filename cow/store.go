@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"io"
 	"math"
-
-	"golang.org/x/sync/errgroup"
+	"slices"
+	"sync"
+	"sync/atomic"
 )
 
 // Store is what the metadata of an exception store says.
@@ -34,6 +35,11 @@ type StoreOptions struct {
 	// read.
 	Live bool
 
+	// MetadataBytes, of a live store, is how much the kernel said before ReadStore
+	// was called that its header and its metadata chunks take: what is known to be
+	// in use is read once. 0 is unknown.
+	MetadataBytes int64
+
 	// Progress, if set, is told now and then how many exceptions were read. It
 	// is called from the goroutine that called ReadStore.
 	Progress func(exceptions int64)
@@ -57,18 +63,25 @@ func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
 	}
 	p := newMetadataParser(h, sizeBytes, o.VolumeBytes)
 	p.seal = knownSeal(h, first)
-	areas := areaReader{r: r, p: p, live: o.Live}
+	areas := areaReader{r: r, chunkBytes: h.ChunkBytes, perArea: p.perArea, areasInDevice: p.areasInDevice(), once: math.MaxInt64}
+	if o.Live {
+		areas.once = p.areasInUse(o.MetadataBytes)
+	}
+	defer areas.close()
 	for {
 		window, err := areas.next()
 		if err != nil {
-			return nil, err
+			return nil, p.earlier(err)
 		}
-		for _, metadata := range window {
-			used, err := p.parse(metadata)
+		for ; len(window) > 0; window = window[h.ChunkBytes:] {
+			used, err := p.scan(window[:h.ChunkBytes])
 			if err != nil {
 				return nil, err
 			}
 			if used < p.perArea {
+				if err := p.flush(); err != nil {
+					return nil, err
+				}
 				return p.store(), nil
 			}
 		}
@@ -168,9 +181,25 @@ type metadataParser struct {
 	exceptions   int64
 	lastNew      int64  // the highest new_chunk so far
 	lastOld      uint64 // the highest old_chunk so far
-	changed      SetBuilder
 	seal         *Seal
+
+	// Data chunks of an area that are all on the device. It is the area that a
+	// new_chunk was in lately: the next one most often is as well, and needs no
+	// division.
+	goodNew, goodNews uint64
+
+	// What was scanned goes into the set many at a time, in its order: of the
+	// exceptions, the first inSet are there, then come those that are pending, and
+	// then the run of old_chunks that the last ones make. Each is within a page.
+	changed SetBuilder
+	inSet   int64
+	pending []Run
+	run     Run
 }
+
+// This many runs wait for being put into the set together. Random exceptions of 1 TiB
+// in chunks of 4 KiB are then 16 for each of its pages.
+const maxPending = 1 << 16
 
 func newMetadataParser(h Header, sizeBytes, volumeBytes int64) *metadataParser {
 	if volumeBytes == 0 {
@@ -192,36 +221,136 @@ func (p *metadataParser) offset() int64 {
 // parse takes the metadata chunk of the next area and returns how many of its
 // entries are in use. If all are, another area follows.
 func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
-	offset := p.offset()
+	if used, err = p.scan(metadata); err == nil {
+		err = p.flush()
+	}
+	return used, err
+}
+
+// scan is parse, but for finding out that an old_chunk is there twice: flush tells
+// that, and scan where it comes before another error.
+func (p *metadataParser) scan(metadata []byte) (used int64, err error) {
+	lastNew, lastOld := uint64(p.lastNew), p.lastOld
+	run := p.run
 	for used < p.perArea {
 		e := entryAt(metadata, used)
 		if e.new == 0 {
 			break
 		}
-		at := offset + used*EntryBytes
-		switch {
-		case e.old >= p.volumeChunks:
-			return 0, &FormatError{"old_chunk", e.old, at, fmt.Sprintf("lies past the end of the volume, which has %d chunks of %d bytes", p.volumeChunks, p.header.ChunkBytes)}
-		case e.new >= p.deviceChunks:
-			return 0, &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged or cut off", p.deviceChunks, p.header.ChunkBytes)}
-		case isMetadataChunk(e.new, uint64(p.perArea)):
-			return 0, &FormatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
-		case p.seal != nil && p.exceptions+used >= p.seal.Exceptions:
-			return 0, &FormatError{"old_chunk", e.old, at, fmt.Sprintf("is one more than the %d exceptions of the seal", p.seal.Exceptions)}
-		case p.seal != nil && int64(e.new) != dataChunk(p.exceptions+used, p.perArea):
-			return 0, &FormatError{"new_chunk", e.new, at + 8, "must be the next data chunk in a sealed delta"}
-		case p.seal != nil && p.exceptions+used > 0 && e.old <= p.lastOld:
-			return 0, &FormatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
-		case !p.changed.Add(e.old):
-			return 0, &FormatError{"old_chunk", e.old, at, "is there twice"}
+		if e.old >= p.volumeChunks || e.new-p.goodNew >= p.goodNews || p.seal != nil {
+			if err := p.check(e, used, lastOld); err != nil {
+				p.run = run
+				return 0, p.earlier(err)
+			}
 		}
-		p.lastNew = max(p.lastNew, int64(e.new))
-		p.lastOld = max(p.lastOld, e.old)
+		if e.old != run.Chunk+uint64(run.Count) || e.old%pageChunks == 0 {
+			p.run = run
+			if err := p.endRun(); err != nil {
+				return 0, err
+			}
+			run = Run{Chunk: e.old}
+		}
+		run.Count++
+		lastNew, lastOld = max(lastNew, e.new), max(lastOld, e.old)
 		used++
 	}
+	p.lastNew, p.lastOld, p.run = int64(lastNew), lastOld, run
 	p.area++
 	p.exceptions += used
 	return used, nil
+}
+
+// check checks an entry of the next area, of which used were checked before.
+func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
+	at := p.offset() + used*EntryBytes
+	switch {
+	case e.old >= p.volumeChunks:
+		return &FormatError{"old_chunk", e.old, at, fmt.Sprintf("lies past the end of the volume, which has %d chunks of %d bytes", p.volumeChunks, p.header.ChunkBytes)}
+	case e.new-p.goodNew < p.goodNews:
+	case e.new >= p.deviceChunks:
+		return &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged or cut off", p.deviceChunks, p.header.ChunkBytes)}
+	case isMetadataChunk(e.new, uint64(p.perArea)):
+		return &FormatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
+	default:
+		first := e.new - (e.new-1)%uint64(p.perArea+1) + 1
+		if first+uint64(p.perArea) <= p.deviceChunks {
+			p.goodNew, p.goodNews = first, uint64(p.perArea)
+		}
+	}
+	if p.seal == nil {
+		return nil
+	}
+	switch i := p.exceptions + used; {
+	case i >= p.seal.Exceptions:
+		return &FormatError{"old_chunk", e.old, at, fmt.Sprintf("is one more than the %d exceptions of the seal", p.seal.Exceptions)}
+	case int64(e.new) != metadataChunk(p.area, p.perArea)+1+used: // all areas before are full
+		return &FormatError{"new_chunk", e.new, at + 8, "must be the next data chunk in a sealed delta"}
+	case i > 0 && e.old <= lastOld:
+		return &FormatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
+	}
+	return nil
+}
+
+// endRun makes the run of the last exceptions pending.
+func (p *metadataParser) endRun() error {
+	if len(p.pending) == maxPending {
+		return p.flush()
+	}
+	if n := len(p.pending); n == cap(p.pending) {
+		p.pending = slices.Grow(p.pending, min(max(n, 64), maxPending-n))
+	}
+	if p.run.Count > 0 {
+		p.pending = append(p.pending, p.run)
+		p.run.Count = 0
+	}
+	return nil
+}
+
+// flush puts all that was scanned into the set.
+func (p *metadataParser) flush() error {
+	if p.run.Count > 0 {
+		p.pending = append(p.pending, p.run)
+		p.run.Count = 0
+	}
+	i, was := p.changed.addRuns(p.pending)
+	if i < len(p.pending) {
+		exception := p.inSet + int64(was-p.pending[i].Chunk)
+		for _, r := range p.pending[:i] {
+			exception += r.Count
+		}
+		at := metadataChunk(exception/p.perArea, p.perArea)*p.header.ChunkBytes + exception%p.perArea*EntryBytes
+		return &FormatError{"old_chunk", was, at, "is there twice"}
+	}
+	for _, r := range p.pending {
+		p.inSet += r.Count
+	}
+	p.pending = p.pending[:0]
+	return nil
+}
+
+// earlier returns the error of an exception that was scanned before err came up, or
+// err if there is none.
+func (p *metadataParser) earlier(err error) error {
+	if before := p.flush(); before != nil {
+		return before
+	}
+	return err
+}
+
+// areasInUse tells how many areas are in use for certain if the kernel says that the
+// header and the metadata take so many bytes: none, if that can't be.
+func (p *metadataParser) areasInUse(metadataBytes int64) int64 {
+	c := p.header.ChunkBytes
+	areas := metadataBytes/c - 1
+	if metadataBytes%c != 0 || areas < 1 || areas > p.areasInDevice() {
+		return 0
+	}
+	return areas
+}
+
+// areasInDevice is how many areas have their metadata chunk on the COW device.
+func (p *metadataParser) areasInDevice() int64 {
+	return (int64(p.deviceChunks) - 1 + p.perArea) / (p.perArea + 1)
 }
 
 func (p *metadataParser) store() *Store {
@@ -241,77 +370,164 @@ const (
 	// at once.
 	readsAtOnce = 64
 
-	// A window's first areas are few, as most stores are small; the largest
-	// window fits well below what the set of changed chunks takes.
-	maxWindowBytes = 2 << 20
+	// A window's first areas are few, as most stores are small. The largest window
+	// fits well below what the set of changed chunks takes, also twice.
+	maxWindowBytes = 1 << 20
 )
 
 // areaReader reads the metadata chunks of a store in order, a growing window of
-// them at a time. It reads ahead of what is known to be in use: the caller stops
-// at the first area that is not full.
+// them at a time, and the next window while the caller looks at one. The caller
+// stops at the first area that is not full.
 type areaReader struct {
-	r     io.ReaderAt
-	p     *metadataParser
-	live  bool
-	count int64 // areas in the window before
-	first []byte
-	again []byte
+	r             io.ReaderAt
+	chunkBytes    int64
+	perArea       int64
+	areasInDevice int64
+
+	once  int64 // the areas before this one need to be read only once
+	area  int64 // the first one after the window
+	count int64 // areas in the window
+
+	buf, spare []byte
+	ahead      chan readAhead // of the window that is being read into spare
 }
 
-// next returns the metadata chunks of the areas from the parser's next one on.
+// readAhead is how reading the next window ended.
+type readAhead struct {
+	count int64
+	err   error
+}
+
+// next returns the metadata chunks of the areas that follow, until it is called
+// again.
 //
 // Of a live store, an area counts only if it was read after its predecessor was
-// full: the kernel clears an area when it fills the one before, and until then it
-// holds whatever an older store left there. So a window is read twice, and an
-// area's second reading is right if the first had already shown its predecessor
-// full, with the same entries: the window ends where that can't be said.
-func (a *areaReader) next() ([][]byte, error) {
-	c := a.p.header.ChunkBytes
-	limit := max(1, maxWindowBytes/c)
-	a.count = min(limit, max(1, a.count*4))
-
-	// Areas past the end of the device are read only if it comes to that, which
-	// is then an error.
-	inDevice := (int64(a.p.deviceChunks)-metadataChunk(a.p.area, a.p.perArea)-1)/(a.p.perArea+1) + 1
-	count := max(1, min(a.count, inDevice))
-
-	window, err := a.read(&a.again, count)
-	if err != nil || !a.live || count == 1 {
-		return window, err
+// full: the kernel clears an area on the disk before it writes down that the one
+// before is full, and until then it holds whatever an older store left there. So a
+// window is read twice, and an area's second reading is right if the first had
+// already shown its predecessor full, with the same entries: the window ends where
+// that can't be said.
+//
+// What the kernel said before to be in use needs no second reading. It counts the
+// areas up to the one that it puts exceptions into, and goes on to the next one
+// when that is cleared and the one before is written full
+// (persistent_commit_exception in drivers/md/dm-snap-persistent.c): so none of them
+// holds anything of an older store, and all that was in the store when it said so is
+// in them. As entries are only added and never move, it does not matter in which
+// order they are read, nor what the kernel writes meanwhile. If the last of them is
+// full by now, the others follow in the way above.
+func (a *areaReader) next() ([]byte, error) {
+	var w readAhead
+	if a.ahead != nil {
+		w = <-a.ahead
+		a.ahead = nil
+		a.buf, a.spare = a.spare, a.buf
+	} else {
+		w.count = a.following()
+		w.err = a.read(&a.buf, w.count)
 	}
-	a.first, a.again = a.again, a.first
-	before := window
-	if window, err = a.read(&a.again, count); err != nil {
-		return nil, err
+	if w.err != nil {
+		return nil, w.err
 	}
-	for i := range window {
-		if !bytes.Equal(window[i], before[i]) {
-			a.count = 1
-			return window[:i+1], nil
+	a.count = w.count
+	if a.area >= a.once && w.count > 1 {
+		a.buf, a.spare = a.spare, a.buf
+		if err := a.read(&a.buf, w.count); err != nil {
+			return nil, err
+		}
+		if same := a.sameChunks(w.count); same < w.count {
+			w.count, a.count = same+1, 1
 		}
 	}
+	a.area += w.count
+	window := a.buf[:w.count*a.chunkBytes]
+	a.readAhead(window)
 	return window, nil
 }
 
-func (a *areaReader) read(buf *[]byte, count int64) ([][]byte, error) {
-	c := a.p.header.ChunkBytes
+// sameChunks is how many of the first count metadata chunks are the same in both
+// readings.
+func (a *areaReader) sameChunks(count int64) int64 {
+	for i := range count {
+		at, end := i*a.chunkBytes, (i+1)*a.chunkBytes
+		if !bytes.Equal(a.buf[at:end], a.spare[at:end]) {
+			return i
+		}
+	}
+	return count
+}
+
+// following is how many areas to read next.
+func (a *areaReader) following() int64 {
+	count := min(max(1, maxWindowBytes/a.chunkBytes), max(1, a.count*4))
+	switch {
+	case a.area < a.once:
+		count = min(count, a.once-a.area)
+	case a.area == a.once:
+		count = 1
+	}
+	// Areas past the end of the device are read only if it comes to that, which
+	// is then an error.
+	return max(1, min(count, a.areasInDevice-a.area))
+}
+
+// readAhead begins to read the window behind this one, if it is certain to be wanted
+// as this one's last area is full. Of a live store that also says that the next area
+// was cleared.
+func (a *areaReader) readAhead(window []byte) {
+	last := window[len(window)-int(a.chunkBytes):]
+	if a.chunkBytes > maxWindowBytes || entryAt(last, a.perArea-1).new == 0 {
+		return
+	}
+	done, count := make(chan readAhead, 1), a.following()
+	a.ahead = done
+	go func() { done <- readAhead{count, a.read(&a.spare, count)} }()
+}
+
+// close waits for what is being read.
+func (a *areaReader) close() {
+	if a.ahead != nil {
+		<-a.ahead
+	}
+}
+
+// read reads the metadata chunks of the next count areas.
+func (a *areaReader) read(buf *[]byte, count int64) error {
+	c := a.chunkBytes
 	if int64(len(*buf)) < count*c {
 		*buf = make([]byte, count*c)
 	}
-	window := make([][]byte, count)
-	var g errgroup.Group
-	g.SetLimit(readsAtOnce)
-	for i := range window {
-		window[i] = (*buf)[int64(i)*c:][:c]
-		area := a.p.area + int64(i)
-		g.Go(func() error {
-			if err := readFullAt(a.r, window[i], metadataChunk(area, a.p.perArea)*c); err != nil {
-				return areaError(area, err)
-			}
-			return nil
-		})
+	var r areaReads
+	for range min(count, readsAtOnce) {
+		r.running.Add(1)
+		go r.run(a, *buf, a.area, count)
 	}
-	return window, g.Wait()
+	r.running.Wait()
+	return r.err
+}
+
+// areaReads are reads of one window that are under way.
+type areaReads struct {
+	running sync.WaitGroup
+	next    atomic.Int64
+	failed  sync.Once
+	err     error
+}
+
+// run reads one metadata chunk after the other that no other run has taken.
+func (r *areaReads) run(a *areaReader, into []byte, first, count int64) {
+	defer r.running.Done()
+	for {
+		i := r.next.Add(1) - 1
+		if i >= count {
+			return
+		}
+		at := metadataChunk(first+i, a.perArea) * a.chunkBytes
+		if err := readFullAt(a.r, into[i*a.chunkBytes:][:a.chunkBytes], at); err != nil {
+			r.failed.Do(func() { r.err = areaError(first+i, err) })
+			return
+		}
+	}
 }
 
 func areaError(area int64, err error) error {

@@ -5,11 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 )
 
 // changedChunks compares the images of a fixture: the chunks that any right list
@@ -193,6 +195,45 @@ func TestReadStoreRefuses(t *testing.T) {
 	}
 }
 
+// Many exceptions are put into the set in another order than they have: the first
+// that is there twice is found all the same, also before another error.
+func TestReadStoreFindsTheFirstTwice(t *testing.T) {
+	const c, count = 4096, 3 * minGrouped
+	r := rand.New(rand.NewPCG(9, 10))
+	for round := range 12 {
+		chunks := make([]uint64, 0, count)
+		for len(chunks) < count {
+			first := r.Uint64N(1 << 36)
+			for i := range uint64(1 + round%3) {
+				chunks = append(chunks, first+i)
+			}
+		}
+		for range 1 + r.IntN(5) {
+			chunks[r.IntN(len(chunks))] = chunks[r.IntN(len(chunks))]
+		}
+		want, seen := -1, map[uint64]bool{}
+		for i, chunk := range chunks {
+			if seen[chunk] {
+				want = i
+				break
+			}
+			seen[chunk] = true
+		}
+		if want < 0 {
+			continue
+		}
+		if later := want + 1 + r.IntN(count); later < len(chunks) {
+			chunks[later] = 1 << 60 // past the end of the volume
+		}
+		device := buildMetadata(c, chunks)
+		_, err := ReadStore(device, device.bytes, StoreOptions{VolumeBytes: 1 << 50})
+		at := metadataChunk(int64(want)/(c/16), c/16)*c + int64(want)%(c/16)*16
+		if e, ok := err.(*FormatError); !ok || e.Offset != at || e.Value != chunks[want] {
+			t.Errorf("chunk %d is there twice at byte %d: %v", chunks[want], at, err)
+		}
+	}
+}
+
 func TestReadStoreFromRefusesTruncated(t *testing.T) {
 	b := buildStore(512, inOrder(512, 1, 2, 3), func(exception) []byte { return nil })
 	for size := range b {
@@ -278,6 +319,120 @@ func TestReadStoreOfALiveDevice(t *testing.T) {
 	}
 }
 
+// However the reads of a window overtake each other and the kernel's writes, the list
+// has all that was there when the reading began, or when the kernel said how much is in
+// use, and nothing of the older store in the areas behind. What is known to be in use
+// is read once.
+func TestReadStoreOfALiveDeviceInAnyOrder(t *testing.T) {
+	const areas, perArea = 40, growingChunk / 16
+	old := make([]uint64, areas*perArea)
+	stale := make([]uint64, areas*perArea)
+	for i := range old {
+		old[i] = uint64(3 * i)
+		stale[i] = uint64(100000 + i)
+	}
+	list := inOrder(growingChunk, old...)
+	staleList := inOrder(growingChunk, stale...)
+	for name, metadataBytes := range map[string]func(inUse int64) int64{
+		"unknown":             func(int64) int64 { return 0 },
+		"known":               func(inUse int64) int64 { return (1 + inUse) * growingChunk },
+		"no whole area":       func(int64) int64 { return (areas-1)*growingChunk + 1 },
+		"beyond the device":   func(int64) int64 { return 10 * areas * growingChunk },
+		"beyond any device":   func(int64) int64 { return math.MaxInt64 / growingChunk * growingChunk },
+		"the header":          func(int64) int64 { return growingChunk },
+		"less than there are": func(inUse int64) int64 { return (inUse/2 + 2) * growingChunk },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for seed := range uint64(100) {
+				r := rand.New(rand.NewPCG(seed, 1))
+				start := r.IntN(30 * perArea)
+				if seed%4 == 0 {
+					start = start / perArea * perArea
+				}
+				g := &growing{t: t, list: list}
+				g.device = buildStore(growingChunk, staleList, func(exception) []byte { return nil })
+				clear(g.device[growingChunk : 2*growingChunk])
+				g.writeUpTo(start)
+				inUse := int64(start/perArea + 1)
+				if name == "less than there are" && inUse == 1 {
+					continue
+				}
+				o := StoreOptions{Live: true, MetadataBytes: metadataBytes(inUse)}
+				synctest.Test(t, func(t *testing.T) {
+					h := &held{r: g, reads: map[int64]int{}}
+					var s *Store
+					var err error
+					ended := false
+					go func() {
+						s, err = ReadStore(h, int64(len(g.device)), o)
+						ended = true
+					}()
+					for synctest.Wait(); !ended; synctest.Wait() {
+						if r.IntN(3) == 0 {
+							g.writeUpTo(g.done + r.IntN(2*perArea))
+						}
+						h.release(r.IntN(len(h.waiting)))
+					}
+					if err != nil {
+						t.Fatalf("seed %d: %v", seed, err)
+					}
+					chunks := chunksOf(s.Changed)
+					if len(chunks) < start || len(chunks) > g.done || !slices.Equal(chunks, old[:len(chunks)]) {
+						t.Fatalf("seed %d: began with %d exceptions, ended with %d: holds %v", seed, start, g.done, chunks)
+					}
+					for area := range inUse {
+						if n := h.reads[metadataChunk(area, perArea)*growingChunk]; name == "known" && n != 1 {
+							t.Fatalf("seed %d: area %d was read %d times", seed, area, n)
+						}
+					}
+				})
+			}
+		})
+	}
+}
+
+// held is a device whose reads wait until they are released, in any order.
+type held struct {
+	r       io.ReaderAt
+	mu      sync.Mutex
+	waiting []chan struct{}
+	reads   map[int64]int
+}
+
+func (h *held) ReadAt(p []byte, off int64) (int, error) {
+	wait := make(chan struct{})
+	h.mu.Lock()
+	h.waiting = append(h.waiting, wait)
+	h.reads[off]++
+	h.mu.Unlock()
+	<-wait
+	return h.r.ReadAt(p, off)
+}
+
+// release lets one read go on.
+func (h *held) release(i int) {
+	wait := h.waiting[i]
+	h.waiting = slices.Delete(h.waiting, i, i+1)
+	close(wait)
+}
+
+// What was read before an error is checked first.
+func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
+	const c, perArea = 512, 32
+	chunks := make([]uint64, 20*perArea)
+	for i := range chunks {
+		chunks[i] = uint64(2 * i)
+	}
+	chunks[5] = 4
+	device := buildMetadata(c, chunks)
+	cut := io.NewSectionReader(device, 0, metadataChunk(3, perArea)*c)
+	_, err := ReadStore(cut, device.bytes, StoreOptions{})
+	var format *FormatError
+	if !errors.As(err, &format) || format.Offset != c+5*16 {
+		t.Errorf("error %v", err)
+	}
+}
+
 // serial lets one read in at a time.
 type serial struct {
 	mu sync.Mutex
@@ -292,15 +447,55 @@ func (s *serial) ReadAt(p []byte, off int64) (int, error) {
 
 func BenchmarkReadStore(b *testing.B) {
 	const c, exceptions = 4096, 1 << 20
-	r := rand.New(rand.NewPCG(1, 2))
-	chunks := randomChunks(r, 1<<24, exceptions)
-	r.Shuffle(len(chunks), func(i, j int) { chunks[i], chunks[j] = chunks[j], chunks[i] })
-	device := buildStore(c, inOrder(c, chunks...), func(exception) []byte { return nil })
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := ReadStore(bytes.NewReader(device), int64(len(device)), StoreOptions{}); err != nil {
-			b.Fatal(err)
+	for _, bench := range setBenches() {
+		device := buildMetadata(c, bench.chunks(exceptions))
+		for _, live := range []bool{false, true} {
+			name := bench.name
+			if live {
+				name += "/live"
+			}
+			b.Run(name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := ReadStore(device, device.bytes, StoreOptions{Live: live}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/exceptions, "ns/exception")
+			})
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/exceptions, "ns/exception")
+}
+
+// metadataOnly is a store without its data chunks.
+type metadataOnly struct {
+	header   []byte
+	metadata []byte
+	chunk    int64
+	bytes    int64 // of the store
+}
+
+func buildMetadata(c int64, chunks []uint64) *metadataOnly {
+	perArea := c / EntryBytes
+	areas := int64(len(chunks))/perArea + 1
+	m := &metadataOnly{
+		header:   Header{Valid: true, ChunkBytes: c}.Append(nil),
+		metadata: make([]byte, areas*c),
+		chunk:    c,
+		bytes:    (1 + areas + int64(len(chunks))) * c,
+	}
+	for i, chunk := range chunks {
+		binary.LittleEndian.PutUint64(m.metadata[i*EntryBytes:], chunk)
+		binary.LittleEndian.PutUint64(m.metadata[i*EntryBytes+8:], uint64(dataChunk(int64(i), perArea)))
+	}
+	return m
+}
+
+func (m *metadataOnly) ReadAt(p []byte, off int64) (int, error) {
+	if off < m.chunk {
+		clear(p[copy(p, m.header[off:]):])
+		return len(p), nil
+	}
+	area := (off/m.chunk - 1) / (m.chunk/EntryBytes + 1)
+	return copy(p, m.metadata[area*m.chunk:]), nil
 }

@@ -136,6 +136,28 @@ func (i Info) SnapshotOn() (*Snapshot, error) {
 	return nil, nil
 }
 
+// MetadataBytes is how much the header and the metadata chunks take that the
+// snapshot's store has in use, as the device mapper has it now. It is 0 where that
+// does not say.
+func (s *Snapshot) MetadataBytes() int64 {
+	targets, err := s.Status()
+	if err != nil {
+		return 0
+	}
+	return metadataBytes(targets)
+}
+
+func metadataBytes(targets []Target) int64 {
+	if len(targets) != 1 || targets[0].Type != KindSnapshot {
+		return 0
+	}
+	usage, err := targets[0].Usage()
+	if err != nil || usage.Metadata > usage.Used {
+		return 0
+	}
+	return usage.Metadata * 512
+}
+
 // SizeBytes is the size of a block device.
 func (i Info) SizeBytes() (int64, error) {
 	text, err := i.attribute("size")

@@ -27,6 +27,35 @@ func TestParseSnapshot(t *testing.T) {
 	}
 }
 
+func TestMetadataBytes(t *testing.T) {
+	snapshot := func(params ...string) (targets []Target) {
+		for _, p := range params {
+			targets = append(targets, Target{Type: KindSnapshot, Params: p})
+		}
+		return targets
+	}
+	for _, c := range []struct {
+		name    string
+		targets []Target
+		want    int64
+	}{
+		{"none", nil, 0},
+		{"in use", snapshot("4144/20480 48"), 48 * 512},
+		{"a store in memory", snapshot("4096/20480 0"), 0},
+		{"more metadata than there is at all", snapshot("16/20480 48"), 0},
+		{"more than a number", snapshot("4144/20480 99999999999999999999"), 0},
+		{"failed", snapshot("Invalid"), 0},
+		{"overflowed", snapshot("Overflow"), 0},
+		{"no status", snapshot(""), 0},
+		{"two targets", snapshot("4144/20480 48", "4144/20480 48"), 0},
+		{"merging", []Target{{Type: KindMerge, Params: "4144/20480 48"}}, 0},
+	} {
+		if got := metadataBytes(c.targets); got != c.want {
+			t.Errorf("%s: %d bytes, want %d", c.name, got, c.want)
+		}
+	}
+}
+
 func TestMapperName(t *testing.T) {
 	for _, c := range []struct{ group, volume, want string }{
 		{"vg", "lv", "vg-lv"},

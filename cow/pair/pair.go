@@ -312,6 +312,11 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 		return nil, err
 	}
 	o.Live = len(holders) > 0
+	// Where the device mapper does not tell, the store is read twice instead. It has
+	// to be asked first: what the store has then is what has to be found.
+	if on, err := device.Info().SnapshotOn(); err == nil && on != nil && len(holders) == 1 {
+		o.MetadataBytes = on.MetadataBytes()
+	}
 	store, err := cow.ReadStore(device, device.Size(), o)
 	if err != nil {
 		return store, fmt.Errorf("%s: %w", device.Info().Path, err)
