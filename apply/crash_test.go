@@ -346,7 +346,7 @@ func (r *rig) mustRead(path string) []byte {
 }
 
 func (r *rig) options(undo string) Options {
-	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk, windowBytes: 2 * rigChunk}
+	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk, windowBytes: 3 * rigChunk}
 }
 
 func (r *rig) mustApply(delta, undo string) {
