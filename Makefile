@@ -120,7 +120,7 @@ unit: tools
 
 # Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
 # testdata/lab/guest and testdata/lab/powercut there.
-lab:
+lab: tools
 	$(GO) test -count=1 -v -parallel 2 -timeout 20m ./testdata/lab
 
 # Speed as ratios, side by side with what a user would take instead.
@@ -138,11 +138,12 @@ fixtures:
 	$(GO) run ./testdata/lab/fixtures
 
 # What the tests take from Debian: the real tools that they run on the mount, who
-# reads manual pages and completions, and the C compiler that the race detector needs.
+# reads manual pages and completions, the C compiler that the race detector needs, and
+# what boots the lab's guests.
 tools:
 	@missing=; \
 	for pair in rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc \
-	    man:man-db mandoc:mandoc zsh:zsh fish:fish; do \
+	    man:man-db mandoc:mandoc zsh:zsh fish:fish qemu-system-x86_64:qemu-system-x86; do \
 	  PATH=$$PATH:/usr/sbin:/sbin command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; \
 	done; \
 	[ -z "$$missing" ] || { echo "installing$$missing"; \

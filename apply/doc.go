@@ -4,7 +4,8 @@
 // The way of a chunk is: pipe, spool, [cow.Decoder], checks, target. Nothing is
 // written to the target before everything that can be checked was. A delta from a
 // pipe can't be checked before it has arrived, so it is put into a spool file first,
-// unless the caller asks to write it as it comes.
+// unless the caller asks to write it as it comes. Its digests are taken on the way
+// there: nobody else can change what is in the spool.
 //
 // # What is durable before what
 //

@@ -16,7 +16,7 @@ import (
 // not the volume's size: 26.8 million random chunks of 268 million take 34 MiB, 268
 // million in runs of 64, all over a volume of 16 TiB, 32 MiB, and all of such a
 // volume in chunks of 64 KiB 0.2 MiB. Measured against the roaring bitmap, whose idea
-// this is, filling it in random order takes a fifth of the time, as a store's
+// this is, filling it in random order takes a fifth of the time at most, as a store's
 // exceptions come one by one and not sorted.
 type Set struct {
 	keys   []uint64 // ascending: chunk / pageChunks of each page

@@ -30,9 +30,9 @@ import (
 const (
 	piecesAtOnce = 256
 
-	// To give such a context back takes the kernel 30 ms, so that it pays only for
+	// To give such a context back takes the kernel 30 to 130 ms, so that it pays only for
 	// many pieces: those before are read by goroutines.
-	worthABatch = 4096
+	worthABatch = 1 << 16
 
 	// A disk with a queue has enough to do with that many times piecesAtOnce.
 	maxBatches = 4

@@ -122,7 +122,8 @@ func qemu() (string, error) {
 		return "", fmt.Errorf("%w: install the package qemu-system-x86", err)
 	}
 	install := func() error {
-		_, err := command("", "apt-get", "install", "-y", "--no-install-recommends", "qemu-system-x86")
+		// Another guest may be at it at the same time.
+		_, err := command("", "apt-get", "install", "-o", "DPkg::Lock::Timeout=300", "-y", "--no-install-recommends", "qemu-system-x86")
 		return err
 	}
 	if err := install(); err != nil {
