@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var loadFor = flag.Duration("load", 3*time.Second, "how long TestLoad reads")
+var loadFor = flag.Duration("load", 9*time.Second, "how long TestLoad reads")
 
 const (
 	loadReaders = 64

@@ -106,10 +106,9 @@ func (m *mount) run(args []string) error {
 		quiet = file
 	}
 
-	// What parsing leaves behind must not add much to what the list takes.
-	percent := debug.SetGCPercent(25)
+	// What parsing and serving leave behind must not add much to what the list takes.
+	debug.SetGCPercent(25)
 	p, err := m.pair.open(m.quiet)
-	debug.SetGCPercent(percent)
 	if err != nil {
 		return err
 	}
