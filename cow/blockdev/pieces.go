@@ -30,14 +30,14 @@ import (
 const (
 	piecesAtOnce = 256
 
-	// To give such a context back takes the kernel 30 to 130 ms, so that it pays only for
-	// many pieces: those before are read by goroutines.
+	// To give such a context back takes the kernel 30 to 130 ms, so that it pays only
+	// for many pieces. Those before are read one by one, or by goroutines of a device.
 	worthABatch = 1 << 16
 
 	// A disk with a queue has enough to do with that many times piecesAtOnce.
 	maxBatches = 4
 
-	// What io_submit can't do is done by so many goroutines.
+	// So many goroutines read what io_submit did not.
 	readersAtOnce = 32
 )
 
@@ -288,12 +288,22 @@ func (d *Device) readBatch(pieces [][]byte, offsets []int64) (n int, err error) 
 func (d *Device) readMissing(pieces [][]byte, offsets []int64, done pieceSet) (n int, err error) {
 	var errs [piecesAtOnce]error
 	var next atomic.Int64
+	var failed atomic.Bool
 	var readers sync.WaitGroup
 	for range min(readersAtOnce, len(pieces)-done.count()) {
 		readers.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(pieces); i = int(next.Add(1)) - 1 {
-				if !done.has(i) {
-					errs[i] = d.readPiece(pieces[i], offsets[i])
+			// They are taken in their order: those before one that failed are done, or
+			// under way. A disk that fails may take its time for each of those behind.
+			for !failed.Load() {
+				i := int(next.Add(1)) - 1
+				if i >= len(pieces) {
+					return
+				}
+				if done.has(i) {
+					continue
+				}
+				if errs[i] = d.readPiece(pieces[i], offsets[i]); errs[i] != nil {
+					failed.Store(true)
 				}
 			}
 		})
