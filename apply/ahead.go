@@ -1,57 +1,67 @@
 package apply
 
+import "ddsfs/cow"
+
 const (
 	// pieceBytes is how much is read, and written, at once at most, chunks
 	// permitting.
 	pieceBytes = 1 << 20
 
-	// pieces is how many of them are in use: one is written, one is being read, and
-	// one waits.
-	pieces = 3
+	// batches is how many are in use: one is written, one is being decoded, and one
+	// waits.
+	batches = 3
 )
 
-// ahead fills pieces in a goroutine of its own, a few ahead of who writes them. There
-// is one writer, and they come to it in their order, an error behind all that was
-// filled before it: what is written does not depend on which of the two is faster.
-type ahead[T any] struct {
-	// Each has room for all pieces, so that nobody waits to hand one on.
-	filled, free chan *T
+// batch is what was decoded at once.
+type batch struct {
+	buf     []byte
+	runs    []cow.Run // their data is in buf, one run behind the other
+	highest uint64    // the highest chunk in the metadata that was read by then
+}
+
+// ahead decodes a delta in a goroutine of its own, a few batches ahead of who writes
+// them. There is one writer, and they come to it in their order, an error behind all
+// that was decoded before it: what is written does not depend on which of the two is
+// faster.
+type ahead struct {
+	// Each has room for all batches, so that nobody waits to hand one on.
+	filled, free chan *batch
 	err          error // what ended it, when filled is closed
 }
 
-// readAhead begins to fill pieces that newPiece makes, until fill fails. The end is an
-// error as well, such as io.EOF.
-func readAhead[T any](newPiece func() *T, fill func(*T) error) *ahead[T] {
-	a := &ahead[T]{filled: make(chan *T, pieces), free: make(chan *T, pieces)}
-	for range pieces {
-		a.free <- newPiece()
+// decodeAhead begins to decode what is left of a delta.
+func decodeAhead(d *cow.Decoder) *ahead {
+	a := &ahead{filled: make(chan *batch, batches), free: make(chan *batch, batches)}
+	for range batches {
+		a.free <- &batch{buf: make([]byte, max(pieceBytes, d.Header().ChunkBytes))}
 	}
 	go func() {
 		defer close(a.filled)
-		for piece := range a.free {
-			if a.err = fill(piece); a.err != nil {
+		for b := range a.free {
+			if b.runs, a.err = d.Next(b.buf, b.runs[:0]); a.err != nil {
 				return
 			}
-			a.filled <- piece
+			b.highest = d.Highest()
+			a.filled <- b
 		}
 	}()
 	return a
 }
 
-// next returns the next piece, or what ended it.
-func (a *ahead[T]) next() (*T, error) {
-	piece, ok := <-a.filled
+// next returns the next batch, or what ended it, such as io.EOF.
+func (a *ahead) next() (*batch, error) {
+	b, ok := <-a.filled
 	if !ok {
 		return nil, a.err
 	}
-	return piece, nil
+	return b, nil
 }
 
-// done gives back a piece that next returned.
-func (a *ahead[T]) done(piece *T) { a.free <- piece }
+// done gives back a batch that next returned.
+func (a *ahead) done(b *batch) { a.free <- b }
 
-// close ends the reading, and returns when it has ended.
-func (a *ahead[T]) close() {
+// close ends the decoding, and returns when it has ended.
+func (a *ahead) close() {
 	for len(a.free) > 0 {
 		select {
 		case <-a.free:

@@ -29,13 +29,6 @@ type writer struct {
 	existing  []byte
 }
 
-// batch is what was decoded at once.
-type batch struct {
-	buf     []byte
-	runs    []cow.Run // their data is in buf, one run behind the other
-	highest uint64    // the highest chunk in the metadata that was read by then
-}
-
 // merge writes what d decodes to the target; of the first done chunks, which are
 // known to be there, only what is not. It adds the chunks that it begins to write to
 // begun, if that is set, and calls checkpoint with the number of chunks that are
@@ -63,13 +56,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		sinceFlush = 0
 		return checkpoint(chunks)
 	}
-	source := readAhead(
-		func() *batch { return &batch{buf: make([]byte, max(pieceBytes, c))} },
-		func(b *batch) (err error) {
-			b.runs, err = d.Next(b.buf, b.runs[:0])
-			b.highest = d.Highest()
-			return err
-		})
+	source := decodeAhead(d)
 	defer func() {
 		stop()
 		source.close()
