@@ -2,14 +2,19 @@ package apply_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/apply"
+	"ddsfs/cow"
 )
 
 // loopDevice returns the name of a new loop device over a file. The kernel
@@ -115,5 +120,58 @@ func mustHold(t *testing.T, path string, want []byte) {
 			t.Errorf("%s is wrong from byte %d on: %#x, want %#x", path, i, got[i], want[i])
 			return
 		}
+	}
+}
+
+// What a target held is proven and saved on a device as in a file: single chunks, and
+// a last one that is partial.
+func TestBaseCheckAndUndo(t *testing.T) {
+	const chunkBytes, volumeBytes = 4096, 300*4096 + 1536
+	base, new := make([]byte, volumeBytes), make([]byte, volumeBytes)
+	copy(base, noise[:volumeBytes])
+	copy(new, base)
+	var changed cow.SetBuilder
+	for chunk := uint64(0); chunk*chunkBytes < volumeBytes; chunk += 3 {
+		changed.Add(chunk)
+		copy(new[chunk*chunkBytes:min((chunk+1)*chunkBytes, volumeBytes)], noise[1+chunk:])
+	}
+	d, err := cow.NewDelta(changed.Set(), chunkBytes, volumeBytes, bytes.NewReader(new))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new", BaseContent: bytes.NewReader(base)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delta := newFile(t, "delta", sealed)
+	for _, kind := range targets {
+		t.Run(kind.name, func(t *testing.T) {
+			target := kind.of(t, newFile(t, "target", base))
+			undo := filepath.Join(t.TempDir(), "undo")
+			o := apply.Options{StateDir: t.TempDir(), Undo: undo}
+			if _, err := apply.File(context.Background(), delta, target, o); err != nil {
+				t.Fatal(err)
+			}
+			mustHold(t, target, new)
+			o.Undo = ""
+			if _, err := apply.File(context.Background(), undo, target, o); err != nil {
+				t.Fatal(err)
+			}
+			mustHold(t, target, base)
+
+			other := bytes.Clone(base)
+			other[len(other)-1] ^= 1 // in the last chunk
+			wrong := kind.of(t, newFile(t, "wrong", other))
+			_, err := apply.File(context.Background(), delta, wrong, apply.Options{StateDir: t.TempDir()})
+			var refused *apply.RefusedError
+			if !errors.As(err, &refused) {
+				t.Errorf("another base: %v", err)
+			}
+			mustHold(t, wrong, other)
+		})
 	}
 }

@@ -250,7 +250,12 @@ func (m *merger) decide(f facts, seal *cow.Seal) (decision, error) {
 
 // proveBase compares the target with the digests of the base's content.
 func (m *merger) proveBase(ctx context.Context, d *delta) error {
-	on, err := d.over(readOnce(m.target, m.target.os(), windowBytes))
+	content, done, err := m.target.content()
+	if err != nil {
+		return err
+	}
+	defer done()
+	on, err := d.over(content)
 	if err != nil {
 		return err
 	}

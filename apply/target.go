@@ -81,6 +81,23 @@ func (t *target) release() error {
 	return nil
 }
 
+// content reads what the target holds, once: nothing of it is left in the page cache,
+// and of a block device many chunks are read at the same time.
+func (t *target) content() (r io.ReaderAt, done func(), err error) {
+	if !t.info.Block {
+		return readOnce(t, t.os(), windowBytes), func() {}, nil
+	}
+	f, err := blockdev.Reopen(t.os(), os.O_RDONLY)
+	if err != nil {
+		return nil, nil, fmt.Errorf("target: %w", err)
+	}
+	device, err := blockdev.NewDevice(f)
+	if err != nil {
+		return nil, nil, fmt.Errorf("target: %w", err)
+	}
+	return device, func() { device.Close() }, nil
+}
+
 // ours is what shows of us among a target's users.
 type ours struct {
 	opens  int             // how often a device-mapper device counts us

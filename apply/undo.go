@@ -12,12 +12,12 @@ import (
 
 // undoDelta is the delta that brings back what d overwrites: the same chunks with
 // what the target holds there now, from the new state to the one that it held.
-func (d *delta) undoDelta(t *target, held string) (*cow.Sealed, error) {
+func (d *delta) undoDelta(t *target, content io.ReaderAt, held string) (*cow.Sealed, error) {
 	volumeBytes := d.volumeBytes()
 	if volumeBytes == 0 {
 		volumeBytes = t.size
 	}
-	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, readOnce(t, t.os(), windowBytes))
+	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, content)
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -36,7 +36,12 @@ func (d *delta) undoDelta(t *target, held string) (*cow.Sealed, error) {
 // A file that is there is kept if it is that already, as one is that a merge left
 // behind which was stopped before it wrote; nothing else is overwritten.
 func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *target, o Options) (name string, err error) {
-	undo, err := d.undoDelta(t, held)
+	content, done, err := t.content()
+	if err != nil {
+		return "", fmt.Errorf("undo: %w", err)
+	}
+	defer done()
+	undo, err := d.undoDelta(t, content, held)
 	if err != nil {
 		return "", err
 	}

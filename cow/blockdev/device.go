@@ -22,12 +22,18 @@ type Device struct {
 }
 
 // Open opens a device past every cache, or a regular file.
-func Open(path string) (d *Device, err error) {
+func Open(path string) (*Device, error) {
 	// O_NONBLOCK: a FIFO must not make us wait for its other end.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
+	return NewDevice(file)
+}
+
+// NewDevice is Open for what is open already. The file is the device's from now on,
+// which is closed if it can't be one.
+func NewDevice(file *os.File) (d *Device, err error) {
 	defer func() {
 		if err != nil {
 			file.Close()
@@ -52,7 +58,7 @@ func Open(path string) (d *Device, err error) {
 		return nil, err
 	}
 	if err := setDirect(file); err != nil {
-		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", path, err)
+		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
 	d.direct = &directReader{file: file, block: sector, size: size}
 	d.pieces, err = newPieceReader(file, 0)
