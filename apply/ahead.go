@@ -32,8 +32,12 @@ type ahead struct {
 // decodeAhead begins to decode what is left of a delta.
 func decodeAhead(d *cow.Decoder) *ahead {
 	a := &ahead{filled: make(chan *batch, batches), free: make(chan *batch, batches)}
+	bytes := int64(pieceBytes)
+	if seal := d.Seal(); seal != nil {
+		bytes = min(bytes, seal.BodyBytes) // most deltas are small
+	}
 	for range batches {
-		a.free <- &batch{buf: make([]byte, max(pieceBytes, d.Header().ChunkBytes))}
+		a.free <- &batch{buf: make([]byte, max(bytes, d.Header().ChunkBytes))}
 	}
 	go func() {
 		defer close(a.filled)
