@@ -32,16 +32,19 @@ type ahead struct {
 // decodeAhead begins to decode what is left of a delta.
 func decodeAhead(d *cow.Decoder) *ahead {
 	a := &ahead{filled: make(chan *batch, batches), free: make(chan *batch, batches)}
-	bytes := int64(pieceBytes)
-	if seal := d.Seal(); seal != nil {
-		bytes = min(bytes, seal.BodyBytes) // most deltas are small
-	}
 	for range batches {
-		a.free <- &batch{buf: make([]byte, max(bytes, d.Header().ChunkBytes))}
+		a.free <- new(batch)
 	}
 	go func() {
 		defer close(a.filled)
+		bytes := int64(pieceBytes)
+		if seal := d.Seal(); seal != nil {
+			bytes = min(bytes, seal.BodyBytes) // most deltas are small
+		}
 		for b := range a.free {
+			if b.buf == nil {
+				b.buf = make([]byte, max(bytes, d.Header().ChunkBytes))
+			}
 			if b.runs, a.err = d.Next(b.buf, b.runs[:0]); a.err != nil {
 				return
 			}

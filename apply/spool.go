@@ -129,11 +129,14 @@ func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progres
 	if err := write(first); err != nil {
 		return 0, nil, err
 	}
-	buf := make([]byte, pieceBytes)
+	buf := make([]byte, pieceBytes/16) // most deltas are small
 	for {
 		n, err := r.Read(buf)
 		if writeErr := write(buf[:n]); writeErr != nil {
 			return 0, nil, writeErr
+		}
+		if n == len(buf) && n < pieceBytes {
+			buf = make([]byte, 4*n)
 		}
 		if err == io.EOF {
 			return size, taken, nil

@@ -129,7 +129,10 @@ func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad 
 	var (
 		mu   sync.Mutex
 		done int64
-		pool = sync.Pool{New: func() any { return new([BlockBytes]byte) }}
+		pool = sync.Pool{New: func() any {
+			p := make([]byte, min(BlockBytes, d.seal.BodyBytes))
+			return &p
+		}}
 	)
 	for first := int64(0); first < blocks && groupCtx.Err() == nil; first += digestsAtOnce {
 		digests, err := d.read(list, first, digestsAtOnce)
@@ -142,9 +145,9 @@ func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad 
 				if err := groupCtx.Err(); err != nil {
 					return err
 				}
-				buf := pool.Get().(*[BlockBytes]byte)
+				buf := pool.Get().(*[]byte)
 				defer pool.Put(buf)
-				p := buf[:min(BlockBytes, d.seal.BodyBytes-block*BlockBytes)]
+				p := (*buf)[:min(BlockBytes, d.seal.BodyBytes-block*BlockBytes)]
 				if n, err := body.ReadAt(p, block*BlockBytes); n < len(p) {
 					return fmt.Errorf("delta: MiB %d: %w", block, err)
 				}

@@ -28,29 +28,47 @@ func (i Info) Users() ([]User, error) {
 		return nil, err
 	}
 	var users []User
+	buf := make([]byte, 4096) // one for all: a host has thousands of processes
 	for _, p := range processes {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		dir := filepath.Join("/proc", p.Name(), "fd")
-		fds, err := os.ReadDir(dir)
-		if err != nil {
-			continue // it ended, or is not ours to look at
-		}
-		for _, fd := range fds {
-			var st unix.Statx_t
-			// Without a word to a server that may not answer.
-			if err := unix.Statx(unix.AT_FDCWD, filepath.Join(dir, fd.Name()), unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
-				continue
-			}
-			if i.sameStatx(&st) {
-				users = append(users, User{pid, commandName(pid)})
-				break
-			}
+		if i.isOpenIn("/proc/"+p.Name()+"/fd", buf) {
+			users = append(users, User{pid, commandName(pid)})
 		}
 	}
 	return users, nil
+}
+
+// isOpenIn tells whether the device or file is among those that a process has open,
+// which are in that directory. A process that ended, or is not ours to look at, has
+// none. It needs a buffer.
+func (i Info) isOpenIn(path string, buf []byte) bool {
+	dir, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	var names []string
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return false
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
+		for _, fd := range names {
+			var st unix.Statx_t
+			// Without a word to a server that may not answer.
+			err := unix.Statx(dir, fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st)
+			if err == nil && i.sameStatx(&st) {
+				return true
+			}
+		}
+	}
 }
 
 func commandName(pid int) string {
