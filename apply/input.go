@@ -48,7 +48,7 @@ func fileInput(in *blockdev.Device) (from input, done func(), err error) {
 // cache that was not there before: who had that read, as the copy has that brought a
 // delta here, may want it again. What is larger than half of the memory does not stay
 // in any case. Of a block device, in itself leaves nothing.
-func lastReading(in *blockdev.Device) (r io.ReaderAt, done func(), err error) {
+func lastReading(in *blockdev.Device) (r cow.PiecesReaderAt, done func(), err error) {
 	if in.Info().Block {
 		return in, func() {}, nil
 	}
@@ -80,12 +80,13 @@ func memoryBytes() int64 {
 	return int64(i.Totalram) * int64(i.Unit)
 }
 
-// readOnce reads r, which reads the file f, and drops from the page cache what was
+// readOnce reads a file, which f is as well, and drops from the page cache what was
 // read, a window behind who reads.
-func readOnce(r io.ReaderAt, f *os.File, windowBytes int64) io.ReaderAt {
-	return &oneReading{r: r, trail: trail{file: onlyRead{f}, windowBytes: windowBytes}}
+func readOnce(in *blockdev.Device, f *os.File, windowBytes int64) cow.PiecesReaderAt {
+	return &deviceOnce{oneReading{r: in, trail: trail{file: onlyRead{f}, windowBytes: windowBytes}}, in}
 }
 
+// oneReading is a reading of what nobody reads again.
 type oneReading struct {
 	r     io.ReaderAt
 	mu    sync.Mutex
@@ -97,8 +98,29 @@ func (o *oneReading) ReadAt(p []byte, off int64) (int, error) {
 	n, err := o.r.ReadAt(p, off)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.passed(off, int64(n))
+	return n, err
+}
+
+func (o *oneReading) passed(off, bytes int64) {
 	// Of what is only read, there is no error.
-	_ = o.trail.passed(off, int64(n))
+	_ = o.trail.passed(off, bytes)
+}
+
+// deviceOnce is a reading of a device, or a file in its place.
+type deviceOnce struct {
+	oneReading
+	device *blockdev.Device
+}
+
+// ReadPieces implements cow.PiecesReaderAt.
+func (o *deviceOnce) ReadPieces(pieces [][]byte, offsets []int64) (int, error) {
+	n, err := o.device.ReadPieces(pieces, offsets)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, p := range pieces[:n] {
+		o.passed(offsets[i], int64(len(p)))
+	}
 	return n, err
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"lukechampine.com/blake3"
 
+	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
 
@@ -82,11 +83,8 @@ func (t *target) release() error {
 }
 
 // content reads what the target holds, once: nothing of it is left in the page cache,
-// and of a block device many chunks are read at the same time.
-func (t *target) content() (r io.ReaderAt, done func(), err error) {
-	if !t.info.Block {
-		return readOnce(t, t.os(), windowBytes), func() {}, nil
-	}
+// and many chunks are read at the same time.
+func (t *target) content() (r cow.PiecesReaderAt, done func(), err error) {
 	f, err := blockdev.Reopen(t.os(), os.O_RDONLY)
 	if err != nil {
 		return nil, nil, fmt.Errorf("target: %w", err)
@@ -95,7 +93,10 @@ func (t *target) content() (r io.ReaderAt, done func(), err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("target: %w", err)
 	}
-	return device, func() { device.Close() }, nil
+	if t.info.Block {
+		return device, func() { device.Close() }, nil
+	}
+	return readOnce(device, t.os(), windowBytes), func() { device.Close() }, nil
 }
 
 // ours is what shows of us among a target's users.

@@ -50,7 +50,7 @@ func NewDevice(file *os.File) (d *Device, err error) {
 	d = &Device{file: file, info: info, size: size}
 	if !info.Block {
 		// What is not in the cache comes later, and from several readers.
-		d.pieces, err = newPieceReader(file, unix.RWF_NOWAIT)
+		d.pieces, err = newPieceReader(file, unix.RWF_NOWAIT, filePiecesWorthABatch)
 		return d, err
 	}
 	sector, err := LogicalBlockBytes(file)
@@ -61,7 +61,7 @@ func NewDevice(file *os.File) (d *Device, err error) {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
 	d.direct = &directReader{file: file, block: sector, size: size}
-	d.pieces, err = newPieceReader(file, 0)
+	d.pieces, err = newPieceReader(file, 0, devicePiecesWorthABatch)
 	return d, err
 }
 

@@ -39,7 +39,8 @@ func randomFile(t testing.TB, bytes int64) (f *os.File, content []byte) {
 }
 
 // devices are the ways to have the file as a device: from its page cache, not in
-// there, through a loop device, and where the kernel can't do many at once.
+// there, through a loop device, where the kernel can't do many at once, and when only
+// few pieces were asked for.
 func devices(t testing.TB, f *os.File) map[string]*Device {
 	t.Helper()
 	l, err := NewLoop(f, false)
@@ -48,14 +49,19 @@ func devices(t testing.TB, f *os.File) map[string]*Device {
 	}
 	t.Cleanup(func() { l.Close() })
 	all := make(map[string]*Device)
-	for name, path := range map[string]string{"file": f.Name(), "cold": f.Name(), "unable": f.Name(), "loop": l.Name(), "unable loop": l.Name()} {
+	for name, path := range map[string]string{
+		"file": f.Name(), "cold": f.Name(), "unable": f.Name(), "few": f.Name(), "few, cold": f.Name(),
+		"loop": l.Name(), "unable loop": l.Name(), "few, loop": l.Name(),
+	} {
 		d, err := Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { d.Close() })
 		d.pieces.unable.Store(strings.HasPrefix(name, "unable"))
-		d.pieces.asked.Store(worthABatch)
+		if d.pieces.asked.Store(d.pieces.worth); strings.HasPrefix(name, "few") {
+			d.pieces.asked.Store(-1 << 40)
+		}
 		all[name] = d
 	}
 	return all
@@ -85,7 +91,7 @@ func TestReadPieces(t *testing.T) {
 				wg.Go(func() {
 					r := rand.New(rand.NewPCG(uint64(reader), 1))
 					for range 5 {
-						if name == "cold" {
+						if strings.HasSuffix(name, "cold") {
 							_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 						}
 						pieces, offsets := somePieces(r, fileBytes, r.Int64N(3*piecesAtOnce), r.IntN(2) == 0)
@@ -159,7 +165,7 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 		<-d.pieces.ready
 		d.pieces.ready <- b
 	}
-	d.pieces.asked.Store(worthABatch)
+	d.pieces.asked.Store(d.pieces.worth)
 	pieces, offsets := somePieces(rand.New(rand.NewPCG(4, 5)), 1<<20, 100, true)
 	if n, err := d.ReadPieces(pieces, offsets); n != len(pieces) || err != nil {
 		t.Fatalf("%d pieces, %v", n, err)
@@ -195,7 +201,7 @@ func TestBatchesComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	pieces, offsets := somePieces(rand.New(rand.NewPCG(6, 7)), 1<<20, piecesAtOnce, true)
-	for read := 0; read <= worthABatch; read += len(pieces) {
+	for read := 0; read <= filePiecesWorthABatch; read += len(pieces) {
 		if inUse() != before {
 			t.Errorf("few pieces, %d, are read with what costs time to give back", read)
 		}
@@ -214,10 +220,57 @@ func TestBatchesComeAndGo(t *testing.T) {
 	}
 }
 
+// What is not in the page cache is on its way from the disk, all of it, before the
+// first piece is waited for.
+func TestReadCachedAsksForAll(t *testing.T) {
+	const pieceBytes = 4096
+	f, content := randomFile(t, 8<<20)
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	r, err := newPieceReader(f, unix.RWF_NOWAIT, filePiecesWorthABatch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pieces [][]byte
+	var offsets []int64
+	for i := range int64(piecesAtOnce) {
+		// Backwards, as the kernel would read ahead of what looks like a sequence.
+		pieces, offsets = append(pieces, make([]byte, pieceBytes)), append(offsets, (piecesAtOnce-1-i)*7*pieceBytes)
+	}
+	done := r.readCached(pieces, offsets)
+	for i, p := range pieces {
+		if done.has(i) && !bytes.Equal(p, content[offsets[i]:][:pieceBytes]) {
+			t.Errorf("piece %d differs", i)
+		}
+		var c unix.Cachestat_t
+		err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(offsets[i]), Len: pieceBytes}, &c, 0)
+		if err != nil || c.Cache == 0 {
+			t.Errorf("piece %d at byte %d: not in the page cache, and not on its way there: %v", i, offsets[i], err)
+		}
+	}
+}
+
+// Some file systems can't read without a wait.
+func TestReadCachedUnable(t *testing.T) {
+	f, err := os.Open("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r, err := newPieceReader(f, unix.RWF_NOWAIT, filePiecesWorthABatch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done := r.readCached([][]byte{make([]byte, 8), make([]byte, 8)}, []int64{0, 8}); done.count() != 0 {
+		t.Errorf("%d pieces are said to be read", done.count())
+	}
+}
+
 func BenchmarkReadPieces(b *testing.B) {
 	const fileBytes, pieceBytes = 64 << 20, 4096
 	f, _ := randomFile(b, fileBytes)
-	for _, name := range []string{"file", "unable", "loop"} {
+	for _, name := range []string{"file", "few", "loop"} {
 		d := devices(b, f)[name]
 		b.Run(name, func(b *testing.B) {
 			buf := make([]byte, piecesAtOnce*pieceBytes)
