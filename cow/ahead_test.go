@@ -102,7 +102,7 @@ func TestReadAheadClosed(t *testing.T) {
 	for _, span := range v.reads() {
 		read += span.bytes
 	}
-	if read > (aheadPieces+1)*aheadBytes {
+	if read > (maxAhead+2)*aheadBytes {
 		t.Errorf("%d bytes were read", read)
 	}
 }

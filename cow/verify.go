@@ -123,45 +123,53 @@ func (d *Digests) read(list, first, count int64) ([]Digest, error) {
 // bad for each block that differs, and progress with the number of bytes that
 // were read; neither is called by two goroutines at once.
 func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad func(block int64), progress func(bytes int64)) error {
-	blocks := blockCount(d.seal.BodyBytes)
+	type block struct {
+		index int64
+		want  Digest
+	}
+	blocks := make(chan block, digestsAtOnce)
 	g, groupCtx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	var (
-		mu   sync.Mutex
-		done int64
-		pool = sync.Pool{New: func() any {
-			p := make([]byte, min(BlockBytes, d.seal.BodyBytes))
-			return &p
-		}}
-	)
-	for first := int64(0); first < blocks && groupCtx.Err() == nil; first += digestsAtOnce {
-		digests, err := d.read(list, first, digestsAtOnce)
-		if err != nil {
-			return errors.Join(g.Wait(), err)
+	g.Go(func() error {
+		defer close(blocks)
+		for first := int64(0); first < blockCount(d.seal.BodyBytes); first += digestsAtOnce {
+			digests, err := d.read(list, first, digestsAtOnce)
+			if err != nil {
+				return err
+			}
+			for i, want := range digests {
+				select {
+				case blocks <- block{first + int64(i), want}:
+				case <-groupCtx.Done():
+					return nil
+				}
+			}
 		}
-		for i, want := range digests {
-			block := first + int64(i)
-			g.Go(func() error {
+		return nil
+	})
+	var mu sync.Mutex
+	var done int64
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			p := make([]byte, min(BlockBytes, d.seal.BodyBytes))
+			for b := range blocks {
 				if err := groupCtx.Err(); err != nil {
 					return err
 				}
-				buf := pool.Get().(*[]byte)
-				defer pool.Put(buf)
-				p := (*buf)[:min(BlockBytes, d.seal.BodyBytes-block*BlockBytes)]
-				if n, err := body.ReadAt(p, block*BlockBytes); n < len(p) {
-					return fmt.Errorf("delta: MiB %d: %w", block, err)
+				p := p[:min(BlockBytes, d.seal.BodyBytes-b.index*BlockBytes)]
+				if n, err := body.ReadAt(p, b.index*BlockBytes); n < len(p) {
+					return fmt.Errorf("delta: MiB %d: %w", b.index, err)
 				}
-				same := digestOf(p) == want
+				same := digestOf(p) == b.want
 				mu.Lock()
-				defer mu.Unlock()
 				if !same {
-					bad(block)
+					bad(b.index)
 				}
 				done += int64(len(p))
 				progress(done)
-				return nil
-			})
-		}
+				mu.Unlock()
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
