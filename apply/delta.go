@@ -24,7 +24,7 @@ type delta struct {
 // openDelta checks all that can be checked of a delta. Of a sealed one, that is every
 // byte.
 func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*delta, error) {
-	d, err := newDelta(in, in.sizeBytes)
+	d, err := newDelta(in.ReaderAt, in.sizeBytes)
 	if err != nil {
 		return nil, err
 	}

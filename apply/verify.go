@@ -113,7 +113,7 @@ func verify(ctx context.Context, in input, targetPath string, o Options) (Verifi
 	if v.BadDelta, err = compare(Verifying, in); err != nil {
 		return Verification{}, err
 	}
-	store, err := cow.ReadStore(in, in.sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
+	store, err := cow.ReadStore(in.ReaderAt, in.sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
 	if err == nil && store.Changed.Len() != seal.Exceptions {
 		err = fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", seal.Exceptions, store.Changed.Len())
 	}

@@ -58,7 +58,8 @@ func (d *Delta) Changed() *Set { return d.changed }
 func (d *Delta) VolumeBytes() int64 { return d.volumeBytes }
 
 // PiecesReaderAt is a source that reads many pieces at once, such as a device with
-// a queue. A delta asks one for all that a read needs in one call.
+// a queue. A delta asks one for all that a read needs in one call, and [ReadStore]
+// for many metadata chunks.
 type PiecesReaderAt interface {
 	io.ReaderAt
 	// ReadPieces fills each piece with what the source holds from its offset in
@@ -107,7 +108,7 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 		d.spare.Put(needed)
 	}()
 	d.fill(p, off, needed)
-	if n, err := d.readSource(needed); err != nil {
+	if n, err := readPieces(d.source, needed.parts, needed.offsets); err != nil {
 		return needed.starts[n], fmt.Errorf("read the source: %w", err)
 	}
 	return len(p), atEnd
@@ -148,18 +149,17 @@ func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	}
 }
 
-// readSource reads the pieces from the source, and returns how many it read before
-// the first that it could not.
-func (d *Delta) readSource(needed *pieces) (n int, err error) {
-	if source, ok := d.source.(PiecesReaderAt); ok && len(needed.parts) > 0 {
-		return source.ReadPieces(needed.parts, needed.offsets)
+// readPieces is ReadPieces of a source that may not be able to read many at once.
+func readPieces(source io.ReaderAt, parts [][]byte, offsets []int64) (n int, err error) {
+	if source, ok := source.(PiecesReaderAt); ok && len(parts) > 0 {
+		return source.ReadPieces(parts, offsets)
 	}
-	for n := range needed.parts {
-		if err := readFullAt(d.source, needed.parts[n], needed.offsets[n]); err != nil {
+	for n := range parts {
+		if err := readFullAt(source, parts[n], offsets[n]); err != nil {
 			return n, err
 		}
 	}
-	return len(needed.parts), nil
+	return len(parts), nil
 }
 
 // fillHeader fills p with what chunk 0 holds from its byte within.

@@ -8,8 +8,6 @@ import (
 	"io"
 	"math"
 	"slices"
-	"sync"
-	"sync/atomic"
 )
 
 // Store is what the metadata of an exception store says.
@@ -365,15 +363,9 @@ func entryAt(metadata []byte, i int64) entry {
 	return entry{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])}
 }
 
-const (
-	// On a slow disk each metadata chunk is a seek, so that many are asked for
-	// at once.
-	readsAtOnce = 64
-
-	// A window's first areas are few, as most stores are small. The largest window
-	// fits well below what the set of changed chunks takes, also twice.
-	maxWindowBytes = 1 << 20
-)
+// A window's first areas are few, as most stores are small. The largest window fits
+// well below what the set of changed chunks takes, also twice.
+const maxWindowBytes = 1 << 20
 
 // areaReader reads the metadata chunks of a store in order, a growing window of
 // them at a time, and the next window while the caller looks at one. The caller
@@ -389,6 +381,8 @@ type areaReader struct {
 	count int64 // areas in the window
 
 	buf, spare []byte
+	parts      [][]byte // of the window that is being read, and where they are
+	offsets    []int64
 	ahead      chan readAhead // of the window that is being read into spare
 }
 
@@ -491,43 +485,23 @@ func (a *areaReader) close() {
 	}
 }
 
-// read reads the metadata chunks of the next count areas.
+// read reads the metadata chunks of the next count areas: many at once, as each is a
+// seek on a slow disk.
 func (a *areaReader) read(buf *[]byte, count int64) error {
 	c := a.chunkBytes
 	if int64(len(*buf)) < count*c {
 		*buf = make([]byte, count*c)
 	}
-	var r areaReads
-	for range min(count, readsAtOnce) {
-		r.running.Add(1)
-		go r.run(a, *buf, a.area, count)
+	a.parts, a.offsets = a.parts[:0], a.offsets[:0]
+	for i := range count {
+		a.parts = append(a.parts, (*buf)[i*c:][:c])
+		a.offsets = append(a.offsets, metadataChunk(a.area+i, a.perArea)*c)
 	}
-	r.running.Wait()
-	return r.err
-}
-
-// areaReads are reads of one window that are under way.
-type areaReads struct {
-	running sync.WaitGroup
-	next    atomic.Int64
-	failed  sync.Once
-	err     error
-}
-
-// run reads one metadata chunk after the other that no other run has taken.
-func (r *areaReads) run(a *areaReader, into []byte, first, count int64) {
-	defer r.running.Done()
-	for {
-		i := r.next.Add(1) - 1
-		if i >= count {
-			return
-		}
-		at := metadataChunk(first+i, a.perArea) * a.chunkBytes
-		if err := readFullAt(a.r, into[i*a.chunkBytes:][:a.chunkBytes], at); err != nil {
-			r.failed.Do(func() { r.err = areaError(first+i, err) })
-			return
-		}
+	n, err := readPieces(a.r, a.parts, a.offsets)
+	if err != nil {
+		return areaError(a.area+int64(n), err)
 	}
+	return nil
 }
 
 func areaError(area int64, err error) error {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // changedChunks compares the images of a fixture: the chunks that any right list
@@ -301,8 +303,7 @@ func TestReadStoreOfALiveDevice(t *testing.T) {
 				g.device = buildStore(growingChunk, staleList, func(exception) []byte { return nil })
 				clear(g.device[growingChunk : 2*growingChunk])
 				g.writeUpTo(start)
-				// One reader at a time, so that the order of the reads is one.
-				s, err := ReadStore(&serial{r: g}, int64(len(g.device)), StoreOptions{Live: true})
+				s, err := ReadStore(g, int64(len(g.device)), StoreOptions{Live: true})
 				if err != nil {
 					t.Fatalf("start %d, at %d, grow %d: %v", start, at, grow, err)
 				}
@@ -409,6 +410,14 @@ func (h *held) ReadAt(p []byte, off int64) (int, error) {
 	return h.r.ReadAt(p, off)
 }
 
+func (h *held) ReadPieces(pieces [][]byte, offsets []int64) (int, error) {
+	var reads errgroup.Group
+	for i, p := range pieces {
+		reads.Go(func() error { return readFullAt(h, p, offsets[i]) })
+	}
+	return len(pieces), reads.Wait()
+}
+
 // release lets one read go on.
 func (h *held) release(i int) {
 	wait := h.waiting[i]
@@ -431,18 +440,6 @@ func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
 	if !errors.As(err, &format) || format.Offset != c+5*16 {
 		t.Errorf("error %v", err)
 	}
-}
-
-// serial lets one read in at a time.
-type serial struct {
-	mu sync.Mutex
-	r  io.ReaderAt
-}
-
-func (s *serial) ReadAt(p []byte, off int64) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.r.ReadAt(p, off)
 }
 
 func BenchmarkReadStore(b *testing.B) {
