@@ -3,7 +3,9 @@ package cow
 import (
 	"math"
 	"math/bits"
+	"runtime"
 	"slices"
+	"sync"
 )
 
 // Set is an immutable set of chunk numbers, ordered. It is built by a
@@ -375,8 +377,9 @@ type SetBuilder struct {
 	fresh  []page      // that are in no use yet
 	recent []keyedPage // by the low bits of the key, in front of the map
 
-	order   []uint32 // of addRuns
-	touched uint64   // makes what touch reads of some use
+	// Of addRuns.
+	order []uint32
+	into  []*page
 }
 
 type keyedPage struct {
@@ -449,6 +452,8 @@ const (
 	minGrouped = 2 * addGroups
 	// Of so many runs the memory is asked for at once.
 	touchAtOnce = 32
+	// More goroutines would wait for the one that reads.
+	maxAdders = 4
 )
 
 // addRuns adds runs of chunks, each within a page, as AddRange would one after the
@@ -458,32 +463,84 @@ const (
 //
 // Random chunks of a large volume are each in another page, and to wait for its
 // memory would take most of the time. So the runs of a page are added one after the
-// other, and what several need is asked for before the first is added. Those of a
-// page keep their order: what is there twice shows at the same place.
+// other, what several need is asked for before the first is added, and each processor
+// has some of the pages. Those of a page keep their order: what is there twice shows
+// at the same place.
 func (b *SetBuilder) addRuns(runs []Run) (run int, was uint64) {
 	run = len(runs)
 	if !worthGrouping(runs) {
 		for i, r := range runs {
-			if at := b.addInPage(r); at < pageChunks {
+			if at := b.page(r.Chunk / pageChunks).addRun(inPage(r)); at < pageChunks {
 				return i, r.Chunk/pageChunks*pageChunks + uint64(at)
 			}
 		}
 		return run, 0
 	}
-	for order := b.grouped(runs); len(order) > 0; {
-		some := order[:min(touchAtOnce, len(order))]
-		order = order[len(some):]
-		for _, i := range some {
-			chunk := runs[i].Chunk
-			b.touched += b.page(chunk / pageChunks).touch(uint16(chunk % pageChunks))
+	order := b.grouped(runs)
+	if len(b.into) < len(runs) {
+		b.into = make([]*page, len(runs))
+	}
+	into := b.into[:len(runs)]
+	for k, i := range order {
+		key := runs[i].Chunk / pageChunks
+		if k > 0 && key == runs[order[k-1]].Chunk/pageChunks {
+			into[k] = into[k-1]
+		} else {
+			into[k] = b.page(key) // which may make one
 		}
-		for _, i := range some {
-			if at := b.addInPage(runs[i]); at < pageChunks && int(i) < run {
-				run, was = int(i), runs[i].Chunk/pageChunks*pageChunks+uint64(at)
-			}
+	}
+	parts := make([]groupedRuns, min(runtime.GOMAXPROCS(0), maxAdders))
+	var adders sync.WaitGroup
+	for n := range parts {
+		end := len(order) / (len(parts) - n)
+		for end > 0 && end < len(order) && sameGroup(runs[order[end-1]], runs[order[end]]) {
+			end++
+		}
+		parts[n] = groupedRuns{all: runs, order: order[:end], into: into[:end]}
+		order, into = order[end:], into[end:]
+		adders.Go(parts[n].add)
+	}
+	adders.Wait()
+	for _, part := range parts {
+		if part.twice && int(part.run) < run {
+			run, was = int(part.run), part.was
 		}
 	}
 	return run, was
+}
+
+// groupedRuns are runs that are to be added to pages of which no others are.
+type groupedRuns struct {
+	all   []Run
+	order []uint32 // which of all they are
+	into  []*page  // the page of each
+
+	// The first run of them that is there twice in part, and the chunk.
+	twice bool
+	run   uint32
+	was   uint64
+
+	touched uint64 // makes what touch reads of some use
+}
+
+func (g *groupedRuns) add() {
+	for len(g.order) > 0 {
+		some, into := g.order[:min(touchAtOnce, len(g.order))], g.into
+		g.order, g.into = g.order[len(some):], g.into[len(some):]
+		for k, i := range some {
+			g.touched += into[k].touch(uint16(g.all[i].Chunk % pageChunks))
+		}
+		for k, i := range some {
+			if at := into[k].addRun(inPage(g.all[i])); at < pageChunks && (!g.twice || i < g.run) {
+				g.twice, g.run, g.was = true, i, g.all[i].Chunk/pageChunks*pageChunks+uint64(at)
+			}
+		}
+	}
+}
+
+// sameGroup tells whether two runs are in the same group, as those of a page are.
+func sameGroup(a, b Run) bool {
+	return a.Chunk/pageChunks%addGroups == b.Chunk/pageChunks%addGroups
 }
 
 // worthGrouping tells whether the runs are many and jump from page to page.
@@ -501,9 +558,10 @@ func worthGrouping(runs []Run) bool {
 	return jumps > len(runs)/4
 }
 
-func (b *SetBuilder) addInPage(r Run) (was int) {
+// inPage is where in its page a run lies.
+func inPage(r Run) pageRun {
 	first := uint16(r.Chunk % pageChunks)
-	return b.page(r.Chunk / pageChunks).addRun(pageRun{first, first + uint16(r.Count-1)})
+	return pageRun{first, first + uint16(r.Count-1)}
 }
 
 // grouped is an order of the runs in which those of a page are next to each other,
