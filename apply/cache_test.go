@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/apply"
-	"ddsfs/cow"
 )
 
 const (
@@ -84,16 +83,7 @@ func TestPageCache(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	path := func(name string) string { return filepath.Join(dir, name) }
-	var all cow.SetBuilder
-	all.AddRange(0, cacheVolume/4096)
-	d, err := cow.NewDelta(all.Set(), 4096, cacheVolume, repeated{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := cow.NewSealed(d, cow.SealOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealed(t, repeated{}, cacheVolume)
 	f, err := os.Create(path("delta"))
 	if err != nil {
 		t.Fatal(err)
@@ -143,5 +133,41 @@ func TestPageCache(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// So does one of a delta that comes through a pipe.
+func TestPageCacheOfAPipe(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "ddsfs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	s := sealed(t, repeated{}, cacheVolume)
+	target := filepath.Join(dir, "target")
+	for _, stream := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stream %v", stream), func(t *testing.T) {
+			os.Remove(target)
+			sparse(t, target, cacheVolume)
+			most := int64(0)
+			o := apply.Options{
+				StateDir: t.TempDir(), SpoolDir: dir, Stream: stream, WriteZeros: true,
+				Progress: func(stage apply.Stage, done, _ int64) {
+					if stage == apply.Writing && done%(8<<20) == 0 {
+						most = max(most, resident(t, target))
+					}
+				},
+			}
+			delta := throughPipe(t, io.NewSectionReader(s, 0, s.Size()))
+			if _, err := apply.Pipe(context.Background(), delta, target, o); err != nil {
+				t.Fatal(err)
+			}
+			if most == 0 || most > cacheBound {
+				t.Errorf("%d bytes of the target were in the page cache at once", most)
+			}
+			if n := resident(t, target); n > cacheBound {
+				t.Errorf("%d bytes of the target stayed in the page cache", n)
+			}
+		})
 	}
 }

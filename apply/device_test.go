@@ -60,12 +60,18 @@ func loopDevice(t *testing.T, path string) string {
 // however that ends.
 func smallFileSystem(t *testing.T, bytes int64) string {
 	t.Helper()
-	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	return mounted(t, "tmpfs", map[string]string{"size": strconv.FormatInt(bytes, 10), "huge": "never"})
+}
+
+// mounted is the root of a file system in the same way, of that kind.
+func mounted(t *testing.T, kind string, options map[string]string) string {
+	t.Helper()
+	context, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		t.Fatalf("fsopen: %v", err)
 	}
 	defer unix.Close(context)
-	for key, value := range map[string]string{"size": strconv.FormatInt(bytes, 10), "huge": "never"} {
+	for key, value := range options {
 		if err := unix.FsconfigSetString(context, key, value); err != nil {
 			t.Fatalf("fsconfig %s: %v", key, err)
 		}
@@ -78,7 +84,7 @@ func smallFileSystem(t *testing.T, bytes int64) string {
 		t.Fatalf("fsmount: %v", err)
 	}
 	t.Cleanup(func() { unix.Close(root) })
-	return fmt.Sprintf("/proc/self/fd/%d", root)
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), root)
 }
 
 func writeFile(t *testing.T, path string, b []byte) string {

@@ -3,22 +3,26 @@ package apply_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ddsfs/apply"
 	"ddsfs/cow"
 )
 
-// A sealed delta says at its beginning how much room it takes: what does not fit is
-// refused while the rest of it has not been sent.
-func TestSpoolTooSmallForASealedDelta(t *testing.T) {
-	volume := bytes.Repeat([]byte("x"), 1<<20)
+// sealed is the sealed delta of a whole volume.
+func sealed(t *testing.T, volume io.ReaderAt, volumeBytes int64) *cow.Sealed {
+	t.Helper()
 	var all cow.SetBuilder
-	all.AddRange(0, 256)
-	d, err := cow.NewDelta(all.Set(), 4096, int64(len(volume)), bytes.NewReader(volume))
+	all.AddRange(0, uint64(volumeBytes/4096))
+	d, err := cow.NewDelta(all.Set(), 4096, volumeBytes, volume)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,6 +30,35 @@ func TestSpoolTooSmallForASealedDelta(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// throughPipe is the other end of a pipe into which r is written.
+func throughPipe(t *testing.T, r io.Reader) *os.File {
+	t.Helper()
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Who reads may have enough of it.
+		_, _ = io.Copy(in, r)
+		in.Close()
+	}()
+	t.Cleanup(func() {
+		out.Close()
+		<-done
+	})
+	return out
+}
+
+// A sealed delta says at its beginning how much room it takes: what does not fit is
+// refused while the rest of it has not been sent.
+func TestSpoolTooSmallForASealedDelta(t *testing.T) {
+	volume := bytes.Repeat([]byte("x"), 1<<20)
+	s := sealed(t, bytes.NewReader(volume), int64(len(volume)))
 	first := make([]byte, cow.SectorBytes)
 	if _, err := s.ReadAt(first, 0); err != nil {
 		t.Fatal(err)
@@ -52,4 +85,79 @@ func TestSpoolTooSmallForASealedDelta(t *testing.T) {
 		}
 	}
 	mustHold(t, target, before)
+}
+
+// A disk may take what is spooled, and not be able to keep it. What is read from there
+// is then worth nothing, wherever it came from.
+func TestSpoolThatIsNotKept(t *testing.T) {
+	const volumeBytes = 32 << 20
+	// The file system believes that it has more room than its disk.
+	disk := smallFileSystem(t, 16<<20) + "/disk"
+	sparse(t, disk, 256<<20)
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	dir := mounted(t, "ext4", map[string]string{"source": loopDevice(t, disk)})
+	s := sealed(t, repeated{}, volumeBytes)
+	whole := io.NewSectionReader(s, 0, s.Size())
+	target := newFile(t, "target", make([]byte, volumeBytes))
+	writing := false
+	o := apply.Options{StateDir: t.TempDir(), SpoolDir: dir, Progress: func(stage apply.Stage, _, _ int64) {
+		if writing || stage != apply.Writing {
+			return
+		}
+		writing = true
+		root, err := os.Open(dir)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer root.Close()
+		// That it fails is what the test is about.
+		_ = unix.Syncfs(int(root.Fd()))
+	}}
+	_, err := apply.Pipe(context.Background(), throughPipe(t, whole), target, o)
+	if !writing {
+		t.Error("nothing was written")
+	}
+	for _, says := range []string{"spool", "could not be kept", "HALF MERGED", "again"} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("no %q in %v", says, err)
+		}
+	}
+	o.SpoolDir = t.TempDir()
+	if _, err := apply.Pipe(context.Background(), throughPipe(t, io.NewSectionReader(s, 0, s.Size())), target, o); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, volumeBytes)
+	if _, err := (repeated{}).ReadAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, target, want)
+}
+
+// What is wrong with a delta does not depend on the way that it came.
+func TestDamageIsToldInTheSameWords(t *testing.T) {
+	const volumeBytes = 3 << 20
+	s := sealed(t, repeated{}, volumeBytes)
+	intact, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := newFile(t, "target", make([]byte, volumeBytes))
+	for name, at := range map[string]int{
+		"data": 1<<20 + 5, "last data": int(s.Seal().BodyBytes) - 1, "list": 4096 + 8, "digest": int(s.Seal().BodyBytes) + 40, "footer": len(intact) - 1,
+	} {
+		delta := bytes.Clone(intact)
+		delta[at] ^= 1
+		file := newFile(t, "delta", delta)
+		_, fromFile := apply.File(context.Background(), file, target, apply.Options{StateDir: t.TempDir()})
+		pipe := throughPipe(t, bytes.NewReader(delta))
+		_, fromPipe := apply.Pipe(context.Background(), pipe, target, apply.Options{StateDir: t.TempDir(), SpoolDir: t.TempDir()})
+		if !errors.Is(fromFile, cow.ErrMismatch) || fromPipe == nil ||
+			strings.TrimPrefix(fromFile.Error(), file) != strings.TrimPrefix(fromPipe.Error(), pipe.Name()) {
+			t.Errorf("%s:\n%v\n%v", name, fromFile, fromPipe)
+		}
+	}
+	mustHold(t, target, make([]byte, volumeBytes))
 }

@@ -3,6 +3,7 @@ package cow
 import (
 	"fmt"
 	"io"
+	"math"
 )
 
 // Base is what the base snapshot held in the chunks that changed since: the data
@@ -19,14 +20,15 @@ type Base struct {
 // it. It takes 8 bytes of memory for each.
 func ReadBase(r io.ReaderAt, s *Store) (*Base, error) {
 	b := &Base{store: r, changed: s.Changed, newChunks: make([]uint64, s.Changed.Len()), chunk: s.ChunkBytes}
-	perArea := s.ChunkBytes / EntryBytes
-	metadata := make([]byte, s.ChunkBytes)
-	for area := range s.Areas {
-		if err := readFullAt(r, metadata, metadataChunk(area, perArea)*s.ChunkBytes); err != nil {
-			return nil, areaError(area, err)
+	areas := areaReader{r: r, chunkBytes: s.ChunkBytes, perArea: s.ChunkBytes / EntryBytes, areasInDevice: s.Areas, once: math.MaxInt64}
+	defer areas.close()
+	for areas.area < s.Areas {
+		window, err := areas.next()
+		if err != nil {
+			return nil, err
 		}
-		for i := range perArea {
-			e := entryAt(metadata, i)
+		for i := range int64(len(window)) / EntryBytes {
+			e := entryAt(window, i)
 			if e.new == 0 {
 				break
 			}
@@ -41,18 +43,50 @@ func ReadBase(r io.ReaderAt, s *Store) (*Base, error) {
 
 // ReadAt implements io.ReaderAt.
 func (b *Base) ReadAt(p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		at := off + int64(n)
-		chunk, within := uint64(at/b.chunk), at%b.chunk
-		if !b.changed.Contains(chunk) {
-			return n, fmt.Errorf("base: chunk %d did not change, and its content is not known", chunk)
-		}
-		piece := p[n:min(int64(len(p)), int64(n)+b.chunk-within)]
-		in := int64(b.newChunks[b.changed.rank(chunk)])*b.chunk + within
-		if err := readFullAt(b.store, piece, in); err != nil {
-			return n, fmt.Errorf("base: chunk %d: %w", chunk, err)
-		}
-		n += len(piece)
+	if n, err = b.read([][]byte{p}, []int64{off}); err != nil {
+		return n, err
 	}
-	return n, nil
+	return len(p), nil
+}
+
+// ReadPieces implements [PiecesReaderAt].
+func (b *Base) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	bytes, err := b.read(pieces, offsets)
+	for err != nil && n < len(pieces) && bytes >= len(pieces[n]) {
+		bytes -= len(pieces[n])
+		n++
+	}
+	if err != nil {
+		return n, err
+	}
+	return len(pieces), nil
+}
+
+// read fills the pieces with what the volume held from their offsets. With an error
+// it returns how many bytes of them it filled.
+func (b *Base) read(pieces [][]byte, offsets []int64) (n int, err error) {
+	var parts [][]byte
+	var at []int64 // where in the store each of the parts is
+	var chunks []uint64
+	for i, piece := range pieces {
+		for done := int64(0); done < int64(len(piece)); {
+			off := offsets[i] + done
+			chunk, within := uint64(off/b.chunk), off%b.chunk
+			if !b.changed.Contains(chunk) {
+				return 0, fmt.Errorf("base: chunk %d did not change, and its content is not known", chunk)
+			}
+			part := piece[done:min(int64(len(piece)), done+b.chunk-within)]
+			parts, chunks = append(parts, part), append(chunks, chunk)
+			at = append(at, int64(b.newChunks[b.changed.rank(chunk)])*b.chunk+within)
+			done += int64(len(part))
+		}
+	}
+	count, err := readPieces(b.store, parts, at)
+	if err != nil {
+		err = fmt.Errorf("base: chunk %d: %w", chunks[count], err)
+	}
+	for _, part := range parts[:count] {
+		n += len(part)
+	}
+	return n, err
 }

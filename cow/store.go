@@ -499,14 +499,15 @@ func (a *areaReader) read(buf *[]byte, count int64) error {
 	}
 	n, err := readPieces(a.r, a.parts, a.offsets)
 	if err != nil {
-		return areaError(a.area+int64(n), err)
+		return fmt.Errorf("exception store: metadata chunk of area %d at byte %d%s: %w", a.area+int64(n), a.offsets[n], cutOff(err), err)
 	}
 	return nil
 }
 
-func areaError(area int64, err error) error {
+// cutOff says what it means that a store ended too early.
+func cutOff(err error) string {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("exception store: metadata chunk of area %d: the store is cut off: %w", area, err)
+		return ": the store is cut off"
 	}
-	return fmt.Errorf("exception store: metadata chunk of area %d: %w", area, err)
+	return ""
 }

@@ -1,0 +1,94 @@
+package cow
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// What a base held in the chunks that changed is in its store, wherever the kernel
+// has put each of them.
+func TestBase(t *testing.T) {
+	r := rand.New(rand.NewPCG(61, 62))
+	for round := range 60 {
+		const c, perArea = 512, 32
+		const volumeChunks = 300
+		chunks := randomChunks(r, volumeChunks, []int{1, 5, perArea - 1, perArea, perArea + 1, 200}[round%6])
+		before := randomBytes(r.Uint64(), volumeChunks*c)
+		order := slices.Clone(chunks)
+		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		device := &volume{data: buildStore(c, inOrder(c, order...), func(e exception) []byte { return before[e.old*c:][:c] })}
+		for name, in := range map[string]io.ReaderAt{"one by one": device, "many at once": &queue{volume: device}} {
+			s, err := ReadStore(in, int64(len(device.data)), StoreOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := ReadBase(in, s)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			d, err := NewDelta(s.Changed, c, volumeChunks*c, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := NewDelta(s.Changed, c, volumeChunks*c, bytes.NewReader(before))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 20 {
+				off := r.Int64N(d.Size())
+				got := make([]byte, 1+r.Int64N(d.Size()-off))
+				expected := make([]byte, len(got))
+				if _, err := want.ReadAt(expected, off); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := d.ReadAt(got, off); n != len(got) || err != nil || !bytes.Equal(got, expected) {
+					t.Fatalf("%s: %d chunks: %d of %d bytes at byte %d, %v", name, len(chunks), n, len(got), off, err)
+				}
+			}
+			at, part := int64(chunks[0])*c+50, make([]byte, c-100)
+			if n, err := b.ReadAt(part, at); n != len(part) || err != nil || !bytes.Equal(part, before[at:][:len(part)]) {
+				t.Errorf("%s: a part of a chunk: %d bytes, %v", name, n, err)
+			}
+		}
+	}
+}
+
+// An error comes with what could be read before it.
+func TestBaseErrors(t *testing.T) {
+	const c = 512
+	before := randomBytes(7, 100*c)
+	store := buildStore(c, inOrder(c, 40, 3, 4, 9, 10), func(e exception) []byte { return before[e.old*c:][:c] })
+	bad := errors.New("bad sector")
+	// Chunk 4 of the volume is the third in the store.
+	device := &failing{volume{data: store}, 4*c + 10, 4*c + 20, bad}
+	s, err := ReadStore(device, int64(len(store)), StoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ReadBase(device, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pieces := [][]byte{make([]byte, c), make([]byte, 2*c), make([]byte, c)}
+	n, err := b.ReadPieces(pieces, []int64{9 * c, 3 * c, 40 * c})
+	if n != 1 || !errors.Is(err, bad) || !bytes.Equal(pieces[0], before[9*c:10*c]) {
+		t.Errorf("%d pieces, %v", n, err)
+	}
+	got := make([]byte, 2*c)
+	if n, err := b.ReadAt(got, 3*c); n != c || !errors.Is(err, bad) || !bytes.Equal(got[:c], before[3*c:4*c]) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if n, err := b.ReadAt(got, 10*c); n != 0 || err == nil {
+		t.Errorf("chunk 11, which did not change: %d bytes, %v", n, err)
+	}
+	if n, err := b.ReadPieces([][]byte{got[:c], got[c:]}, []int64{9 * c, 11 * c}); n != 0 || err == nil {
+		t.Errorf("chunk 11, which did not change: %d pieces, %v", n, err)
+	}
+	if _, err := ReadBase(&failing{volume{data: store}, c, c + 1, bad}, s); !errors.Is(err, bad) {
+		t.Errorf("its list can't be read: %v", err)
+	}
+}
