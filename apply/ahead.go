@@ -1,6 +1,10 @@
 package apply
 
-import "ddsfs/cow"
+import (
+	"iter"
+
+	"ddsfs/cow"
+)
 
 const (
 	// pieceBytes is how much is read, and written, at once at most, chunks
@@ -17,6 +21,30 @@ type batch struct {
 	buf     []byte
 	runs    []cow.Run // their data is in buf, one run behind the other
 	highest uint64    // the highest chunk in the metadata that was read by then
+}
+
+// piece is what a batch has for a run of chunks.
+type piece struct {
+	run   cow.Run
+	off   int64  // where on the target it belongs
+	data  []byte // what of it is inside of the target
+	known int64  // so much of that is there already
+}
+
+// pieces are the pieces of a batch, for a target that ends at byte end and has the
+// first known bytes of the batch already.
+func (b *batch) pieces(chunkBytes, end, known int64) iter.Seq[piece] {
+	return func(yield func(piece) bool) {
+		data, known := b.buf, known
+		for _, run := range b.runs {
+			off, bytes := int64(run.Chunk)*chunkBytes, run.Count*chunkBytes
+			inside := min(bytes, end-off)
+			if !yield(piece{run, off, data[:inside], max(0, min(inside, known))}) {
+				return
+			}
+			data, known = data[bytes:], known-bytes
+		}
+	}
 }
 
 // ahead decodes a delta in a goroutine of its own, a few batches ahead of who writes

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	"ddsfs/cow"
 )
@@ -79,30 +80,29 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		if err := t.checkInside(b.highest, c); err != nil {
 			return err
 		}
-		data := b.buf
-		for _, run := range b.runs {
-			off := int64(run.Chunk) * c
-			inside := min(run.Count*c, end-off)
-			known := max(0, min(inside, (done-chunks)*c))
-			chunks += run.Count
+		known := (done - chunks) * c
+		for p := range b.pieces(c, end, known) {
+			w.willCompare(p)
+		}
+		for p := range b.pieces(c, end, known) {
+			chunks += p.run.Count
 			if begun != nil {
-				begun.AddRange(run.Chunk, run.Chunk+uint64(run.Count))
+				begun.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))
 			}
-			if err := w.confirm(data[:known], off); err != nil {
+			if err := w.confirm(p.data[:p.known], p.off); err != nil {
 				return err
 			}
-			if err := w.write(data[known:inside], off+known); err != nil {
+			if err := w.write(p.data[p.known:], p.off+p.known); err != nil {
 				return err
 			}
-			if err := w.passed(off, inside); err != nil {
+			if err := w.passed(p.off, int64(len(p.data))); err != nil {
 				return err
 			}
-			if sinceFlush += inside; sinceFlush >= checkpointAt {
+			if sinceFlush += int64(len(p.data)); sinceFlush >= checkpointAt {
 				if err := flush(); err != nil {
 					return err
 				}
 			}
-			data = data[run.Count*c:]
 		}
 		source.done(b)
 		o.progress(Writing, chunks*c, totalChunks*c)
@@ -158,27 +158,61 @@ func (w *writer) holds(data []byte, off int64) (bool, error) {
 	return bytes.Equal(existing, data), nil
 }
 
+// willCompare has the disk get what of the target confirm and write will read, so
+// that it has many reads to do at once.
+func (w *writer) willCompare(p piece) {
+	if p.known > 0 {
+		w.target.willRead(p.off, p.known)
+	}
+	off := p.off + p.known
+	for part, zero := range w.parts(p.data[p.known:]) {
+		if zero {
+			w.target.willRead(off, int64(len(part)))
+		}
+		off += int64(len(part))
+	}
+}
+
 // write writes data, of which runs of zeros only where the target does not read as
 // zeros already, and to a file as holes.
 func (w *writer) write(data []byte, off int64) error {
-	for len(data) > 0 {
-		zero := !w.alwaysAll && isZero(data[:min(zeroBytes, len(data))])
-		n := min(zeroBytes, len(data))
-		for n < len(data) && (w.alwaysAll || isZero(data[n:min(n+zeroBytes, len(data))]) == zero) {
-			n = min(n+zeroBytes, len(data))
-		}
+	for part, zero := range w.parts(data) {
 		var err error
 		if zero {
-			err = w.writeZeros(data[:n], off)
+			err = w.writeZeros(part, off)
 		} else {
-			err = w.writeData(data[:n], off)
+			err = w.writeData(part, off)
 		}
 		if err != nil {
 			return err
 		}
-		data, off = data[n:], off+int64(n)
+		off += int64(len(part))
 	}
 	return nil
+}
+
+// parts are the parts of data that are zeros and not just written, and those between
+// them.
+func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
+	return func(yield func(part []byte, zero bool) bool) {
+		if w.alwaysAll {
+			if len(data) > 0 {
+				yield(data, false)
+			}
+			return
+		}
+		for len(data) > 0 {
+			n := min(zeroBytes, len(data))
+			zero := isZero(data[:n])
+			for n < len(data) && isZero(data[n:min(n+zeroBytes, len(data))]) == zero {
+				n = min(n+zeroBytes, len(data))
+			}
+			if !yield(data[:n], zero) {
+				return
+			}
+			data = data[n:]
+		}
+	}
 }
 
 func (w *writer) writeData(data []byte, off int64) error {

@@ -50,6 +50,8 @@ type file interface {
 	// punchHole makes a part of a regular file read as zeros without taking
 	// room. It is errors.ErrUnsupported where that can't be.
 	punchHole(off, bytes int64) error
+	// willRead has the disk get a part of the file, and does not wait for it.
+	willRead(off, bytes int64)
 	cached
 	// os is the operating system's file.
 	os() *os.File
@@ -148,6 +150,11 @@ func (f osFile) punchHole(off, bytes int64) error {
 		return errors.ErrUnsupported
 	}
 	return err
+}
+
+func (f osFile) willRead(off, bytes int64) {
+	// Without it, the disk gets it later.
+	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_WILLNEED)
 }
 
 func (f osFile) startWriteback(off, bytes int64) error {
