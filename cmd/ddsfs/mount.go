@@ -107,7 +107,7 @@ func (m *mount) run(args []string) error {
 	}
 
 	// What parsing and serving leave behind must not add much to what the list takes.
-	debug.SetGCPercent(25)
+	debug.SetGCPercent(10)
 	p, err := m.pair.open(m.quiet)
 	if err != nil {
 		return err
