@@ -104,8 +104,12 @@ func run() error {
 			return err
 		}
 		defer device.Close()
-		b.source = device.Name()
-		where += ", behind a loop device"
+		// It is the file's page cache that is behind it, and not the disk.
+		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_DIRECT_IO, 0); err != nil {
+			return fmt.Errorf("%s: direct I/O off: %w", device.Name(), err)
+		}
+		b.source, b.device = device.Name(), true
+		where += ", behind a loop device that is read past its own"
 	}
 	fmt.Printf("Volume of %d MiB %s, chunks of %d bytes; medians of %d rounds; ratio to the first way.\n\n", *size, where, chunkBytes, *rounds)
 	for _, p := range []pattern{
@@ -123,6 +127,7 @@ func run() error {
 type bench struct {
 	ddsfs, dir  string
 	source      string
+	device      bool // the source is a block device
 	volumeBytes int64
 	rounds      int
 	cold        bool
@@ -475,13 +480,32 @@ func (b *bench) writeStore(changed *cow.Set) error {
 	return nil
 }
 
+// openSource opens the source, and a block device as one has to that others write
+// below: past its page cache.
+func (b *bench) openSource() (*os.File, error) {
+	flags := os.O_RDONLY
+	if b.device {
+		flags |= unix.O_DIRECT
+	}
+	return os.OpenFile(b.source, flags, 0)
+}
+
+// alignedBuffer is a buffer of 1 MiB for direct I/O.
+func alignedBuffer() ([]byte, error) {
+	return unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+}
+
 func (b *bench) readRuns(runs [][2]int64) error {
-	f, err := os.Open(b.source)
+	f, err := b.openSource()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	buf := make([]byte, 1<<20)
+	buf, err := alignedBuffer()
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(buf)
 	for _, r := range runs {
 		if _, err := f.ReadAt(buf[:r[1]], r[0]); err != nil {
 			return err
@@ -491,7 +515,7 @@ func (b *bench) readRuns(runs [][2]int64) error {
 }
 
 func (b *bench) copyRuns(runs [][2]int64) error {
-	in, err := os.Open(b.source)
+	in, err := b.openSource()
 	if err != nil {
 		return err
 	}
@@ -501,7 +525,11 @@ func (b *bench) copyRuns(runs [][2]int64) error {
 		return err
 	}
 	defer out.Close()
-	buf := make([]byte, 1<<20)
+	buf, err := alignedBuffer()
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(buf)
 	for _, r := range runs {
 		if _, err := in.ReadAt(buf[:r[1]], r[0]); err != nil {
 			return err
