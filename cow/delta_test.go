@@ -284,7 +284,9 @@ func TestTableOfTooLargeAVolume(t *testing.T) {
 	}
 }
 
-func BenchmarkDelta(b *testing.B) {
+// benchmarkDeltas runs a benchmark with deltas of a volume of 1 GiB that changed in
+// several ways.
+func benchmarkDeltas(b *testing.B, run func(*testing.B, *Delta)) {
 	const c, size = 4096, 1 << 30
 	source := &queue{volume: &volume{data: make([]byte, size)}}
 	for _, bench := range []struct {
@@ -303,20 +305,39 @@ func BenchmarkDelta(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Run(bench.name, func(b *testing.B) {
-			p := make([]byte, 128<<10)
-			at := int64(0)
-			b.SetBytes(int64(len(p)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if at+int64(len(p)) > d.Size() {
-					at = 0
-				}
-				if _, err := d.ReadAt(p, at); err != nil {
-					b.Fatal(err)
-				}
-				at += int64(len(p))
-			}
-		})
+		b.Run(bench.name, func(b *testing.B) { run(b, d) })
 	}
+}
+
+func BenchmarkDelta(b *testing.B) {
+	benchmarkDeltas(b, func(b *testing.B, d *Delta) {
+		p := make([]byte, 128<<10)
+		at := int64(0)
+		b.SetBytes(int64(len(p)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if at+int64(len(p)) > d.Size() {
+				at = 0
+			}
+			if _, err := d.ReadAt(p, at); err != nil {
+				b.Fatal(err)
+			}
+			at += int64(len(p))
+		}
+	})
+}
+
+// What a read is split into, anywhere in the delta, without reading it.
+func BenchmarkDeltaSplit(b *testing.B) {
+	benchmarkDeltas(b, func(b *testing.B, d *Delta) {
+		p := make([]byte, 1<<20)
+		var needed pieces
+		at := int64(0)
+		b.ReportAllocs()
+		for b.Loop() {
+			d.fill(p, at, &needed)
+			needed.reset()
+			at = (at + 0x9e3779b1) % (d.Size() - int64(len(p)))
+		}
+	})
 }

@@ -96,3 +96,26 @@ func TestLayoutCoversTheStore(t *testing.T) {
 		}
 	}
 }
+
+// A chunk of the store, which may lie anywhere in it, and what follows from it.
+func BenchmarkLayout(b *testing.B) {
+	l, err := NewLayout(4096, 1<<28)
+	if err != nil {
+		b.Fatal(err)
+	}
+	chunks := l.Bytes() / l.ChunkBytes()
+	chunk, sum := int64(0), int64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		chunk = (chunk + 0x9e3779b1) % chunks
+		switch kind, index := l.locate(chunk); kind {
+		case data:
+			sum += l.DataOffset(index)
+		case metadata:
+			sum += l.MetadataChunk(index)
+		}
+	}
+	if sum == 0 {
+		b.Fatal("nothing was located")
+	}
+}
