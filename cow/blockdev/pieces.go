@@ -3,6 +3,7 @@ package blockdev
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/bits"
 	"os"
@@ -52,8 +53,10 @@ const (
 // pieceReader reads many pieces of a file at once.
 type pieceReader struct {
 	file syscall.RawConn
-	// ready are the batches that nobody uses; nil is one that is still to be made.
-	ready chan *batch
+	// ready are the batches that nobody uses. Of unmade there is one for each that
+	// there may be beside those that were made.
+	ready  chan *batch
+	unmade chan struct{}
 	// flags are those of each request, and unable says that the file, or this
 	// machine, can't do it.
 	flags  uint32
@@ -62,6 +65,9 @@ type pieceReader struct {
 	// is made.
 	asked atomic.Int64
 	worth int64
+	// waits says that the file can only be read with a wait for what is not in the
+	// page cache, or that this machine lets nobody ask.
+	waits atomic.Bool
 	// spare are of *cachedRead.
 	spare sync.Pool
 }
@@ -71,9 +77,9 @@ func newPieceReader(file *os.File, flags uint32, worth int64) (*pieceReader, err
 	if err != nil {
 		return nil, err
 	}
-	r := &pieceReader{file: raw, ready: make(chan *batch, maxBatches), flags: flags, worth: worth}
+	r := &pieceReader{file: raw, ready: make(chan *batch, maxBatches), unmade: make(chan struct{}, maxBatches), flags: flags, worth: worth}
 	for range maxBatches {
-		r.ready <- nil
+		r.unmade <- struct{}{}
 	}
 	return r, nil
 }
@@ -84,8 +90,8 @@ func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet, tri
 	if r.asked.Add(int64(len(pieces))) <= r.worth || r.unable.Load() {
 		return done, false
 	}
-	b := <-r.ready
-	defer func() { r.ready <- b }()
+	b := r.take()
+	defer func() { r.giveBack(b) }()
 	if r.unable.Load() {
 		return done, false // closed, or found out meanwhile
 	}
@@ -113,12 +119,39 @@ func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet, tri
 	return done, tried
 }
 
+// take takes a batch that nobody uses, or nil if one is to be made. It waits if all
+// there may be are in use.
+func (r *pieceReader) take() *batch {
+	select {
+	case b := <-r.ready:
+		return b
+	default:
+	}
+	select {
+	case b := <-r.ready:
+		return b
+	case <-r.unmade:
+		return nil
+	}
+}
+
+func (r *pieceReader) giveBack(b *batch) {
+	if b == nil {
+		r.unmade <- struct{}{}
+	} else {
+		r.ready <- b
+	}
+	if r.unable.Load() {
+		r.free() // it was closed while this one was in use
+	}
+}
+
 // readCached reads at most piecesAtOnce pieces of a file without waiting for what is
 // not in the page cache: that is asked for, and on its way when this returns.
 func (r *pieceReader) readCached(pieces [][]byte, offsets []int64) pieceSet {
 	c, _ := r.spare.Get().(*cachedRead)
 	if c == nil {
-		c = new(cachedRead)
+		c = &cachedRead{reader: r}
 		c.run = c.read
 	}
 	c.pieces, c.offsets, c.done = pieces, offsets, pieceSet{}
@@ -132,6 +165,7 @@ func (r *pieceReader) readCached(pieces [][]byte, offsets []int64) pieceSet {
 
 // cachedRead is what readCached asks for.
 type cachedRead struct {
+	reader  *pieceReader
 	run     func(fd uintptr) // its method read, made once
 	pieces  [][]byte
 	offsets []int64
@@ -140,31 +174,42 @@ type cachedRead struct {
 }
 
 func (c *cachedRead) read(fd uintptr) {
+	waits := c.reader.waits.Load()
 	for i, p := range c.pieces {
-		c.vector[0] = p
-		n, err := unix.Preadv2(int(fd), c.vector[:], c.offsets[i], unix.RWF_NOWAIT)
-		switch {
-		case n == len(p):
-			c.done.add(uint64(i))
-		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-			// The file system can only read with a wait. It may still read ahead.
-			_ = unix.Fadvise(int(fd), c.offsets[i], int64(len(p)), unix.FADV_WILLNEED)
+		if !waits {
+			c.vector[0] = p
+			n, err := unix.Preadv2(int(fd), c.vector[:], c.offsets[i], unix.RWF_NOWAIT)
+			if n == len(p) {
+				c.done.add(uint64(i))
+				continue
+			}
+			if waits = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM); !waits {
+				continue
+			}
+			c.reader.waits.Store(true)
 		}
+		// The file system may still read ahead.
+		_ = unix.Fadvise(int(fd), c.offsets[i], int64(len(p)), unix.FADV_WILLNEED)
 	}
 	c.vector[0] = nil
 }
 
-// close frees the batches that nobody uses, and has no more of them made.
+// close frees the batches, and has no more of them made. One that is in use is freed
+// when it no longer is: whoever reads with it may do so for long.
 func (r *pieceReader) close() {
 	r.unable.Store(true)
-	for range maxBatches {
+	r.free()
+}
+
+// free frees the batches that nobody uses.
+func (r *pieceReader) free() {
+	for {
 		select {
 		case b := <-r.ready:
-			if b != nil {
-				b.destroy()
-			}
-			r.ready <- nil
-		default: // somebody is reading, and may be for long
+			b.destroy()
+			r.unmade <- struct{}{}
+		default:
+			return
 		}
 	}
 }
@@ -383,7 +428,7 @@ func (d *Device) readPiece(p []byte, off int64) error {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, io.ErrUnexpectedEOF)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -127,8 +128,9 @@ func TestReadPiecesErrors(t *testing.T) {
 			offsets[bad] = fileBytes - 512
 			pieces[bad] = make([]byte, 1024)
 			n, err := d.ReadPieces(pieces, offsets)
-			if n != bad || !errors.Is(err, io.ErrUnexpectedEOF) {
-				t.Errorf("%s: %d pieces, %v, want %d", name, n, err, bad)
+			where := fmt.Sprintf("%s: read 1024 bytes at byte %d: ", d.file.Name(), offsets[bad])
+			if n != bad || !errors.Is(err, io.ErrUnexpectedEOF) || !strings.HasPrefix(err.Error(), where) {
+				t.Errorf("%s: %d pieces, %v, want %d, and %s", name, n, err, bad, where)
 				continue
 			}
 			for i, p := range pieces[:n] {
@@ -161,10 +163,8 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 	}
 	b.destroy() // the kernel does not know it any more
 	b.context = 1
-	for range maxBatches {
-		<-d.pieces.ready
-		d.pieces.ready <- b
-	}
+	<-d.pieces.unmade
+	d.pieces.ready <- b
 	d.pieces.asked.Store(d.pieces.worth)
 	pieces, offsets := somePieces(rand.New(rand.NewPCG(4, 5)), 1<<20, 100, true)
 	if n, err := d.ReadPieces(pieces, offsets); n != len(pieces) || err != nil {
@@ -178,45 +178,83 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 	if !d.pieces.unable.Load() {
 		t.Error("it is tried again and again")
 	}
-	for range maxBatches {
-		<-d.pieces.ready
-		d.pieces.ready <- nil
+}
+
+// contexts is how many contexts of the kernel's asynchronous I/O this process has.
+func contexts(t *testing.T) int {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
 	}
+	return strings.Count(string(maps), "[aio]")
 }
 
 // Many pieces are read together, and closing gives back what the machine has only so
 // many of.
 func TestBatchesComeAndGo(t *testing.T) {
 	f, _ := randomFile(t, 1<<20)
-	inUse := func() string {
-		b, err := os.ReadFile("/proc/sys/fs/aio-nr")
-		if err != nil {
-			t.Fatal(err)
+	for name, d := range devices(t, f) {
+		if !strings.HasPrefix(name, "few") {
+			continue
 		}
-		return string(b)
+		t.Run(name, func(t *testing.T) { testBatchesComeAndGo(t, d) })
 	}
-	before := inUse()
-	d, err := Open(f.Name())
-	if err != nil {
-		t.Fatal(err)
+}
+
+func testBatchesComeAndGo(t *testing.T, d *Device) {
+	d.pieces.asked.Store(0)
+	before := contexts(t)
+	buf, pieces, offsets := make([]byte, 1<<20), make([][]byte, piecesAtOnce), make([]int64, piecesAtOnce)
+	for i := range pieces {
+		pieces[i], offsets[i] = buf[i*4096:][:4096], int64(len(pieces)-1-i)*4096
 	}
-	pieces, offsets := somePieces(rand.New(rand.NewPCG(6, 7)), 1<<20, piecesAtOnce, true)
-	for read := 0; read <= filePiecesWorthABatch; read += len(pieces) {
-		if inUse() != before {
+	for read := int64(0); read <= d.pieces.worth; read += piecesAtOnce {
+		if contexts(t) != before {
 			t.Errorf("few pieces, %d, are read with what costs time to give back", read)
 		}
 		if _, err := d.ReadPieces(pieces, offsets); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if inUse() == before {
+	if made := contexts(t) - before; made == 0 {
 		t.Error("many pieces are read one by one")
+	}
+	for range 2 * maxBatches {
+		if _, err := d.ReadPieces(pieces, offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if made := contexts(t) - before; made != 1 {
+		t.Errorf("one reader has %d contexts", made)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if after := inUse(); after != before {
-		t.Errorf("%s requests are still set aside, and were %s", after, before)
+	if after := contexts(t); after != before {
+		t.Errorf("%d contexts, and %d before", after, before)
+	}
+}
+
+// What is in use when the device is closed is given back afterwards.
+func TestBatchInUseAtClose(t *testing.T) {
+	f, _ := randomFile(t, 1<<20)
+	d, err := Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := contexts(t)
+	b, err := newBatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-d.pieces.unmade // it was taken, and made
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.pieces.giveBack(b)
+	if after := contexts(t); after != before {
+		t.Errorf("%d contexts, and %d before", after, before)
 	}
 }
 
@@ -264,6 +302,9 @@ func TestReadCachedUnable(t *testing.T) {
 	}
 	if done := r.readCached([][]byte{make([]byte, 8), make([]byte, 8)}, []int64{0, 8}); done.count() != 0 {
 		t.Errorf("%d pieces are said to be read", done.count())
+	}
+	if !r.waits.Load() {
+		t.Error("it is asked again each time")
 	}
 }
 
