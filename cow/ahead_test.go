@@ -67,7 +67,7 @@ func TestReadAheadError(t *testing.T) {
 	bad := errors.New("bad sector")
 	var b SetBuilder
 	b.AddRange(0, 2000)
-	d, err := NewDelta(b.Set(), c, int64(len(data)), &failing{volume{data: data}, 1000*c + 512, 1000*c + 1024, bad})
+	d, err := NewDelta(b.Set(), c, int64(len(data)), &failing{volume: volume{data: data}, from: 1000*c + 512, end: 1000*c + 1024, err: bad})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +80,36 @@ func TestReadAheadError(t *testing.T) {
 	short, err := readAll(ReadAhead(d, d.Size()+1))
 	if err == io.EOF || len(short) > n {
 		t.Errorf("more than there is: %d bytes, %v", len(short), err)
+	}
+}
+
+// An error is told again, and the trailer does not ask for what could not be read.
+func TestReadAheadAfterAnError(t *testing.T) {
+	const c = 4096
+	bad := errors.New("bad sector")
+	source := &failing{volume: volume{data: randomBytes(1, 100*c)}, from: 50 * c, end: 50*c + 1, err: bad}
+	var b SetBuilder
+	b.AddRange(0, 100)
+	d, err := NewDelta(b.Set(), c, 100*c, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 { // which of its goroutines comes first is chance
+		s, err := NewSealed(d, SealOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.failures = 0
+		a := ReadAhead(s, s.Size())
+		for range 3 {
+			if _, err := a.Next(); !errors.Is(err, bad) {
+				t.Fatal(err)
+			}
+		}
+		a.Close()
+		if source.failures != 1 {
+			t.Fatalf("the source was asked %d times", source.failures)
+		}
 	}
 }
 

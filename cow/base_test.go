@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -61,21 +62,33 @@ func TestBase(t *testing.T) {
 func TestBaseErrors(t *testing.T) {
 	const c = 512
 	before := randomBytes(7, 100*c)
-	store := buildStore(c, inOrder(c, 40, 3, 4, 9, 10), func(e exception) []byte { return before[e.old*c:][:c] })
+	chunks := []uint64{40, 3, 4, 9, 10}
+	for other := uint64(41); other < 100; other++ {
+		chunks = append(chunks, other)
+	}
+	store := buildStore(c, inOrder(c, chunks...), func(e exception) []byte { return before[e.old*c:][:c] })
 	bad := errors.New("bad sector")
 	// Chunk 4 of the volume is the third in the store.
-	device := &failing{volume{data: store}, 4*c + 10, 4*c + 20, bad}
+	device := &failing{volume: volume{data: store}, from: 4*c + 10, end: 4*c + 20, err: bad}
 	s, err := ReadStore(device, int64(len(store)), StoreOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	device.reads()
 	b, err := ReadBase(device, s)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := len(device.reads()); int64(n) != s.Areas {
+		t.Errorf("the list's %d areas are read in %d times", s.Areas, n)
+	}
 	pieces := [][]byte{make([]byte, c), make([]byte, 2*c), make([]byte, c)}
 	n, err := b.ReadPieces(pieces, []int64{9 * c, 3 * c, 40 * c})
-	if n != 1 || !errors.Is(err, bad) || !bytes.Equal(pieces[0], before[9*c:10*c]) {
+	if n != 1 || !errors.Is(err, bad) || !strings.Contains(err.Error(), "chunk 4:") || !bytes.Equal(pieces[0], before[9*c:10*c]) {
+		t.Errorf("%d pieces, %v", n, err)
+	}
+	// A piece's end is the end of the chunk before the bad one.
+	if n, err := b.ReadPieces([][]byte{pieces[0], pieces[2], make([]byte, c)}, []int64{9 * c, 3 * c, 4 * c}); n != 2 || !errors.Is(err, bad) {
 		t.Errorf("%d pieces, %v", n, err)
 	}
 	got := make([]byte, 2*c)
@@ -88,7 +101,7 @@ func TestBaseErrors(t *testing.T) {
 	if n, err := b.ReadPieces([][]byte{got[:c], got[c:]}, []int64{9 * c, 11 * c}); n != 0 || err == nil {
 		t.Errorf("chunk 11, which did not change: %d pieces, %v", n, err)
 	}
-	if _, err := ReadBase(&failing{volume{data: store}, c, c + 1, bad}, s); !errors.Is(err, bad) {
+	if _, err := ReadBase(&failing{volume: volume{data: store}, from: c, end: c + 1, err: bad}, s); !errors.Is(err, bad) {
 		t.Errorf("its list can't be read: %v", err)
 	}
 }

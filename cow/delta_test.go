@@ -179,10 +179,14 @@ type failing struct {
 	volume
 	from, end int64
 	err       error
+	failures  int // how often it was asked for that
 }
 
 func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	if off < f.end && off+int64(len(p)) > f.from {
+		f.mu.Lock()
+		f.failures++
+		f.mu.Unlock()
 		return 0, f.err
 	}
 	return f.volume.ReadAt(p, off)
@@ -192,7 +196,7 @@ func TestDeltaReadError(t *testing.T) {
 	const c = 4096
 	bad := errors.New("bad sector")
 	data := randomBytes(3, 100*c)
-	d, err := NewDelta(setOf(10, 11, 50, 60), c, int64(len(data)), &failing{volume{data: data}, 50*c + 512, 50*c + 1024, bad})
+	d, err := NewDelta(setOf(10, 11, 50, 60), c, int64(len(data)), &failing{volume: volume{data: data}, from: 50*c + 512, end: 50*c + 1024, err: bad})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -366,22 +366,29 @@ func (s *Sealed) makeFooter() [footerBytes]byte {
 // ensure reads what is missing for the digests of the blocks from first to before
 // end.
 func (s *Sealed) ensure(list int, first, end int64) error {
+	var failed failure
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for block := first; block < end; block++ {
+	for block := first; block < end && !failed.before(block); block++ {
 		s.mu.Lock()
 		_, known := []*digestList{&s.digests, &s.bases}[list].get(block)
 		s.mu.Unlock()
 		if known {
 			continue
 		}
-		if list == 0 {
-			g.Go(func() error { return s.ensureBody(block) })
-		} else {
-			g.Go(func() error { return s.ensureBase(block) })
+		ensure := s.ensureBody
+		if list != OfNew {
+			ensure = s.ensureBase
 		}
+		g.Go(func() error {
+			if err := ensure(block); err != nil {
+				failed.at(block, err)
+			}
+			return nil
+		})
 	}
-	return g.Wait()
+	_ = g.Wait() // the errors are in failed
+	return failed.err
 }
 
 // ensureBody reads of a block what no reader has read.

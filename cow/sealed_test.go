@@ -5,10 +5,14 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"lukechampine.com/blake3"
@@ -354,6 +358,84 @@ func TestDigestsOfATarget(t *testing.T) {
 	}
 	if first, end := d.Layout().BlockChunks(got[0]); first > i || end <= i {
 		t.Errorf("one byte of exception %d changed: block %d has %d to %d", i, got[0], first, end)
+	}
+}
+
+// badBlocks is a body of which blocks can't be read, the first of them after a while.
+type badBlocks struct {
+	io.ReaderAt
+	bad       []int64
+	following chan struct{} // closed when one behind the first was asked for
+	reads     atomic.Int64
+}
+
+func (b *badBlocks) ReadAt(p []byte, off int64) (int, error) {
+	b.reads.Add(1)
+	switch i := slices.Index(b.bad, off/BlockBytes); i {
+	case -1:
+		return b.ReaderAt.ReadAt(p, off)
+	case 0:
+		<-b.following
+	case 1:
+		close(b.following)
+	}
+	return 0, fmt.Errorf("block %d is bad", off/BlockBytes)
+}
+
+// Of a body of more blocks than are waiting at once, the first that can't be read is
+// told, and those far behind it are not read.
+func TestVerifyErrors(t *testing.T) {
+	const c, chunks = BlockBytes, 2 * digestsAtOnce
+	var set SetBuilder
+	set.AddRange(0, chunks)
+	d, err := NewDelta(set.Set(), c, chunks*c, zeros{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests, err := ReadDigests(s, s.Seal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	verify := func(ctx context.Context, body io.ReaderAt) error {
+		return digests.Verify(ctx, body, OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
+	}
+	body := &badBlocks{ReaderAt: d.Sealed(s.Seal()), bad: []int64{5, 6, 7}, following: make(chan struct{})}
+	if err := verify(t.Context(), body); err == nil || !strings.HasSuffix(err.Error(), "MiB 5: block 5 is bad") {
+		t.Errorf("error %v", err)
+	}
+	if n := body.reads.Load(); n > 10 {
+		t.Errorf("%d blocks were read", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	body = &badBlocks{ReaderAt: body.ReaderAt}
+	if err := verify(ctx, body); !errors.Is(err, context.Canceled) || body.reads.Load() > 0 {
+		t.Errorf("ended before it began: %v, %d blocks were read", err, body.reads.Load())
+	}
+}
+
+// The trailer of a body that can't be read tells of its first bad block.
+func TestSealedTellsOfTheFirstBadBlock(t *testing.T) {
+	const c, chunks = BlockBytes, 20
+	var set SetBuilder
+	set.AddRange(0, chunks)
+	source := &badBlocks{ReaderAt: zeros{}, bad: []int64{5, 6}, following: make(chan struct{})}
+	d, err := NewDelta(set.Set(), c, chunks*c, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealed(d, SealOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	if _, err := s.ReadAt(make([]byte, 1), s.Size()-1); err == nil || !strings.HasSuffix(err.Error(), "block 5 is bad") {
+		t.Errorf("error %v", err)
 	}
 }
 

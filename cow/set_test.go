@@ -244,6 +244,27 @@ func setBenches() []setBench {
 	}
 }
 
+// Runs of few pages, which are shared out: all of a page go to one goroutine.
+func TestSetAddRunsOfFewPages(t *testing.T) {
+	r := rand.New(rand.NewPCG(17, 18))
+	for range 30 {
+		var runs []Run
+		for _, v := range r.Perm(3 * pageChunks)[:2*minGrouped+r.IntN(999)] {
+			runs = append(runs, Run{Chunk: uint64(v), Count: 1})
+		}
+		var b SetBuilder
+		if n, _ := b.addRuns(runs); n != len(runs) || b.Set().Len() != int64(n) {
+			t.Fatalf("%d of %d runs", n, len(runs))
+		}
+		again := 100 + r.IntN(len(runs)-100)
+		runs[again] = runs[r.IntN(again)]
+		b = SetBuilder{}
+		if n, chunk := b.addRuns(runs); n != again || chunk != runs[again].Chunk {
+			t.Fatalf("run %d is there twice with chunk %d, not run %d with %d", again, runs[again].Chunk, n, chunk)
+		}
+	}
+}
+
 func BenchmarkSetAdd(b *testing.B) {
 	const count = 1 << 20
 	for _, bench := range setBenches() {

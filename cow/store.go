@@ -417,8 +417,7 @@ func (a *areaReader) next() ([]byte, error) {
 		a.ahead = nil
 		a.buf, a.spare = a.spare, a.buf
 	} else {
-		w.count = a.following()
-		w.err = a.read(&a.buf, w.count)
+		w.count, w.err = a.read(&a.buf, a.following())
 	}
 	if w.err != nil {
 		return nil, w.err
@@ -426,9 +425,10 @@ func (a *areaReader) next() ([]byte, error) {
 	a.count = w.count
 	if a.area >= a.once && w.count > 1 {
 		a.buf, a.spare = a.spare, a.buf
-		if err := a.read(&a.buf, w.count); err != nil {
-			return nil, err
+		if w.count, w.err = a.read(&a.buf, w.count); w.err != nil {
+			return nil, w.err
 		}
+		a.count = w.count
 		if same := a.sameChunks(w.count); same < w.count {
 			w.count, a.count = same+1, 1
 		}
@@ -475,7 +475,10 @@ func (a *areaReader) readAhead(window []byte) {
 	}
 	done, count := make(chan readAhead, 1), a.following()
 	a.ahead = done
-	go func() { done <- readAhead{count, a.read(&a.spare, count)} }()
+	go func() {
+		count, err := a.read(&a.spare, count)
+		done <- readAhead{count, err}
+	}()
 }
 
 // close waits for what is being read.
@@ -486,8 +489,9 @@ func (a *areaReader) close() {
 }
 
 // read reads the metadata chunks of the next count areas: many at once, as each is a
-// seek on a slow disk.
-func (a *areaReader) read(buf *[]byte, count int64) error {
+// seek on a slow disk. It returns how many it read, at least one. One behind them that
+// can't be read may not be in use: it is an error if it is read again, as the first.
+func (a *areaReader) read(buf *[]byte, count int64) (areas int64, err error) {
 	c := a.chunkBytes
 	if int64(len(*buf)) < count*c {
 		*buf = make([]byte, count*c)
@@ -498,10 +502,10 @@ func (a *areaReader) read(buf *[]byte, count int64) error {
 		a.offsets = append(a.offsets, metadataChunk(a.area+i, a.perArea)*c)
 	}
 	n, err := readPieces(a.r, a.parts, a.offsets)
-	if err != nil {
-		return fmt.Errorf("exception store: metadata chunk of area %d at byte %d%s: %w", a.area+int64(n), a.offsets[n], cutOff(err), err)
+	if n == 0 && err != nil {
+		return 0, fmt.Errorf("exception store: metadata chunk of area %d at byte %d%s: %w", a.area, a.offsets[0], cutOff(err), err)
 	}
-	return nil
+	return int64(n), nil
 }
 
 // cutOff says what it means that a store ended too early.

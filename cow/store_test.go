@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -439,6 +440,43 @@ func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
 	var format *FormatError
 	if !errors.As(err, &format) || format.Offset != c+5*16 {
 		t.Errorf("error %v", err)
+	}
+}
+
+// The area that can't be read is the one that is named.
+func TestReadStoreNamesTheArea(t *testing.T) {
+	const c, perArea = 512, 32
+	chunks := make([]uint64, 20*perArea)
+	for i := range chunks {
+		chunks[i] = uint64(2 * i)
+	}
+	device := buildMetadata(c, chunks)
+	at := metadataChunk(3, perArea) * c
+	_, err := ReadStore(io.NewSectionReader(device, 0, at), device.bytes, StoreOptions{})
+	want := fmt.Sprintf("metadata chunk of area 3 at byte %d: the store is cut off", at)
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// A bad sector where no exceptions are yet is none of the list.
+func TestReadStoreWithABadSectorBehindIt(t *testing.T) {
+	const c, perArea = 512, 32
+	old := make([]uint64, 3*perArea+5)
+	for i := range old {
+		old[i] = uint64(3 * i)
+	}
+	store := buildStore(c, inOrder(c, old...), func(exception) []byte { return nil })
+	store = append(store, make([]byte, 1000*c)...)
+	bad := errors.New("bad sector")
+	for _, o := range []StoreOptions{{}, {Live: true}} {
+		for area := range int64(20) {
+			at := metadataChunk(area, perArea) * c
+			s, err := ReadStore(&failing{volume: volume{data: store}, from: at, end: at + c, err: bad}, int64(len(store)), o)
+			if inUse := area <= 3; inUse != errors.Is(err, bad) || !inUse && (err != nil || s.Changed.Len() != int64(len(old))) {
+				t.Errorf("%+v: bad sector in area %d: %v", o, area, err)
+			}
+		}
 	}
 }
 

@@ -8,8 +8,6 @@ import (
 	"io"
 	"runtime"
 	"sync"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // ErrMismatch says that data is not what the digests say.
@@ -118,46 +116,57 @@ func (d *Digests) read(list, first, count int64) ([]Digest, error) {
 	return digests, nil
 }
 
+// failure is the error of the first of several blocks that are read at once: which of
+// them fails sooner is chance.
+type failure struct {
+	mu    sync.Mutex
+	block int64
+	err   error
+}
+
+func (f *failure) at(block int64, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil || block < f.block {
+		f.block, f.err = block, err
+	}
+}
+
+// before tells whether a block before this one failed.
+func (f *failure) before(block int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err != nil && f.block < block
+}
+
 // Verify compares the blocks of a body with a list of digests: of the delta's own
 // body, or of a delta of the same changed chunks with another source. It calls
 // bad for each block that differs, and progress with the number of bytes that
-// were read; neither is called by two goroutines at once.
+// were read; neither is called by two goroutines at once. If blocks can't be read, the
+// error is that of the first of them.
 func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad func(block int64), progress func(bytes int64)) error {
 	type block struct {
 		index int64
 		want  Digest
 	}
 	blocks := make(chan block, digestsAtOnce)
-	g, groupCtx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(blocks)
-		for first := int64(0); first < blockCount(d.seal.BodyBytes); first += digestsAtOnce {
-			digests, err := d.read(list, first, digestsAtOnce)
-			if err != nil {
-				return err
-			}
-			for i, want := range digests {
-				select {
-				case blocks <- block{first + int64(i), want}:
-				case <-groupCtx.Done():
-					return nil
-				}
-			}
-		}
-		return nil
-	})
 	var mu sync.Mutex
 	var done int64
-	for range runtime.GOMAXPROCS(0) {
-		g.Go(func() error {
+	var failed failure
+	var workers sync.WaitGroup
+	for range min(int64(runtime.GOMAXPROCS(0)), blockCount(d.seal.BodyBytes)) {
+		workers.Go(func() {
 			p := make([]byte, min(BlockBytes, d.seal.BodyBytes))
 			for b := range blocks {
-				if err := groupCtx.Err(); err != nil {
-					return err
+				// They are taken in their order: of those before one that failed, each is
+				// read by somebody.
+				if failed.before(b.index) || ctx.Err() != nil {
+					continue
 				}
 				p := p[:min(BlockBytes, d.seal.BodyBytes-b.index*BlockBytes)]
 				if n, err := body.ReadAt(p, b.index*BlockBytes); n < len(p) {
-					return fmt.Errorf("delta: MiB %d: %w", b.index, err)
+					failed.at(b.index, fmt.Errorf("delta: MiB %d: %w", b.index, err))
+					continue
 				}
 				same := digestOf(p) == b.want
 				mu.Lock()
@@ -168,11 +177,22 @@ func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad 
 				progress(done)
 				mu.Unlock()
 			}
-			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
+	for first := int64(0); first < blockCount(d.seal.BodyBytes) && !failed.before(first) && ctx.Err() == nil; first += digestsAtOnce {
+		digests, err := d.read(list, first, digestsAtOnce)
+		if err != nil {
+			failed.at(first, err)
+			break
+		}
+		for i, want := range digests {
+			blocks <- block{first + int64(i), want}
+		}
+	}
+	close(blocks)
+	workers.Wait()
+	if failed.err != nil {
+		return failed.err
 	}
 	return ctx.Err()
 }
