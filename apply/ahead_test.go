@@ -3,12 +3,14 @@ package apply
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
 )
 
 // asked is a file that notes what is read of it, and what was asked for before.
@@ -16,7 +18,16 @@ type asked struct {
 	file
 	wanted map[int64]int64
 	reads  int
-	t      *testing.T
+	// dropped says that all of it was dropped from the page cache before it was read.
+	dropped bool
+	t       *testing.T
+}
+
+func (a *asked) dropCached(off, bytes int64) error {
+	if fi, err := a.os().Stat(); err != nil || off == 0 && bytes == fi.Size() && a.reads == 0 && len(a.wanted) == 0 {
+		a.dropped = true
+	}
+	return a.file.dropCached(off, bytes)
 }
 
 func (a *asked) willRead(off, bytes int64) {
@@ -94,9 +105,186 @@ func TestComparedIsAskedFor(t *testing.T) {
 			if watched.reads != test.wantReads || len(watched.wanted) != test.wantReads {
 				t.Errorf("%d reads of %d that were asked for, want %d", watched.reads, len(watched.wanted), test.wantReads)
 			}
+			if watched.dropped != (test.done > 0) {
+				t.Errorf("what a flush that failed has left in the page cache is dropped: %v", watched.dropped)
+			}
 			if got, err := io.ReadAll(io.NewSectionReader(f, 0, int64(len(volume))+1)); err != nil || !bytes.Equal(got, volume) {
 				t.Errorf("the target differs: %v", err)
 			}
 		})
+	}
+}
+
+// flushes is a file that notes how often it was flushed, and fails at one of them.
+type flushes struct {
+	file
+	count, failsAt int
+}
+
+var errFlush = errors.New("injected")
+
+func (f *flushes) Sync() error {
+	f.count++
+	if f.count == f.failsAt {
+		return errFlush
+	}
+	return f.file.Sync()
+}
+
+// What is recorded as done was flushed before: whether a flush fails, or a signal ends
+// the merge, which then flushes what it has written.
+func TestCheckpointsAreFlushed(t *testing.T) {
+	const c, chunks, every = 4096, 1000, 100
+	volume := bytes.Repeat([]byte{1, 2, 3, 4}, chunks*c/4)
+	var changed cow.SetBuilder
+	for chunk := uint64(0); chunk < chunks; chunk += 2 {
+		changed.Add(chunk)
+	}
+	d, err := cow.NewDelta(changed.Set(), c, int64(len(volume)), bytes.NewReader(volume))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for failsAt := range 7 {
+		f, err := disk{}.openTarget(newTargetFile(t, make([]byte, len(volume))), toWrite)
+		if err != nil {
+			t.Fatal(err)
+		}
+		watched := &flushes{file: f, failsAt: failsAt}
+		target, err := newTarget(watched, f.os().Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoder, err := cow.NewDecoderAt(d, d.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		var result Result
+		var done int64
+		checkpoints := 0
+		o := Options{checkpointBytes: every * c}
+		if failsAt == 0 {
+			o = Options{Progress: func(stage Stage, _, _ int64) {
+				if stage == Writing {
+					cancel()
+				}
+			}}
+		}
+		err = merge(ctx, decoder, func() {}, target, 0, chunks/2, o, &result, nil, func(chunks int64) error {
+			if checkpoints++; checkpoints != watched.count {
+				t.Errorf("checkpoint %d behind %d flushes", checkpoints, watched.count)
+			}
+			done = chunks
+			return nil
+		})
+		switch {
+		case failsAt == 0 && (!errors.Is(err, context.Canceled) || done == 0):
+			t.Errorf("a signal: %v, %d chunks are done", err, done)
+		case failsAt > 0 && watched.count >= failsAt && (!errors.Is(err, errFlush) || done != int64(failsAt-1)*every):
+			t.Errorf("flush %d fails: %v, %d chunks are done", failsAt, err, done)
+		case failsAt > 0 && watched.count < failsAt && err != nil:
+			t.Errorf("no flush fails: %v", err)
+		}
+		cancel()
+		target.Close()
+	}
+}
+
+// newTargetFile makes a file that holds b.
+func newTargetFile(t *testing.T, b []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "target")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A list that is shorter than it was is no end.
+func TestListThatLostChunks(t *testing.T) {
+	const c = 4096
+	var changed cow.SetBuilder
+	changed.AddRange(0, 10)
+	d, err := cow.NewDelta(changed.Set(), c, 10*c, bytes.NewReader(bytes.Repeat([]byte{1}, 10*c)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := openTarget(disk{}, newTargetFile(t, make([]byte, 10*c)), toWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	for total, right := range map[int64]bool{10: true, 11: false} {
+		decoder, err := cow.NewDecoderAt(d, d.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var result Result
+		err = merge(context.Background(), decoder, func() {}, target, 0, total, Options{}, &result, nil, func(chunks int64) error {
+			if chunks == 10 && !right {
+				t.Error("it is recorded as done")
+			}
+			return nil
+		})
+		if (err == nil) != right {
+			t.Errorf("10 chunks, and %d before: %v", total, err)
+		}
+	}
+}
+
+// Only what is all zeros is not written as data.
+func TestPagesOfZeros(t *testing.T) {
+	const c = 4 * zeroBytes
+	pages := [][]byte{make([]byte, zeroBytes), make([]byte, zeroBytes), make([]byte, zeroBytes), make([]byte, zeroBytes)}
+	pages[1][1] = 1           // begins with a zero
+	pages[3][zeroBytes-1] = 1 // ends with something else
+	volume := bytes.Join(pages, nil)
+	var changed cow.SetBuilder
+	changed.Add(0)
+	d, err := cow.NewDelta(changed.Set(), c, c, bytes.NewReader(volume))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := newTargetFile(t, bytes.Repeat([]byte{0xff}, c))
+	target, err := openTarget(disk{}, path, toWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	decoder, err := cow.NewDecoderAt(d, d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result Result
+	if err := merge(context.Background(), decoder, func() {}, target, 0, 1, Options{}, &result, nil, func(int64) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, volume) {
+		t.Errorf("the target differs: %v", err)
+	}
+	if result.WrittenBytes+result.PunchedBytes != c || result.WrittenBytes < 2*zeroBytes {
+		t.Errorf("%+v", result)
+	}
+}
+
+// What can't be read of a file that is read once is told.
+func TestReadOnceErrors(t *testing.T) {
+	path := newTargetFile(t, make([]byte, 1<<20))
+	in, err := blockdev.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	f, err := in.Reopen(os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Truncate(path, 1<<19); err != nil {
+		t.Fatal(err)
+	}
+	n, err := readOnce(in, f, windowBytes).ReadPieces([][]byte{make([]byte, 4096), make([]byte, 4096)}, []int64{0, 1 << 19})
+	if n != 1 || err == nil {
+		t.Errorf("%d pieces, %v", n, err)
 	}
 }

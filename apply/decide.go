@@ -96,7 +96,7 @@ func decide(f facts, k known, assumeBase bool) (decision, error) {
 	case covers(f, k):
 		return again(f, k), nil
 	case f.base == "":
-		fresh.proveBase = f.baseCheck
+		fresh.proveBase = f.baseCheck && !assumeBase
 		if !f.baseCheck {
 			fresh.warning = "the delta does not say which state it starts from: that the target holds it could not be checked"
 		}

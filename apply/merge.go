@@ -57,6 +57,13 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		sinceFlush = 0
 		return checkpoint(chunks)
 	}
+	if done > 0 {
+		// What an earlier run wrote and could not flush may still be in the page cache,
+		// and look as if the disk had it.
+		if err := t.dropCached(0, t.size); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
+	}
 	source := decodeAhead(d)
 	defer func() {
 		stop()
@@ -71,6 +78,9 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		}
 		b, err := source.next()
 		if errors.Is(err, io.EOF) {
+			if totalChunks > 0 && chunks != totalChunks {
+				return fmt.Errorf("the delta has changed: its list has %d chunks, and had %d when it was read before", chunks, totalChunks)
+			}
 			result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
 			return flush()
 		}

@@ -365,6 +365,12 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	if err != nil {
 		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, f, streamed)), result)
 	}
+	if name := decoder.Name(); name != nil {
+		f.name = name.String()
+		if !how.nameless {
+			r.Merging.New.Delta = f.name
+		}
+	}
 	if decoder.Seal() != nil {
 		result.VolumeBytes, result.Base, result.New, result.Digest = f.volumeBytes, f.base, f.new, f.name
 		result.Origin, result.SealedBytes = decoder.Seal().Origin, decoder.Seal().TotalBytes()
@@ -464,7 +470,11 @@ func (m *merger) interrupted(err error, done Result) error {
 		err = errSignal
 	}
 	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
-		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, errors.Join(err, m.takeBack()))
+		err = errors.Join(err, m.takeBack())
+		if m.known.Record != nil && m.known.Merging != nil {
+			return fmt.Errorf("target %s: HALF MERGED as before, nothing more was written: apply the same delta again to finish: %w", m.target.path, &brokenOff{err})
+		}
+		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, err)
 	}
 	// What was a refusal is none any more, as the target is not what it was.
 	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.target.path, done.WrittenBytes, &brokenOff{err})

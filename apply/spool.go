@@ -61,12 +61,15 @@ func (s *spooling) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // input is the spool as a delta to merge, of which nothing is kept behind the second
-// reading.
+// reading. That is so only of a sealed one, whose parts are read in the order in which
+// they lie there: of another, what lies between two parts that were read may be still
+// to come.
 func (s *spoolFile) input() input {
-	return input{
-		ReaderAt: s, sizeBytes: s.size, taken: s.taken,
-		toMerge: &oneReading{r: s, trail: trail{file: usedUp{s}, windowBytes: windowBytes}},
+	in := input{ReaderAt: s, toMerge: s, sizeBytes: s.size, taken: s.taken}
+	if s.taken != nil {
+		in.toMerge = &oneReading{r: s, trail: trail{file: usedUp{s}, windowBytes: windowBytes}}
 	}
+	return in
 }
 
 // kept fails if a part of the spool could not be written out: what was read of it may

@@ -136,6 +136,55 @@ func TestSpoolThatIsNotKept(t *testing.T) {
 	mustHold(t, target, want)
 }
 
+// Of a delta that is not sealed, the data may lie in any order, and a part of the
+// spool that was passed over is still to be read.
+func TestSpoolInAnyOrder(t *testing.T) {
+	const chunkBytes, chunks = 4096, 10240
+	var olds []int64
+	for i := range int64(chunks) {
+		olds = append(olds, i)
+	}
+	s := store{chunkBytes: chunkBytes, exceptions: inOrder(chunkBytes/16, olds...)}
+	// The halves change places.
+	for i := range s.exceptions[:chunks/2] {
+		a, b := &s.exceptions[i], &s.exceptions[i+chunks/2]
+		a.new, b.new = b.new, a.new
+	}
+	delta, base := s.bytes(), make([]byte, chunks*chunkBytes)
+	want, _ := merge(delta, s, base, int64(len(delta)))
+	target := newFile(t, "target", base)
+	undo := t.TempDir() + "/undo"
+	o := apply.Options{StateDir: t.TempDir(), SpoolDir: t.TempDir(), Undo: undo}
+	if _, err := applyPipe(delta, target, o); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, target, want)
+	o.Undo = ""
+	if _, err := apply.File(context.Background(), undo, target, o); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, target, base)
+}
+
+// A target's disk may take what is written, and not be able to keep it.
+func TestTargetThatIsNotKept(t *testing.T) {
+	const volumeBytes = 96 << 20
+	disk := smallFileSystem(t, 48<<20) + "/disk"
+	sparse(t, disk, 512<<20)
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	target := mounted(t, "ext4", map[string]string{"source": loopDevice(t, disk)}) + "/target"
+	sparse(t, target, volumeBytes)
+	s := sealed(t, repeated{}, volumeBytes)
+	_, err := apply.Pipe(context.Background(), throughPipe(t, io.NewSectionReader(s, 0, s.Size())), target, apply.Options{StateDir: t.TempDir(), Stream: true})
+	for _, says := range []string{"flush: ", "HALF MERGED"} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("no %q in %v", says, err)
+		}
+	}
+}
+
 // What is wrong with a delta does not depend on the way that it came.
 func TestDamageIsToldInTheSameWords(t *testing.T) {
 	const volumeBytes = 3 << 20

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -417,6 +418,85 @@ func TestBrokenStreamIsRecorded(t *testing.T) {
 	}
 	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
 		t.Errorf("the good one: %v", err)
+	}
+}
+
+// Of a target that is half merged nobody says that nothing was written to it.
+func TestStoppedAgain(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	if err := r.apply(&faulty{at: 22}); err == nil || r.targetIs(r.after) {
+		t.Fatalf("not half merged: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	o := r.options("")
+	o.Progress = func(stage Stage, _, _ int64) {
+		if stage == Verifying {
+			cancel()
+		}
+	}
+	_, err := File(ctx, r.delta, r.target, o)
+	if err == nil || strings.Contains(err.Error(), "nothing was written:") {
+		t.Errorf("while it is verified: %v", err)
+	}
+	// At the record of the second run, before anything of the target.
+	for at := 1; ; at++ {
+		s := &faulty{at: at, fails: true}
+		if err := r.apply(s); err == nil {
+			t.Fatal("it never failed before the first write")
+		} else if strings.Contains(err.Error(), "HALF MERGED as before, nothing more was written") {
+			break
+		} else if strings.Contains(err.Error(), "bytes were written") {
+			t.Fatal(err)
+		}
+	}
+	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// What streamed in is known by its digest, as it is when it comes from a file.
+func TestStreamIsKnownByItsDigest(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	in, err := os.Open(r.delta)
+	must(t, err)
+	defer in.Close()
+	o := r.options("")
+	o.Stream = true
+	streamed, err := Pipe(context.Background(), in, r.target, o)
+	must(t, err)
+	records, err := Records(filepath.Join(r.dir, "state"))
+	if err != nil || len(records) != 1 || records[0].Holds.Delta == "" || records[0].Holds.Delta != streamed.Digest {
+		t.Fatalf("recorded: %+v, %v, and the result is %+v", records, err, streamed)
+	}
+	again, err := File(context.Background(), r.delta, r.target, r.options(""))
+	if err != nil || again.WrittenBytes > 0 || again.Digest != streamed.Digest && again.Digest != "" {
+		t.Errorf("the same from a file: %+v, %v", again, err)
+	}
+}
+
+// A process that was killed while it saved what will be overwritten leaves a part of
+// it, which the next one removes, and nothing else.
+func TestPartsOfTheUndoFileAreRemoved(t *testing.T) {
+	r := newRig(t, rig{undoWanted: true})
+	defer os.RemoveAll(r.dir)
+	part := r.undo + partInfix + rand.Text() + partSuffix
+	r.write(part, r.base)
+	others := []string{r.undo + ".part", r.undo + ".COPY.part", r.undo + "2" + partInfix + rand.Text() + partSuffix}
+	for _, other := range others {
+		r.write(other, r.base)
+	}
+	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(part); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", part, err)
+	}
+	for _, other := range others {
+		if _, err := os.Stat(other); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

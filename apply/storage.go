@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -187,15 +188,42 @@ func dropCached(f *os.File, off, bytes int64) {
 	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_DONTNEED)
 }
 
-// partSuffix is the end of the names of files that are not complete.
-const partSuffix = ".part"
+// The names of files that are not complete have partInfix, a random text and
+// partSuffix behind the name that they are to have.
+const (
+	partInfix  = "."
+	partSuffix = ".part"
+)
+
+// removeParts removes what replaceFile left beside path when the process was killed.
+func removeParts(s storage, path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		random, isPart := strings.CutPrefix(e.Name(), filepath.Base(path)+partInfix)
+		if random, isSuffix := strings.CutSuffix(random, partSuffix); isPart && isSuffix && isRandom(random) {
+			if err := s.remove(filepath.Join(filepath.Dir(path), e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isRandom tells whether a text looks like one of rand.Text, of whose alphabet and
+// length hardly anything else is.
+func isRandom(text string) bool {
+	return len(text) == len(rand.Text()) && strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
 
 // replaceFile gives path the contents that write writes, or leaves it as it was:
 // the new file is durable before it takes the name, and the name is durable when
 // replaceFile returns.
 func replaceFile(s storage, path string, write func(file) error) (err error) {
 	// A name that nobody else has: path may be in a directory of the user's.
-	part := path + "." + rand.Text() + partSuffix
+	part := path + partInfix + rand.Text() + partSuffix
 	f, err := s.create(part)
 	if err != nil {
 		return err

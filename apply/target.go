@@ -232,6 +232,17 @@ func (t *target) checkSize(volumeBytes int64) error {
 	if volumeBytes > t.size {
 		return t.refused("the volume has %d bytes, and the target only %d: extend it first", volumeBytes, t.size)
 	}
+	if !t.info.Block {
+		return nil
+	}
+	// A loop device may end with a part of one.
+	sector, err := blockdev.LogicalBlockBytes(t.os())
+	if err != nil {
+		return fmt.Errorf("target %s: %w", t.path, err)
+	}
+	if whole := t.size - t.size%sector; volumeBytes > whole {
+		return t.refused("the volume has %d bytes, and of the target only %d can be written to, in whole sectors of %d bytes: extend it first", volumeBytes, whole, sector)
+	}
 	return nil
 }
 

@@ -61,6 +61,9 @@ func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *ta
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("undo: %w", err)
 	}
+	if err := removeParts(s, path); err != nil {
+		return "", fmt.Errorf("undo: what an earlier run left behind: %w", err)
+	}
 	err = replaceFile(s, path, func(f file) error { return copyUndo(ctx, f, undo, o) })
 	if err != nil {
 		return "", fmt.Errorf("undo: nothing was written to the target: %w", err)

@@ -19,6 +19,7 @@ type Decoder struct {
 	header   Header
 	seal     *Seal
 	digester *Digester // of a sealed delta that comes from a pipe
+	name     *Digest   // when it is read to its end
 	trailer  io.Reader // where its trailer comes from
 	parser   *metadataParser
 	input    chunkReader
@@ -99,6 +100,10 @@ func (d *Decoder) Header() Header { return d.header }
 
 // Seal is the delta's seal, or nil if it has none.
 func (d *Decoder) Seal() *Seal { return d.seal }
+
+// Name is the digest that names a sealed delta which was read from a pipe to its end,
+// and nil before.
+func (d *Decoder) Name() *Digest { return d.name }
 
 // Highest is the highest chunk of the volume in the metadata that was read so far,
 // which is that of all data that Next has returned, and of some that it has not.
@@ -190,13 +195,14 @@ func (d *Decoder) finish() error {
 	if d.digester.left > 0 {
 		return fmt.Errorf("delta: the last data chunk is not at the end of the body, which has %d bytes more: %w", d.digester.left, ErrOutOfOrder)
 	}
-	_, bad, err := d.digester.readTrailer(d.trailer, *d.seal)
+	name, bad, err := d.digester.readTrailer(d.trailer, *d.seal)
 	if err == nil && len(bad) > 0 {
 		err = fmt.Errorf("delta: %d of %d MiB, the first at byte %d: %w", len(bad), blockCount(d.seal.BodyBytes), bad[0]*BlockBytes, ErrMismatch)
 	}
 	if err != nil {
 		return err
 	}
+	d.name = &name
 	return io.EOF
 }
 
@@ -245,8 +251,9 @@ func (s *streamReader) readChunks(p []byte, off int64) error {
 	n, err := io.CopyN(io.Discard, s.r, off-s.at)
 	s.at += n
 	if err == nil {
-		n, err := io.ReadFull(s.r, p)
-		s.at += int64(n)
+		var got int
+		got, err = io.ReadFull(s.r, p)
+		s.at += int64(got)
 		if err == nil {
 			return nil
 		}

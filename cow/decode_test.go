@@ -214,6 +214,22 @@ func TestDecoderRefuses(t *testing.T) {
 	}
 }
 
+// Why a pipe could not be read is told, wherever that was.
+func TestDecoderOfAPipeThatFails(t *testing.T) {
+	const c = 512
+	store := buildStore(c, inOrder(c, 1, 2, 9), func(exception) []byte { return randomBytes(1, c) })
+	bad := errors.New("the line broke")
+	for at := range len(store) {
+		d, err := NewDecoder(io.MultiReader(bytes.NewReader(store[:at]), iotest.ErrReader(bad)))
+		for err == nil {
+			_, err = d.Next(make([]byte, c), nil)
+		}
+		if !errors.Is(err, bad) && at < len(store) {
+			t.Fatalf("at byte %d: %v", at, err)
+		}
+	}
+}
+
 func BenchmarkDecoder(b *testing.B) {
 	const c = 4096
 	r := rand.New(rand.NewPCG(1, 2))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -410,6 +411,10 @@ func TestVerifyErrors(t *testing.T) {
 	}
 	if n := body.reads.Load(); n > 10 {
 		t.Errorf("%d blocks were read", n)
+	}
+	lost := &Digests{seal: digests.seal, r: &failing{volume: volume{data: nil}, end: math.MaxInt64, err: io.ErrClosedPipe}}
+	if err := lost.Verify(t.Context(), body.ReaderAt, OfNew, func(int64) {}, func(int64) {}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the digests can't be read: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
