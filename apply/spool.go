@@ -60,16 +60,19 @@ func (s *spooling) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// input is the spool as a delta to merge, of which nothing is kept behind the second
-// reading. That is so only of a sealed one, whose parts are read in the order in which
-// they lie there: of another, what lies between two parts that were read may be still
-// to come.
+// input is the spool as a delta to merge. Behind the second reading, nothing is kept of
+// a sealed one, whose parts are read in the order in which they lie there. Of another,
+// what lies between two parts that were read may be still to come: it is only not kept
+// in the page cache.
 func (s *spoolFile) input() input {
-	in := input{ReaderAt: s, toMerge: s, sizeBytes: s.size, taken: s.taken}
+	var behind cached = onlyRead{s.File}
 	if s.taken != nil {
-		in.toMerge = &oneReading{r: s, trail: trail{file: usedUp{s}, windowBytes: windowBytes}}
+		behind = usedUp{s}
 	}
-	return in
+	return input{
+		ReaderAt: s, sizeBytes: s.size, taken: s.taken,
+		toMerge: &oneReading{r: s, trail: trail{file: behind, windowBytes: windowBytes}},
+	}
 }
 
 // kept fails if a part of the spool could not be written out: what was read of it may
