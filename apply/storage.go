@@ -197,10 +197,8 @@ const (
 
 // removeParts removes what replaceFile left beside path when the process was killed.
 func removeParts(s storage, path string) error {
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
+	// A directory that can't be listed may be one that can be written to.
+	entries, _ := os.ReadDir(filepath.Dir(path))
 	for _, e := range entries {
 		random, isPart := strings.CutPrefix(e.Name(), filepath.Base(path)+partInfix)
 		if random, isSuffix := strings.CutSuffix(random, partSuffix); isPart && isSuffix && isRandom(random) {

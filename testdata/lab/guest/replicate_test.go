@@ -25,11 +25,15 @@ type replication struct {
 
 // shim stands in front of a program. It counts, and before the step whose number is
 // in a file beside the count, the power fails on both hosts.
+// Both ends of a pipe begin at once, and one may be killed while it counts.
 const shim = `#!/bin/sh
+exec 8>>%[1]s.lock
+flock 8
 n=$(($(cat %[1]s) + 1))
-echo $n >%[1]s
+echo $n >%[1]s.next
+mv %[1]s.next %[1]s
 if [ $n = "$(cat %[1]s.last)" ]; then kill -9 0; fi
-exec %[2]s "$@"
+exec %[2]s "$@" 8>&-
 `
 
 // ssh runs the command here. Its host says whether the line breaks down.
