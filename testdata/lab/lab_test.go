@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// deviceTests are about the devices that ddsfs makes, and some more, so that they take
-// as long as the rest.
-const deviceTests = "^Test(Attach|Kernel|Mapped|Udev|Replicate|Rounds)"
+// deviceTests are about the devices that ddsfs makes, and some more, so that they and
+// TestPowerCut take as long as the rest.
+const deviceTests = "^Test(Attach|Kernel|Mapped|Udev|Rounds)"
 
 // TestScenarios boots one guest for all of them but those of TestDevices, or for
 // those below it that go test -run names: TestScenarios/TestPair/chunk=512.
