@@ -91,6 +91,8 @@ func TestDecide(t *testing.T) {
 		{"touched, proof", delta(func(f *facts) { f.baseCheck = true }), holding("A", func(k *known) { k.touched = "x" }), false, "not as the last merge left it", nil},
 		{"touched, full", delta(func(f *facts) { f.full = true }), holding("A", func(k *known) { k.touched = "x" }), false, "merge", nil},
 		{"no identity", delta(func(f *facts) { f.base = "" }), holding("A", nil), false, "warned", []uint64{1, 2}},
+		{"no identity, proof", delta(func(f *facts) { f.base, f.baseCheck = "", true }), holding("A", nil), false, "prove", []uint64{1, 2}},
+		{"no identity, proof, the user's word", delta(func(f *facts) { f.base, f.baseCheck = "", true }), holding("A", nil), true, "merge", []uint64{1, 2}},
 		{"grown, covered", delta(func(f *facts) { f.volumeBytes = volume + 4096; f.changed = chunks(1, 100) }), holding("A", nil), false, "merge", []uint64{1, 100}},
 		{"grown, not covered", delta(func(f *facts) { f.volumeBytes = volume + 8192; f.changed = chunks(1, 100) }), holding("A", nil), false, "grew", nil},
 
