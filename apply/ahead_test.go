@@ -75,14 +75,11 @@ func TestComparedIsAskedFor(t *testing.T) {
 		{"zeros are written", 0, true, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "target")
 			before := bytes.Clone(volume)
 			for chunk := 2 + 3*int(test.done); chunk < 3*chunks; chunk += 3 {
 				clear(before[chunk*c : min(len(before), (chunk+1)*c)])
 			}
-			if err := os.WriteFile(path, before, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			path := newTargetFile(t, before)
 			f, err := disk{}.openTarget(path, toWrite)
 			if err != nil {
 				t.Fatal(err)
@@ -93,13 +90,7 @@ func TestComparedIsAskedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer target.Close()
-			decoder, err := cow.NewDecoderAt(d, d.Size())
-			if err != nil {
-				t.Fatal(err)
-			}
-			var result Result
-			err = merge(context.Background(), decoder, func() {}, target, test.done, chunks, Options{WriteZeros: test.all}, &result, nil, func(int64) error { return nil })
-			if err != nil {
+			if _, err := mergeDelta(t.Context(), t, d, target, test.done, chunks, Options{WriteZeros: test.all}, nil); err != nil {
 				t.Fatal(err)
 			}
 			if watched.reads != test.wantReads || len(watched.wanted) != test.wantReads {
@@ -154,12 +145,7 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		decoder, err := cow.NewDecoderAt(d, d.Size())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		var result Result
+		ctx, cancel := context.WithCancel(t.Context())
 		var done int64
 		checkpoints := 0
 		o := Options{checkpointBytes: every * c}
@@ -170,12 +156,11 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 				}
 			}}
 		}
-		err = merge(ctx, decoder, func() {}, target, 0, chunks/2, o, &result, nil, func(chunks int64) error {
+		_, err = mergeDelta(ctx, t, d, target, 0, chunks/2, o, func(chunks int64) {
 			if checkpoints++; checkpoints != watched.count {
 				t.Errorf("checkpoint %d behind %d flushes", checkpoints, watched.count)
 			}
 			done = chunks
-			return nil
 		})
 		switch {
 		case failsAt == 0 && (!errors.Is(err, context.Canceled) || done == 0):
@@ -188,6 +173,23 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 		cancel()
 		target.Close()
 	}
+}
+
+// mergeDelta merges a delta of so many chunks of which some are known to be there, and
+// tells checkpoint, if it is set, how many are durable.
+func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *target, done, chunks int64, o Options, checkpoint func(chunks int64)) (result Result, err error) {
+	t.Helper()
+	decoder, err := cow.NewDecoderAt(d, d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = merge(ctx, decoder, func() {}, target, done, chunks, o, &result, nil, func(chunks int64) error {
+		if checkpoint != nil {
+			checkpoint(chunks)
+		}
+		return nil
+	})
+	return result, err
 }
 
 // newTargetFile makes a file that holds b.
@@ -215,16 +217,10 @@ func TestListThatLostChunks(t *testing.T) {
 	}
 	defer target.Close()
 	for total, right := range map[int64]bool{10: true, 11: false} {
-		decoder, err := cow.NewDecoderAt(d, d.Size())
-		if err != nil {
-			t.Fatal(err)
-		}
-		var result Result
-		err = merge(context.Background(), decoder, func() {}, target, 0, total, Options{}, &result, nil, func(chunks int64) error {
+		_, err := mergeDelta(t.Context(), t, d, target, 0, total, Options{}, func(chunks int64) {
 			if chunks == 10 && !right {
 				t.Error("it is recorded as done")
 			}
-			return nil
 		})
 		if (err == nil) != right {
 			t.Errorf("10 chunks, and %d before: %v", total, err)
@@ -251,12 +247,8 @@ func TestPagesOfZeros(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer target.Close()
-	decoder, err := cow.NewDecoderAt(d, d.Size())
+	result, err := mergeDelta(t.Context(), t, d, target, 0, 1, Options{}, nil)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var result Result
-	if err := merge(context.Background(), decoder, func() {}, target, 0, 1, Options{}, &result, nil, func(int64) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, volume) {

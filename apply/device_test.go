@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -179,5 +180,33 @@ func TestBaseCheckAndUndo(t *testing.T) {
 			}
 			mustHold(t, wrong, other)
 		})
+	}
+}
+
+// A device may end within a sector, of which nothing can be written.
+func TestDeviceThatEndsWithinASector(t *testing.T) {
+	const sector, volumeBytes = 4096, 1<<20 + 512
+	before := make([]byte, volumeBytes)
+	file := newFile(t, "target", before)
+	target := loopDevice(t, file)
+	device, err := os.OpenFile(target, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_BLOCK_SIZE, sector)
+	device.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bytes, refused := range map[int64]bool{volumeBytes: true, 1 << 20: false} {
+		s := sealed(t, repeated{}, bytes)
+		_, err := apply.Pipe(context.Background(), throughPipe(t, io.NewSectionReader(s, 0, s.Size())), target, apply.Options{StateDir: t.TempDir(), SpoolDir: t.TempDir()})
+		var no *apply.RefusedError
+		if refused != errors.As(err, &no) || !refused && err != nil {
+			t.Errorf("a volume of %d bytes: %v", bytes, err)
+		}
+		if refused && (err == nil || !strings.Contains(err.Error(), "sectors of 4096 bytes")) {
+			t.Error(err)
+		}
 	}
 }

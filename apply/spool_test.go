@@ -87,17 +87,23 @@ func TestSpoolTooSmallForASealedDelta(t *testing.T) {
 	mustHold(t, target, before)
 }
 
+// deceivedFileSystem is the root of a file system that believes that it has more room
+// than its disk.
+func deceivedFileSystem(t *testing.T, diskBytes, believedBytes int64) string {
+	t.Helper()
+	disk := smallFileSystem(t, diskBytes) + "/disk"
+	sparse(t, disk, believedBytes)
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	return mounted(t, "ext4", map[string]string{"source": loopDevice(t, disk)})
+}
+
 // A disk may take what is spooled, and not be able to keep it. What is read from there
 // is then worth nothing, wherever it came from.
 func TestSpoolThatIsNotKept(t *testing.T) {
 	const volumeBytes = 32 << 20
-	// The file system believes that it has more room than its disk.
-	disk := smallFileSystem(t, 16<<20) + "/disk"
-	sparse(t, disk, 256<<20)
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, out)
-	}
-	dir := mounted(t, "ext4", map[string]string{"source": loopDevice(t, disk)})
+	dir := deceivedFileSystem(t, 16<<20, 256<<20)
 	s := sealed(t, repeated{}, volumeBytes)
 	whole := io.NewSectionReader(s, 0, s.Size())
 	target := newFile(t, "target", make([]byte, volumeBytes))
@@ -169,12 +175,7 @@ func TestSpoolInAnyOrder(t *testing.T) {
 // A target's disk may take what is written, and not be able to keep it.
 func TestTargetThatIsNotKept(t *testing.T) {
 	const volumeBytes = 96 << 20
-	disk := smallFileSystem(t, 48<<20) + "/disk"
-	sparse(t, disk, 512<<20)
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, out)
-	}
-	target := mounted(t, "ext4", map[string]string{"source": loopDevice(t, disk)}) + "/target"
+	target := deceivedFileSystem(t, 48<<20, 512<<20) + "/target"
 	sparse(t, target, volumeBytes)
 	s := sealed(t, repeated{}, volumeBytes)
 	_, err := apply.Pipe(context.Background(), throughPipe(t, io.NewSectionReader(s, 0, s.Size())), target, apply.Options{StateDir: t.TempDir(), Stream: true})
