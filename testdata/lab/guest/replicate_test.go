@@ -24,8 +24,8 @@ type replication struct {
 }
 
 // shim stands in front of a program. It counts, and before the step whose number is
-// in a file beside the count, the power fails on both hosts.
-// Both ends of a pipe begin at once, and one may be killed while it counts.
+// in a file beside the count, the power fails on both hosts. Both ends of a pipe begin
+// at once, and one may be killed while it counts.
 const shim = `#!/bin/sh
 exec 8>>%[1]s.lock
 flock 8
