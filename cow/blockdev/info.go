@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // sysfs is where the kernel shows each block device by its number.
@@ -92,28 +90,14 @@ func (i Info) id() storeID {
 
 // backing is what a loop device shows; of anything else, itself.
 func (i Info) backing() (storeID, error) {
-	if _, err := i.attribute("loop/backing_file"); !i.Block || err != nil {
-		return i.id(), nil
-	}
-	return loopBacking(i.Path)
-}
-
-// loopBacking asks a loop device what it shows. Its file's name would not do: the
-// file may have another by now, or none.
-func loopBacking(path string) (storeID, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	loop, err := i.loopDevice()
 	if err != nil {
 		return storeID{}, err
 	}
-	defer f.Close()
-	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if err != nil {
-		return storeID{}, fmt.Errorf("%s: ask what the loop device shows: %w", path, err)
+	if loop == nil || loop.shows == (storeID{}) {
+		return i.id(), nil
 	}
-	if status.Rdevice != 0 {
-		return storeID{block: true, device: status.Rdevice}, nil
-	}
-	return storeID{device: status.Device, inode: status.Inode}, nil
+	return loop.shows, nil
 }
 
 // Holders are the kernel's names of the devices that are stacked on this one,
@@ -156,31 +140,14 @@ func (i Info) LoopDevices() ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	loops, err := loopDevices()
 	if err != nil {
 		return nil, err
 	}
 	var infos []Info
-	for _, attribute := range all {
-		dir := filepath.Dir(filepath.Dir(attribute))
-		path := filepath.Join("/dev", filepath.Base(dir))
-		id, err := loopBacking(path)
-		if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
-			continue // detached meanwhile, or without a node here
-		}
-		if err != nil {
-			return nil, err
-		}
-		number, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if err != nil {
-			continue
-		}
-		loop, err := numberedInfo(path, number)
-		if err != nil {
-			return nil, err
-		}
-		if (id == mine || id == i.id()) && !(i.Block && loop.Same(i)) {
-			infos = append(infos, loop)
+	for _, l := range loops {
+		if (l.shows == mine || l.shows == i.id()) && !(i.Block && l.Same(i)) {
+			infos = append(infos, l.Info)
 		}
 	}
 	return infos, nil

@@ -3,7 +3,6 @@ package blockdev
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -119,7 +118,7 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 		}
 		return Counter{Inode: st.Ino, ModifiedNS: st.Mtim.Nano(), AttributeNS: st.Ctim.Nano()}, nil
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := bootID()
 	if err != nil {
 		return Counter{}, err
 	}
@@ -136,7 +135,7 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 	if err != nil {
 		return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
 	}
-	c := Counter{BootID: strings.TrimSpace(string(boot)), WrittenSectors: written}
+	c := Counter{BootID: boot, WrittenSectors: written}
 	if len(fields) >= 14 {
 		if c.DiscardedSectors, err = strconv.ParseUint(fields[13], 10, 64); err != nil {
 			return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
@@ -145,39 +144,11 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 	return c, nil
 }
 
-// loopPart tells which part of its file a loop device shows.
-func (i Info) loopPart() string {
-	offset, offsetErr := i.attribute("loop/offset")
-	limit, limitErr := i.attribute("loop/sizelimit")
-	if offsetErr != nil || limitErr != nil || offset == "0" && limit == "0" {
-		return ""
-	}
-	return fmt.Sprintf("@%s+%s", offset, limit)
-}
-
-// diskKey is what the hardware calls itself, with the number of a partition.
-func (i Info) diskKey() string {
-	// The link leads to the partition's folder in its disk's.
-	dir, err := filepath.EvalSymlinks(i.dir())
-	if err != nil {
-		return ""
-	}
-	suffix := ""
-	if part, err := i.attribute("partition"); err == nil {
-		dir, suffix = filepath.Dir(dir), "-part"+part
-	}
-	for _, attribute := range []string{"wwid", "device/wwid", "serial", "device/serial"} {
-		b, err := os.ReadFile(filepath.Join(dir, attribute))
-		if id := strings.TrimSpace(string(b)); err == nil && id != "" {
-			return "disk:" + id + suffix
-		}
-	}
-	return ""
-}
-
-// Key names the device or file so that the name survives a reboot, and a rename
-// of a device-mapper device: the dm uuid, what the hardware calls itself, the file
-// that a loop device shows, or the resolved path.
+// Key names the device or file so that the name survives a rename of a
+// device-mapper device and, as [KeySurvivesReboot] tells, a reboot: the dm uuid, the
+// file that a loop device shows, what the hardware calls itself if no other disk has
+// that name, a link below /dev/disk or /dev/zvol by which it was opened, or the
+// resolved path. [Info.KeyAliases] has its other names.
 func (i Info) Key() (string, error) {
 	if i.Block {
 		if uuid := i.DMUUID(); uuid != "" {
@@ -186,21 +157,12 @@ func (i Info) Key() (string, error) {
 		if name := i.DMName(); name != "" {
 			return "dm-name:" + name, nil
 		}
-		if backing, err := i.attribute("loop/backing_file"); err == nil {
-			return "loop:" + backing + i.loopPart(), nil
+		if key := i.loopKey(); key != "" {
+			return key, nil
 		}
-		if key := i.diskKey(); key != "" {
+		if key, unique := i.diskKey(); unique {
 			return key, nil
 		}
 	}
-	path, err := filepath.Abs(i.Path)
-	if err != nil {
-		return "", err
-	}
-	// A path through another process's root or a mount without a name can be
-	// opened and not resolved.
-	if resolved, err := filepath.EvalSymlinks(path); err == nil {
-		path = resolved
-	}
-	return "path:" + path, nil
+	return pathKey(i.Path)
 }

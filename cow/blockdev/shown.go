@@ -1,0 +1,133 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// deletedSuffix is what the kernel adds to the name of a file that was removed.
+const deletedSuffix = " (deleted)"
+
+// loopDevice is a loop device that shows something.
+type loopDevice struct {
+	Info
+	// shows is the file or device that it shows, of which nothing is known if it is
+	// its zero value, and name the file's name when it was opened.
+	shows storeID
+	name  string
+	// start and length are the part that it shows, in bytes. It ends with what it
+	// shows if length is 0.
+	start, length int64
+}
+
+// loopDevices are all that show something.
+func loopDevices() ([]loopDevice, error) {
+	all, err := filepath.Glob(filepath.Join(blockDir, "loop*/loop/backing_file"))
+	if err != nil {
+		return nil, err
+	}
+	var loops []loopDevice
+	for _, attribute := range all {
+		i, err := folderInfo(filepath.Dir(filepath.Dir(attribute)))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		l, err := i.loopDevice()
+		if err != nil {
+			return nil, err
+		}
+		if l != nil {
+			loops = append(loops, *l)
+		}
+	}
+	return loops, nil
+}
+
+// loopDevice tells what a loop device shows. It is nil of anything else, and of a
+// loop device that shows nothing.
+func (i Info) loopDevice() (*loopDevice, error) {
+	if !i.Block {
+		return nil, nil
+	}
+	name, err := i.attribute("loop/backing_file")
+	if err != nil {
+		return nil, nil
+	}
+	l := &loopDevice{Info: i, name: name}
+	for attribute, value := range map[string]*int64{"offset": &l.start, "sizelimit": &l.length} {
+		text, err := i.attribute("loop/" + attribute)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // it was detached meanwhile
+		}
+		if err == nil {
+			*value, err = strconv.ParseInt(text, 10, 64)
+		}
+		if err == nil && *value < 0 {
+			err = strconv.ErrRange
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: the part of %s that it shows: %s %q: %w", i.Path, name, attribute, text, err)
+		}
+	}
+	if l.shows, err = i.asked(); err == nil || errors.Is(err, unix.ENXIO) {
+		if err != nil {
+			return nil, nil
+		}
+		return l, nil
+	}
+	// Whoever may not open it, or has no node of it, has the file's name. By now, that
+	// may be another file's, or none.
+	if found, err := Lookup(name); err == nil {
+		l.shows = found.id()
+	}
+	return l, nil
+}
+
+// asked is what a loop device says that it shows. Its file's name would not do: the
+// file may have another by now, or none.
+func (i Info) asked() (storeID, error) {
+	f, err := os.OpenFile(i.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return storeID{}, err
+	}
+	defer f.Close()
+	if found, err := Stat(f); err != nil || !found.Same(i) {
+		return storeID{}, fmt.Errorf("%s: it is not the loop device %s: %w", i.Path, i.Number(), errors.Join(err, fs.ErrNotExist))
+	}
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return storeID{}, fmt.Errorf("%s: ask what the loop device shows: %w", i.Path, err)
+	}
+	if status.Rdevice != 0 {
+		return storeID{block: true, device: status.Rdevice}, nil
+	}
+	return storeID{device: status.Device, inode: status.Inode}, nil
+}
+
+// lookup finds what the loop device shows by its name, nil if it has another by now.
+func (l *loopDevice) lookup() *Info {
+	found, err := Lookup(l.name)
+	if err != nil || found.id() != l.shows {
+		return nil
+	}
+	return &found
+}
+
+// loopPart is the part of a file that a loop device shows, "" if it is all of it.
+func (i Info) loopPart() string {
+	offset, offsetErr := i.attribute("loop/offset")
+	limit, limitErr := i.attribute("loop/sizelimit")
+	if offsetErr != nil || limitErr != nil || offset == "0" && limit == "0" {
+		return ""
+	}
+	return fmt.Sprintf("@%s+%s", offset, limit)
+}
