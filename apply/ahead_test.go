@@ -183,7 +183,7 @@ func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *target,
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = merge(ctx, decoder, func() {}, target, done, chunks, o, &result, nil, func(chunks int64) error {
+	err = merge(ctx, decoder, func() {}, target, nil, done, chunks, o, &result, nil, func(chunks int64) error {
 		if checkpoint != nil {
 			checkpoint(chunks)
 		}

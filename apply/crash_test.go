@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 )
 
@@ -36,6 +37,7 @@ type faulty struct {
 	count int
 	files []*faultyFile
 	names []func() error // undo what was done to names since they were made durable
+	dirs  []string       // in which a file was made
 }
 
 // step counts an operation, and says whether it is to fail.
@@ -77,6 +79,7 @@ func (s *faulty) create(path string) (file, error) {
 		return nil, err
 	}
 	s.names = append(s.names, func() error { return s.disk.remove(path) })
+	s.dirs = append(s.dirs, filepath.Dir(path))
 	return s.track(f, path)
 }
 
@@ -149,6 +152,18 @@ func (s *faulty) crash(l loss, r *rand.Rand) error {
 	}
 	if l == loseNothing {
 		return nil
+	}
+	for _, dir := range s.dirs {
+		// After it, there is another boot.
+		pages, err := filepath.Glob(filepath.Join(dir, "*.page"))
+		if err != nil {
+			return err
+		}
+		for _, page := range pages {
+			if err := os.Remove(page); err != nil {
+				return err
+			}
+		}
 	}
 	// Names change in their order: what is lost is the last of them.
 	keep := 0
@@ -347,6 +362,12 @@ func (r *rig) mustRead(path string) []byte {
 
 func (r *rig) options(undo string) Options {
 	return Options{StateDir: filepath.Join(r.dir, "state"), SpoolDir: r.dir, Undo: undo, checkpointBytes: 4 * rigChunk, windowBytes: 3 * rigChunk}
+}
+
+// records are what is recorded of targets.
+func (r *rig) records() ([]*record.Record, error) {
+	records, damaged, err := record.Dir{Path: filepath.Join(r.dir, "state")}.List()
+	return records, errors.Join(append(damaged, err)...)
 }
 
 func (r *rig) mustApply(delta, undo string) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 )
 
@@ -110,12 +111,17 @@ func (d *delta) volumeBytes() int64 {
 	return d.seal.VolumeBytes
 }
 
-// facts are what decides whether it may be merged.
-func (d *delta) facts() facts {
+// facts are what decides whether it may be merged into a target of that size. Which
+// chunks it has is not known of one that streams in.
+func (d *delta) facts(targetBytes int64) record.Delta {
 	base, new := d.identities()
-	return facts{
-		name: d.name(), base: base, new: new, full: d.full(), baseCheck: d.seal != nil && d.seal.BaseCheck,
-		volumeBytes: d.volumeBytes(), chunkBytes: d.header.ChunkBytes, changed: d.changed,
+	end := targetBytes
+	if d.seal != nil {
+		end = min(end, d.seal.VolumeBytes)
+	}
+	return record.Delta{
+		Name: d.name(), Base: base, New: new, Full: d.full(), BaseCheck: d.seal != nil && d.seal.BaseCheck,
+		VolumeBytes: d.volumeBytes(), Chunks: record.NewChunks(d.changed, d.header.ChunkBytes, end), EndBytes: end,
 	}
 }
 

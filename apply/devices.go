@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -256,7 +257,7 @@ func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...block
 	if err := m.target.Sync(); err != nil {
 		return nil, fmt.Errorf("target %s: flush: %w", m.target.path, err)
 	}
-	before, err := m.target.fingerprint()
+	before, err := m.evidenceNow()
 	if err != nil {
 		return nil, err
 	}
@@ -270,12 +271,33 @@ func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...block
 	return d, nil
 }
 
+// evidenceNow is evidence for a moment, kept nowhere.
+func (m *merger) evidenceNow() (*record.Evidence, error) {
+	subject, done, err := m.target.subject()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return record.Take(subject, nil, nil, m.random)
+}
+
+// differs tells in what the target differs from the evidence of a moment ago, "" if in
+// nothing.
+func (m *merger) differs(before *record.Evidence) (string, error) {
+	subject, done, err := m.target.subject()
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	return before.Touched(subject, nil)
+}
+
 // handOver gives the target to the device mapper.
 //
 // It claims what its tables lie on, so that our own claim has to go first. Whoever
 // came in between is found out by looking once more when the device mapper has it:
 // nobody else has it open, and it is what it was.
-func (m *merger) handOver(l *lower, d mapped, before Fingerprint, readOnly bool, table []blockdev.Target) error {
+func (m *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly bool, table []blockdev.Target) error {
 	if err := m.target.release(); err != nil {
 		return err
 	}
@@ -293,11 +315,11 @@ func (m *merger) handOver(l *lower, d mapped, before Fingerprint, readOnly bool,
 	if err := m.target.Sync(); err != nil {
 		return fmt.Errorf("target %s: flush: %w", m.target.path, err)
 	}
-	now, err := m.target.fingerprint()
+	why, err := m.differs(before)
 	if err != nil {
 		return err
 	}
-	if why := before.differs(now); why != "" {
+	if why != "" {
 		return m.target.refused("somebody wrote to it just now: %s", why)
 	}
 	if err := m.unchanged(); err != nil {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"syscall"
 	"time"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -17,7 +19,7 @@ import (
 const pollInterval = 200 * time.Millisecond
 
 // follow waits until the kernel has merged, and brings it to its end.
-func (k *kernelMerger) follow(ctx context.Context, r *Record, device mapped) (Result, error) {
+func (k *kernelMerger) follow(ctx context.Context, r *record.Record, device mapped) (Result, error) {
 	from := r.Merging.Kernel
 	if err := device.MakeNode(); err != nil {
 		k.o.warn(fmt.Sprintf("the kernel merges, and its device has no name: %v", err))
@@ -29,14 +31,20 @@ func (k *kernelMerger) follow(ctx context.Context, r *Record, device mapped) (Re
 	}
 	new := r.Merging.New
 	result.VolumeBytes, result.Base, result.New, result.Digest = new.VolumeBytes, r.Merging.Base, new.Snapshot, new.Delta
+	began := time.Now()
 	before, err := k.wait(ctx, r, device)
+	var done *record.Record
 	if err == nil {
-		err = k.settle(r, device)
+		run := record.Run{
+			Began: began.UTC().Truncate(time.Second), Seconds: math.Round(time.Since(began).Seconds()*1000) / 1000,
+			Chunks: from.Chunks, DataBytes: from.Chunks * c, WrittenBytes: (from.Chunks - before) * c,
+		}
+		done, err = k.settle(r, device, run)
 	}
 	if err != nil {
 		// From now on nobody looks whether the device is written to.
 		from.Unwatched = true
-		return Result{}, errors.Join(err, k.state.save(r))
+		return Result{}, errors.Join(err, k.state.Save(r))
 	}
 	result.ResumedBytes = before * c
 	result.WrittenBytes = result.DataBytes - result.ResumedBytes
@@ -47,12 +55,12 @@ func (k *kernelMerger) follow(ctx context.Context, r *Record, device mapped) (Re
 	}
 	// The store goes last: until here it is what a merge would go on from. It is not
 	// in use any more, as the device shows the target, or is gone.
-	return result, errors.Join(err, k.removeUsedUp(r), k.state.removeOther(k.key, r.WrittenFile))
+	return result, errors.Join(err, k.removeUsedUp(r), k.state.Tidy(k.key, done))
 }
 
 // wait waits until the kernel has merged all. It returns how many chunks it had
 // merged before.
-func (k *kernelMerger) wait(ctx context.Context, r *Record, device mapped) (before int64, err error) {
+func (k *kernelMerger) wait(ctx context.Context, r *record.Record, device mapped) (before int64, err error) {
 	from := r.Merging.Kernel
 	before = -1
 	poll := time.NewTicker(k.o.pollInterval())
@@ -89,14 +97,14 @@ func (k *kernelMerger) wait(ctx context.Context, r *Record, device mapped) (befo
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.target.path, device.Path(), resumeWith(k.target.path))
+			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.target.path, device.Path(), record.ResumeWith(k.target.path))
 		}
 	}
 }
 
 // noteWrites records durably that somebody wrote to the device, as soon as that
 // shows. The target then holds more than the delta says.
-func (k *kernelMerger) noteWrites(r *Record, device mapped) error {
+func (k *kernelMerger) noteWrites(r *record.Record, device mapped) error {
 	counter, err := device.Counter()
 	if err != nil || counter.WrittenSectors == 0 && counter.DiscardedSectors == 0 {
 		return err
@@ -104,12 +112,12 @@ func (k *kernelMerger) noteWrites(r *Record, device mapped) error {
 	return k.touch(r)
 }
 
-func (k *kernelMerger) touch(r *Record) error {
+func (k *kernelMerger) touch(r *record.Record) error {
 	if r.Touched != "" {
 		return nil
 	}
-	r.Touched = r.Merging.Kernel.touched()
-	return k.state.save(r)
+	r.Touched = r.Merging.Kernel.TouchedBy()
+	return k.state.Save(r)
 }
 
 // settle takes the store out of use when the kernel has merged all of it, and
@@ -125,54 +133,53 @@ func (k *kernelMerger) touch(r *Record) error {
 //  4. the record says that it is done.
 //
 // Stopped before 4, the same is found again: the store is still there, and empty.
-func (k *kernelMerger) settle(r *Record, device mapped) error {
+func (k *kernelMerger) settle(r *record.Record, device mapped, run record.Run) (*record.Record, error) {
 	table, err := device.Table()
 	if err != nil {
-		return k.unfinished(err)
+		return nil, k.unfinished(err)
 	}
 	if isMerging(table) {
 		if err := k.checkUsedUp(table[0]); err != nil {
-			return k.unfinished(err)
+			return nil, k.unfinished(err)
 		}
 	}
 	if err := k.target.Sync(); err != nil {
-		return k.unfinished(fmt.Errorf("flush: %w", err))
+		return nil, k.unfinished(fmt.Errorf("flush: %w", err))
 	}
 	if isMerging(table) {
 		below, _, _ := strings.Cut(table[0].Params, " ")
 		linear := blockdev.Target{Sectors: table[0].Sectors, Type: blockdev.KindLinear, Params: below + " 0"}
 		if err := device.Load(false, linear); err != nil {
-			return k.unfinished(err)
+			return nil, k.unfinished(err)
 		}
 	}
 	if err := device.Suspend(); err != nil {
-		return k.unfinished(err)
+		return nil, k.unfinished(err)
 	}
-	fingerprint, err := k.still(r, device)
+	evidence, err := k.still(r, device)
 	if err := errors.Join(err, device.Resume(false)); err != nil {
-		return k.unfinished(err)
+		return nil, k.unfinished(err)
 	}
-	content := r.Merging.New
 	done := *r
-	done.Holds, done.Merging, done.Fingerprint = &content, nil, &fingerprint
-	if err := k.state.save(&done); err != nil {
-		return k.unfinished(fmt.Errorf("it is merged, but that could not be recorded: %w", err))
+	done.Finish(time.Now(), run, evidence)
+	if err := k.state.Save(&done); err != nil {
+		return nil, k.unfinished(fmt.Errorf("it is merged, but that could not be recorded: %w", err))
 	}
-	return nil
+	return &done, nil
 }
 
 // still is what the target looks like while nobody can write to it.
-func (k *kernelMerger) still(r *Record, device mapped) (Fingerprint, error) {
+func (k *kernelMerger) still(r *record.Record, device mapped) (*record.Evidence, error) {
 	counter, err := device.Counter()
 	if err != nil {
-		return Fingerprint{}, err
+		return nil, err
 	}
 	if r.Touched == "" && (counter.WrittenSectors > 0 || counter.DiscardedSectors > 0) {
 		// It is recorded with the rest.
-		r.Touched = r.Merging.Kernel.touched()
+		r.Touched = r.Merging.Kernel.TouchedBy()
 	}
 	if err := blockdev.DropCache(k.target.os()); err != nil {
-		return Fingerprint{}, err
+		return nil, err
 	}
-	return k.target.fingerprint()
+	return k.evidence(r.Evidence, r.Merging.Changes)
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -28,9 +29,6 @@ type KernelOptions struct {
 
 // ErrNoKernelMerge says that there is no merge by the kernel to resume.
 var ErrNoKernelMerge = errors.New("no merge by the kernel is under way")
-
-// mergePrefix is that of the dm uuids of devices through which the kernel merges.
-const mergePrefix = oursPrefix + "merge-"
 
 // DefaultName is what the device of a target is called where nobody says.
 func DefaultName(targetPath string) string { return "ddsfs-" + filepath.Base(targetPath) }
@@ -69,11 +67,11 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 		if d.seal == nil && o.Consume {
 			return Result{}, fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one: do without --consume", path)
 		}
-		how, err := k.decide(d.facts(), d.seal)
+		how, err := k.decide(d.facts(k.target.size), d)
 		if err != nil {
 			return Result{}, err
 		}
-		done = how.done
+		done = how.Verdict == record.Done
 	}
 	switch {
 	case o.DryRun || done:
@@ -130,7 +128,7 @@ func KernelResume(ctx context.Context, targetPath string, o KernelOptions) (Resu
 	switch {
 	case m.known.Record == nil:
 		return Result{}, fmt.Errorf("target %s: nothing is recorded of it in %s", targetPath, o.StateDir)
-	case m.known.Merging.kernel() == nil:
+	case m.known.ByKernel() == nil:
 		return Result{}, fmt.Errorf("target %s: %w", targetPath, ErrNoKernelMerge)
 	}
 	return k.resume(ctx)
@@ -138,23 +136,24 @@ func KernelResume(ctx context.Context, targetPath string, o KernelOptions) (Resu
 
 // underWay is the record of a target if the kernel has begun to merge into it and
 // that is not finished.
-func underWay(targetPath string, o KernelOptions) (*Record, error) {
-	path, err := recordOf(o.StateDir, targetPath)
+func underWay(targetPath string, o KernelOptions) (*record.Record, error) {
+	key, err := keyOf(targetPath)
 	if err != nil {
 		return nil, err
 	}
-	r, err := readRecord(path)
-	if err != nil || r == nil || r.Merging.kernel() == nil {
-		return nil, err
+	r, err := record.Dir{Path: o.StateDir}.Load(key)
+	var damaged *record.DamagedError
+	if r.ByKernel() == nil || errors.As(err, &damaged) {
+		return nil, nil
 	}
-	return r, nil
+	return r, err
 }
 
 // resumeSame resumes a merge if it is that of the delta with the name.
-func resumeSame(ctx context.Context, r *Record, name, targetPath string, o KernelOptions) (Result, error) {
+func resumeSame(ctx context.Context, r *record.Record, name, targetPath string, o KernelOptions) (Result, error) {
 	if name == "" || name != r.Merging.New.Delta {
 		return Result{}, &RefusedError{targetPath, fmt.Sprintf("the kernel has begun to merge another delta into it, from %s to %s: %s; then apply this one",
-			nameOf(r.Merging.Base), nameOf(r.Merging.New.Snapshot), resumeWith(targetPath))}
+			record.NameOf(r.Merging.Base), record.NameOf(r.Merging.New.Snapshot), record.ResumeWith(targetPath))}
 	}
 	o.Name = "" // the name that it has is kept, also where the device must be made again
 	return KernelResume(ctx, targetPath, o)
@@ -176,7 +175,7 @@ func openKernel(targetPath string, o KernelOptions) (*kernelMerger, error) {
 		return nil, err
 	}
 	_, err = m.target.sectors()
-	if err == nil && m.known.Record != nil && m.known.Merging.kernel() != nil {
+	if err == nil && m.known.Record != nil && m.known.ByKernel() != nil {
 		err = m.target.refused("another apply has just begun to have the kernel merge into it")
 	}
 	if err != nil {
@@ -215,10 +214,10 @@ func (k *kernelMerger) look(ctx context.Context, name string, in input) (Result,
 	if err != nil {
 		return Result{}, err
 	}
-	if d.how.done {
-		return k.alreadyDone(d.delta)
+	if d.how.Verdict == record.Done {
+		return k.alreadyDone(ctx, d)
 	}
-	if _, _, err := k.undo(ctx, d.delta); err != nil {
+	if _, err := k.undo(ctx, d); err != nil {
 		return Result{}, err
 	}
 	result := k.newResult()
@@ -242,7 +241,7 @@ func (k *kernelMerger) mergeIn(ctx context.Context, in *blockdev.Device) (Result
 	if err := checkShown(in); err != nil {
 		return Result{}, err
 	}
-	return k.merge(ctx, d, in, KernelMerge{Store: path, Consume: true})
+	return k.merge(ctx, d, in, record.KernelMerge{Store: path, Consume: true})
 }
 
 // lastingPath is a name by which a file or a device is found again after a reboot.
@@ -266,19 +265,19 @@ func (k *kernelMerger) mergeCopy(ctx context.Context, name string, r io.Reader, 
 		defer store.Close()
 		err = k.take(store)
 	}
-	if err == nil && d.how.done {
-		result, err := k.alreadyDone(d.delta)
+	if err == nil && d.how.Verdict == record.Done {
+		result, err := k.alreadyDone(ctx, d)
 		return result, errors.Join(err, k.removeCopy(path))
 	}
 	if err != nil {
 		return Result{}, errors.Join(err, k.removeCopy(path))
 	}
-	return k.merge(ctx, d, store, KernelMerge{Store: path})
+	return k.merge(ctx, d, store, record.KernelMerge{Store: path})
 }
 
 // merge has the kernel merge a delta that was checked, and of which store is all or
 // a copy.
-func (k *kernelMerger) merge(ctx context.Context, d *checked, store *blockdev.Device, from KernelMerge) (Result, error) {
+func (k *kernelMerger) merge(ctx context.Context, d *checked, store *blockdev.Device, from record.KernelMerge) (Result, error) {
 	r, device, err := k.prepare(ctx, d, store, from)
 	var refused *RefusedError
 	if errors.As(err, &refused) {
@@ -292,7 +291,7 @@ func (k *kernelMerger) merge(ctx context.Context, d *checked, store *blockdev.De
 
 // prepare does all that comes before the first write to the target: steps 2 and 3 of
 // the package's comment. If it fails, all is as it was.
-func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.Device, from KernelMerge) (r *Record, device mapped, err error) {
+func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.Device, from record.KernelMerge) (r *record.Record, device mapped, err error) {
 	recorded := false
 	defer func() {
 		if err == nil {
@@ -304,24 +303,23 @@ func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.
 			if err = errors.Join(err, backErr); backErr != nil {
 				return
 			}
-			var keep string
-			if k.known.Record != nil {
-				keep = k.known.WrittenFile
-			}
-			err = errors.Join(err, k.state.removeOther(k.key, keep))
+			err = errors.Join(err, k.state.Tidy(k.key, k.known.Record))
 		}
 		if !from.Consume {
 			err = errors.Join(err, k.removeCopy(from.Store))
 		}
 	}()
-	undo, undoDelta, err := k.undo(ctx, d.delta)
-	if err != nil {
+	job := record.Merging{Kernel: &from}
+	if job.Undo, err = k.undo(ctx, d); err != nil {
 		return nil, nil, err
 	}
-	from.Name, from.UUID = k.o.Name, mergePrefix+rand.Text()
+	if job.Changes, err = k.changes(d, store); err != nil {
+		return nil, nil, err
+	}
+	from.Name, from.UUID = k.o.Name, record.MergeUUIDPrefix+rand.Text()
 	from.Sectors, from.ChunkSectors, from.Chunks = k.target.size/cow.SectorBytes, d.header.ChunkBytes/cow.SectorBytes, d.changed.Len()
 	recorded = true
-	if r, err = k.begin(d.facts, d.how, Merge{Undo: undo, UndoDelta: undoDelta, Kernel: &from}); err != nil {
+	if r, err = k.begin(d.facts, d.how, job); err != nil {
 		return nil, nil, err
 	}
 	if device, err = k.raise(&from, store); err != nil {
@@ -335,7 +333,7 @@ func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.
 
 // raise makes the device through which the kernel is to merge from the store, and
 // does not let it begin.
-func (k *kernelMerger) raise(from *KernelMerge, store *blockdev.Device) (mapped, error) {
+func (k *kernelMerger) raise(from *record.KernelMerge, store *blockdev.Device) (mapped, error) {
 	f, err := store.Reopen(os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
@@ -358,7 +356,7 @@ func (k *kernelMerger) raise(from *KernelMerge, store *blockdev.Device) (mapped,
 }
 
 // start lets the kernel merge, and waits for it.
-func (k *kernelMerger) start(ctx context.Context, r *Record, device mapped) (Result, error) {
+func (k *kernelMerger) start(ctx context.Context, r *record.Record, device mapped) (Result, error) {
 	// If that fails, the kernel has hardly begun, but it may have.
 	if err := device.Resume(false); err != nil {
 		return Result{}, k.unfinished(err)
@@ -398,7 +396,7 @@ func (k *kernelMerger) resume(ctx context.Context) (Result, error) {
 	defer store.Close()
 	if k.o.Name != "" {
 		from.Name = k.o.Name
-		if err := k.state.save(r); err != nil {
+		if err := k.state.Save(r); err != nil {
 			return Result{}, err
 		}
 	}
@@ -417,7 +415,7 @@ func (k *kernelMerger) resume(ctx context.Context) (Result, error) {
 
 // adopt looks at the device of an earlier run. It removes one through which the
 // kernel never began to merge, or can't go on.
-func (k *kernelMerger) adopt(r *Record, device mapped) (goesOn bool, err error) {
+func (k *kernelMerger) adopt(r *record.Record, device mapped) (goesOn bool, err error) {
 	state, err := device.State()
 	if err != nil {
 		return false, err
@@ -435,7 +433,7 @@ func (k *kernelMerger) adopt(r *Record, device mapped) (goesOn bool, err error) 
 		return false, err
 	}
 	r.Merging.Kernel.Unwatched = false
-	if err := k.state.save(r); err != nil {
+	if err := k.state.Save(r); err != nil {
 		return false, err
 	}
 	status, err := device.Status()
@@ -465,12 +463,14 @@ func (k *kernelMerger) claim() error {
 		return fmt.Errorf("target %s: it is another one than a moment ago", t.path)
 	}
 	from := k.known.Merging.Kernel
-	now, err := t.fingerprint()
-	if err != nil {
-		return err
-	}
-	if why := k.known.Fingerprint.replaced(now); why != "" {
-		return t.refused("it is not the one that the kernel merged into: %s", why)
+	if k.known.Touched == "" && !from.Unwatched {
+		why, err := k.touched(k.known.Record, k.known.Written)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return t.refused("it is not as the kernel left it (%s): somebody else wrote to it, or it is another one: send a full delta (mount --full); apply --assume-base without --kernel takes your word that it is right", why)
+		}
 	}
 	if t.size != from.Sectors*cow.SectorBytes {
 		return t.refused("the kernel merged into it when it had %d bytes, and it has %d: extend it when that is finished", from.Sectors*cow.SectorBytes, t.size)
@@ -483,5 +483,5 @@ func (k *kernelMerger) claim() error {
 
 // unfinished is the error of a merge that has begun and is not done.
 func (k *kernelMerger) unfinished(err error) error {
-	return fmt.Errorf("target %s: HALF MERGED: %w: %s", k.target.path, &brokenOff{err}, resumeWith(k.target.path))
+	return fmt.Errorf("target %s: HALF MERGED: %w: %s", k.target.path, &brokenOff{err}, record.ResumeWith(k.target.path))
 }

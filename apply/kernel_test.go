@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -48,9 +49,9 @@ func afterwards(k *simulated, powerCut bool) *simulated {
 	return next
 }
 
-func (r *rig) record() *Record {
+func (r *rig) record() *record.Record {
 	r.t.Helper()
-	records, err := Records(filepath.Join(r.dir, "state"))
+	records, err := r.records()
 	if err != nil || len(records) != 1 {
 		r.t.Fatalf("%d records, %v", len(records), err)
 	}
@@ -125,7 +126,7 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 						}
 					}
 					must(t, k.storage.crash(failure.loss, rand.New(rand.NewPCG(failure.seed, uint64(n)))))
-					if record := r.record(); record.Merging.kernel() == nil && !r.targetIs(r.base) && !r.targetIs(r.after) {
+					if record := r.record(); record.ByKernel() == nil && !r.targetIs(r.base) && !r.targetIs(r.after) {
 						t.Fatalf("%s: half merged, and nothing of that is recorded", where)
 					}
 					r.finishKernel(where, afterwards(k, failure.powerCut), finish, good)
@@ -449,7 +450,7 @@ func TestKernelSuspendedAndWrong(t *testing.T) {
 			t.Fatalf("error %v", err)
 		}
 	}
-	if r.record().Merging.kernel() == nil {
+	if r.record().ByKernel() == nil {
 		t.Error("recorded as done")
 	}
 	k.done = false
@@ -494,40 +495,6 @@ func TestKernelBehindTheVolume(t *testing.T) {
 			}
 			r.checkClean("done", k)
 		})
-	}
-}
-
-func TestKernelMergeRecord(t *testing.T) {
-	good := `{"version":1,"key":"k","target":"t","fingerprint":{"size_bytes":1,"first_mib":"x"},"merging":{"new":{},"done_chunks":0,` +
-		`"kernel":{"store":"/a/` + fileName("k") + `.store","name":"ddsfs-t","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`
-	if r, err := parseRecord([]byte(good)); err != nil || r.Merging.kernel() == nil {
-		t.Fatal(err)
-	}
-	for _, change := range [][2]string{
-		{`"/a/`, `"a/`},
-		{`"/a/`, `"/a/../`},
-		{`"/a/`, `"/a\u0000/`},
-		{`"/a/` + fileName("k"), `"/etc/shadow`},
-		{`"/a/` + fileName("k"), `"/a/` + fileName("other")},
-		{`"ddsfs-t"`, `"../t"`},
-		{`"ddsfs-t"`, `""`},
-		{`"DDSFS-merge-X"`, `"LVM-X"`},
-		{`"DDSFS-merge-X"`, `"DDSFS-view-X"`},
-		{`"DDSFS-merge-X"`, `"DDSFS-merge-X-ro"`},
-		{`"DDSFS-merge-X"`, `"DDSFS-merge-` + strings.Repeat("X", 120) + `"`},
-		{`"sectors":80`, `"sectors":0`},
-		{`"sectors":80`, `"sectors":9223372036854775807`},
-		{`"chunk_sectors":8`, `"chunk_sectors":0`},
-		{`"chunk_sectors":8`, `"chunk_sectors":7`},
-		{`"chunk_sectors":8`, `"chunk_sectors":65536`},
-		{`"chunks":10`, `"chunks":11`},
-		{`"chunks":10`, `"chunks":-1`},
-		{`"chunks"`, `"junks"`},
-	} {
-		b := strings.Replace(good, change[0], change[1], 1)
-		if r, err := parseRecord([]byte(b)); err == nil {
-			t.Errorf("%s: taken as %+v", b, r.Merging.Kernel)
-		}
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/rand/v2"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 )
 
@@ -24,24 +26,64 @@ const (
 // writer writes the data of a delta to the target.
 type writer struct {
 	target    *target
+	page      *record.Page
 	trail     trail
 	alwaysAll bool // write zeros as anything else
 	result    *Result
 	existing  []byte
 }
 
+// begun is what a merge of a delta that streams in has begun to write: until its end
+// nobody can say what it has.
+type begun struct {
+	chunks cow.SetBuilder
+	// changes are samples of what it changed, each of the places that it wrote to with
+	// the same chance.
+	changes []record.Sample
+	looked  int64
+	random  *rand.Rand
+}
+
+func (m *merger) newBegun() *begun { return &begun{random: m.random} }
+
+// look takes a sample of a place that is about to be written to, if chance has it.
+func (b *begun) look(t *target, data []byte, off int64) error {
+	const most = record.MaxChanges / 2
+	b.looked++
+	at := b.looked - 1
+	if at >= most {
+		if at = b.random.Int64N(b.looked); at >= most {
+			return nil
+		}
+	}
+	will := data[:min(len(data), record.PlaceBytes)]
+	now := make([]byte, len(will))
+	if _, err := t.ReadAt(now, off); err != nil {
+		return fmt.Errorf("read %d bytes at byte %d: %w", len(now), off, err)
+	}
+	s, differs := record.Difference(off, now, will)
+	switch {
+	case !differs:
+	case at < int64(len(b.changes)):
+		b.changes[at] = s
+	default:
+		b.changes = append(b.changes, s)
+	}
+	return nil
+}
+
 // merge writes what d decodes to the target; of the first done chunks, which are
-// known to be there, only what is not. It adds the chunks that it begins to write to
-// begun, if that is set, and calls checkpoint with the number of chunks that are
+// known to be there, only what is not. It notes in page what it writes, and in begun,
+// if that is set, which chunks these are, and calls checkpoint with the number of chunks that are
 // durable, at the end as well. It decodes ahead of what it writes, and calls stop
 // to end a reading that is under way when it returns.
 //
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
-func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, totalChunks int64, o Options, result *Result, begun *cow.SetBuilder, checkpoint func(chunks int64) error) error {
+func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
 	c := d.Header().ChunkBytes
-	w := &writer{target: t, trail: trail{file: t, windowBytes: o.window()}, alwaysAll: o.WriteZeros, result: result}
+	w := &writer{target: t, page: page, trail: trail{file: t, windowBytes: o.window()}, alwaysAll: o.WriteZeros, result: result}
 	// Of the last chunk, what lies behind the volume's end is not the volume's.
 	end := t.size
 	if seal := d.Seal(); seal != nil {
@@ -97,7 +139,10 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		for p := range b.pieces(c, end, known) {
 			chunks += p.run.Count
 			if begun != nil {
-				begun.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))
+				begun.chunks.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))
+				if err := begun.look(t, p.data, p.off); err != nil {
+					return err
+				}
 			}
 			if err := w.confirm(p.data[:p.known], p.off); err != nil {
 				return err
@@ -116,6 +161,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, done, to
 		}
 		source.done(b)
 		o.progress(Writing, chunks*c, totalChunks*c)
+		page.Progress(chunks*c, totalChunks*c)
 	}
 }
 
@@ -226,7 +272,9 @@ func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
 }
 
 func (w *writer) writeData(data []byte, off int64) error {
+	w.page.Begin(off, int64(len(data)))
 	n, err := w.target.WriteAt(data, off)
+	w.page.Done()
 	w.result.WrittenBytes += int64(n)
 	if err != nil {
 		return fmt.Errorf("write %d bytes at byte %d: %w", len(data), off, err)
@@ -245,7 +293,9 @@ func (w *writer) writeZeros(data []byte, off int64) error {
 		return nil
 	}
 	if !w.target.info.Block {
+		w.page.Begin(off, int64(len(data)))
 		err := w.target.punchHole(off, int64(len(data)))
+		w.page.Done()
 		if err == nil {
 			w.result.PunchedBytes += int64(len(data))
 			return nil

@@ -88,13 +88,13 @@ var ways = []struct {
 		if err := os.WriteFile(path, delta, 0o600); err != nil {
 			return apply.Result{}, err
 		}
-		return apply.File(context.Background(), path, target, apply.Options{StateDir: filepath.Join(dir, "state")})
+		return apply.File(context.Background(), path, target, apply.Options{StateDir: filepath.Join(dir, "state"), AssumeBase: true})
 	}},
 	{"pipe", false, func(dir string, delta []byte, target string) (apply.Result, error) {
-		return applyPipe(delta, target, apply.Options{StateDir: filepath.Join(dir, "state"), SpoolDir: dir})
+		return applyPipe(delta, target, apply.Options{StateDir: filepath.Join(dir, "state"), AssumeBase: true, SpoolDir: dir})
 	}},
 	{"stream", true, func(dir string, delta []byte, target string) (apply.Result, error) {
-		return applyPipe(delta, target, apply.Options{StateDir: filepath.Join(dir, "state"), Stream: true})
+		return applyPipe(delta, target, apply.Options{StateDir: filepath.Join(dir, "state"), AssumeBase: true, Stream: true})
 	}},
 }
 

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"syscall"
+	"time"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -15,10 +19,15 @@ import (
 // merger merges one delta into a target that it has opened and locked.
 type merger struct {
 	target *target
-	state  stateDir
+	state  record.Dir
 	lock   *os.File
-	known  known
+	known  record.Known
 	key    string
+	// alias is another key that the record was found under, "" if it was not.
+	alias string
+	// page says how much was written, nil where that is not known.
+	page   *record.Page
+	random *rand.Rand
 	o      Options
 	// unchanged, if set, tells whether the delta's file is still the one that was
 	// verified.
@@ -50,7 +59,8 @@ func watch(targetPath string, o Options) (*merger, error) {
 }
 
 func newMerger(t *target, o Options) (*merger, error) {
-	m := &merger{target: t, state: stateDir{o.StateDir, o.disk()}, o: o}
+	m := &merger{target: t, state: record.Dir{Path: o.StateDir, Files: files{o.disk()}}, o: o}
+	m.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	if err := m.takeOver(); err != nil {
 		m.close()
 		return nil, err
@@ -63,12 +73,12 @@ func (m *merger) takeOver() (err error) {
 	if m.key, err = m.target.info.Key(); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	m.lock, err = m.state.lock(m.key)
+	m.lock, err = m.state.Lock(m.key)
 	switch {
-	case errors.Is(err, syscall.EWOULDBLOCK):
-		return m.target.refused("another apply to it is running")
-	case err != nil && m.o.AnyBase && !m.state.has(m.key):
-		m.state = stateDir{}
+	case errors.Is(err, record.ErrLocked):
+		return m.target.refused("another apply to it is running (process %d)", m.state.LockedBy(m.key))
+	case err != nil && m.o.AnyBase && !m.state.Has(m.key):
+		m.state = record.Dir{}
 		return nil
 	case err != nil:
 		return err
@@ -81,38 +91,125 @@ func (m *merger) close() {
 	if m.lock != nil {
 		m.lock.Close()
 	}
+	// What is in it stays, and tells what was written.
+	_ = m.page.Close()
 }
 
-// readKnown reads the record of the target, and compares it with what the target
-// looks like.
-func (m *merger) readKnown() (err error) {
-	m.known.Record, err = m.state.load(m.key)
-	if m.o.AnyBase {
-		return nil // one that is damaged is replaced as any other
+// readKnown reads the record of the target, and compares it with the target.
+func (m *merger) readKnown() error {
+	r, err := m.state.Load(m.key)
+	var damaged *record.DamagedError
+	if errors.As(err, &damaged) {
+		// A delta that does without it replaces it.
+		m.known.Damaged, err = damaged, nil
 	}
-	if err != nil || m.known.Record == nil {
-		return err
-	}
-	r := m.known.Record
-	if r.WrittenSince != nil {
-		if m.known.written, m.known.writtenChunk, err = m.state.loadWritten(r); err != nil {
-			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
-		}
-	}
-	now, err := m.target.fingerprint()
 	if err != nil {
 		return err
 	}
-	switch {
-	case r.Touched != "":
-		m.known.touched = r.Touched
-	case r.Merging == nil:
-		m.known.touched = r.Fingerprint.differs(now)
-	default:
-		m.known.touched = r.Fingerprint.replaced(now)
+	if m.o.AnyBase {
+		m.known = record.Known{Record: r}
+		return nil
 	}
-	if k := r.Merging.kernel(); k != nil && k.Unwatched && m.known.touched == "" {
-		m.known.touched = k.touched()
+	if r == nil && m.known.Damaged == nil {
+		if r, err = m.findAlias(); err != nil {
+			return err
+		}
+	}
+	if r == nil {
+		return nil
+	}
+	m.known.Record = r
+	if r.WrittenSince != nil {
+		if m.known.Written, err = m.state.LoadWritten(r.Written); err != nil {
+			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
+		}
+	}
+	if m.known.Touched = r.Touched; m.known.Touched == "" {
+		if m.known.Touched, err = m.touched(r, m.known.Written); err != nil {
+			return err
+		}
+	}
+	if k := r.ByKernel(); k != nil && k.Unwatched && m.known.Touched == "" {
+		m.known.Touched = k.TouchedBy()
+	}
+	return nil
+}
+
+// touched tells how the target shows that it is not what a record says, "" if it does
+// not.
+func (m *merger) touched(r *record.Record, written record.Chunks) (string, error) {
+	subject, done, err := m.target.subject()
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	why, err := r.Evidence.Touched(subject, m.state.Writes(r, written))
+	if err != nil {
+		return "", fmt.Errorf("target %s: compare it with what was recorded: %w", m.target.path, err)
+	}
+	return why, nil
+}
+
+// findAlias finds the record that was made when the target was called by another name,
+// nil if there is none. A name that leads to the target now may have led to another one
+// then: only one whose evidence agrees is its.
+func (m *merger) findAlias() (*record.Record, error) {
+	aliases, err := m.target.info.KeyAliases()
+	if err != nil {
+		return nil, fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+	}
+	var found *record.Record
+	for _, alias := range aliases {
+		r, err := m.state.Load(alias)
+		if err != nil || r == nil || found != nil && !r.Since.After(found.Since) {
+			continue // one that is damaged is not ours to judge
+		}
+		written, err := m.state.LoadWritten(r.Written)
+		if err != nil {
+			written = record.Chunks{}
+		}
+		if why, err := m.touched(r, written); err != nil || why != "" {
+			continue
+		}
+		found, m.alias = r, alias
+	}
+	if found != nil {
+		found.Key = m.key
+	}
+	return found, nil
+}
+
+// forgetAliases forgets what was recorded of the target when it was called by other
+// names: that will not be true any more.
+func (m *merger) forgetAliases() error {
+	if m.state.None() {
+		return nil
+	}
+	aliases, err := m.target.info.KeyAliases()
+	if err != nil {
+		return fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+	}
+	if m.alias != "" {
+		if err := m.state.Save(m.known.Record); err != nil {
+			return err
+		}
+	}
+	for _, alias := range aliases {
+		if alias == m.key || !m.state.Has(alias) {
+			continue
+		}
+		r, err := m.state.Load(alias)
+		if err != nil || r == nil {
+			continue
+		}
+		if alias != m.alias {
+			if why, err := m.touched(r, record.Chunks{}); err != nil || why != "" {
+				continue // it is of another device
+			}
+		}
+		if err := m.state.Forget(alias); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -139,8 +236,8 @@ func (m *merger) take(in *blockdev.Device) error {
 // checked is a delta that was looked through, and that the target may take.
 type checked struct {
 	*delta
-	facts facts
-	how   decision
+	facts record.Delta
+	how   record.Decision
 }
 
 // check looks through a delta, and refuses it if it is not for the target.
@@ -152,15 +249,16 @@ func (m *merger) check(ctx context.Context, name string, in input) (*checked, er
 	if d.seal == nil && !m.o.AnyBase {
 		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
 	}
-	c := &checked{delta: d, facts: d.facts()}
-	if c.how, err = m.decide(c.facts, d.seal); err != nil {
+	c := &checked{delta: d, facts: d.facts(m.target.size)}
+	if c.how, err = m.decide(c.facts, d); err != nil {
 		return nil, err
 	}
-	m.o.warn(c.how.warning)
-	if c.how.proveBase {
-		if err := m.proveBase(ctx, d); err != nil {
-			return nil, err
-		}
+	m.o.warn(c.how.Warning)
+	switch c.how.Verdict {
+	case record.Prove:
+		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
+	case record.Done:
+		return c, m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
 	}
 	return c, nil
 }
@@ -175,11 +273,11 @@ func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", name, err)
 	}
-	if d.how.done {
-		return m.alreadyDone(d.delta)
+	if d.how.Verdict == record.Done {
+		return m.alreadyDone(ctx, d)
 	}
-	undo, undoDelta, err := m.undo(ctx, d.delta)
-	if err != nil {
+	job := record.Merging{}
+	if job.Undo, err = m.undo(ctx, d); err != nil {
 		return Result{}, err
 	}
 	if m.o.DryRun {
@@ -187,7 +285,10 @@ func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 		result.Report = d.report
 		return result, nil
 	}
-	return m.merge(ctx, decoder, func() {}, d.facts, d.how, undo, undoDelta)
+	if job.Changes, err = m.changes(d, d.r); err != nil {
+		return Result{}, err
+	}
+	return m.merge(ctx, decoder, func() {}, d.facts, d.how, job, d.changed.Len())
 }
 
 // mergeStream merges a delta as it comes.
@@ -201,55 +302,52 @@ func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
-	f := facts{chunkBytes: decoder.Header().ChunkBytes}
-	if s := decoder.Seal(); s != nil {
-		f.base, f.new, f.volumeBytes, f.full = s.Base, s.New, s.VolumeBytes, s.IsFull(f.chunkBytes)
-	}
-	how, err := m.decide(f, decoder.Seal())
+	d := &delta{header: decoder.Header(), seal: decoder.Seal()}
+	facts := d.facts(m.target.size)
+	how, err := m.decide(facts, d)
 	if err != nil {
 		return Result{}, err
 	}
-	m.o.warn(how.warning)
-	return m.merge(ctx, decoder, stop, f, how, "", "")
+	m.o.warn(how.Warning)
+	return m.merge(ctx, decoder, stop, facts, how, record.Merging{}, 0)
 }
 
 // checkFits refuses a delta that is not of the target's size, or from itself.
-func (m *merger) checkFits(f facts, seal *cow.Seal) error {
-	if seal != nil {
+func (m *merger) checkFits(d *delta) error {
+	if seal := d.seal; seal != nil {
 		if err := m.target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
 			return err
 		}
 	}
-	if err := m.target.checkSize(f.volumeBytes); err != nil {
+	if err := m.target.checkSize(d.volumeBytes()); err != nil {
 		return err
 	}
-	if f.changed != nil && f.changed.Len() > 0 {
-		return m.target.checkInside(f.changed.Chunk(f.changed.Len()-1), f.chunkBytes)
+	if d.changed != nil && d.changed.Len() > 0 {
+		return m.target.checkInside(d.changed.Chunk(d.changed.Len()-1), d.header.ChunkBytes)
 	}
 	return nil
 }
 
 // decide says how the target may take a delta, or refuses it.
-func (m *merger) decide(f facts, seal *cow.Seal) (decision, error) {
-	if err := m.checkFits(f, seal); err != nil {
-		return decision{}, err
+func (m *merger) decide(facts record.Delta, d *delta) (record.Decision, error) {
+	if err := m.checkFits(d); err != nil {
+		return record.Decision{}, err
 	}
+	decide := func() record.Decision { return record.Decide(facts, m.known, m.o.AssumeBase) }
 	if m.o.AnyBase {
-		if m.known.Record != nil && m.known.Merging.kernel() != nil {
-			return decision{}, m.target.refused("it is half merged by the kernel, and part of what it holds is not on it: %s", resumeWith(m.target.path))
-		}
-		return decideAny(f), nil
+		decide = func() record.Decision { return record.DecideAny(facts, m.known) }
 	}
-	how, err := decide(f, m.known, m.o.AssumeBase)
-	var no refusal
-	if errors.As(err, &no) {
-		return decision{}, m.target.refused("%s", no)
+	how := decide()
+	if how.Verdict == record.Refuse {
+		return how, m.target.refused("%s", how.Reason)
 	}
-	return how, err
+	return how, nil
 }
 
-// proveBase compares the target with the digests of the base's content.
-func (m *merger) proveBase(ctx context.Context, d *delta) error {
+// prove compares the target with the delta's digests of the base's content, or of the
+// new state's, and refuses it for the reason, which has the place of a text that says
+// where they differ.
+func (m *merger) prove(ctx context.Context, d *delta, list int64, reason string) error {
 	content, done, err := m.target.content()
 	if err != nil {
 		return err
@@ -260,12 +358,12 @@ func (m *merger) proveBase(ctx context.Context, d *delta) error {
 		return err
 	}
 	var bad badBlocks
-	err = d.digests.Verify(ctx, on, cow.OfBase, bad.add, func(done int64) { m.o.progress(Proving, done, d.seal.BodyBytes) })
+	err = d.digests.Verify(ctx, on, list, bad.add, func(done int64) { m.o.progress(Proving, done, d.seal.BodyBytes) })
 	if err != nil {
-		return fmt.Errorf("target %s: compare it with the base: %w", m.target.path, err)
+		return fmt.Errorf("target %s: compare it with the delta's digests: %w", m.target.path, err)
 	}
 	if bad.count > 0 {
-		return m.target.refused("it does not hold what the delta starts from: %d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, m.firstChunk(d, bad.first))
+		return m.target.refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, m.firstChunk(d, bad.first)))
 	}
 	return nil
 }
@@ -282,185 +380,325 @@ func (m *merger) firstChunk(d *delta, block int64) uint64 {
 	return d.changed.Chunk(first)
 }
 
-// undo saves what will be overwritten, if that is asked for, and returns where it
-// is and the digest that names it.
-func (m *merger) undo(ctx context.Context, d *delta) (path, name string, err error) {
+// undo saves what will be overwritten, if that is asked for, and returns how the merge
+// can be undone.
+func (m *merger) undo(ctx context.Context, d *checked) (*record.Undo, error) {
 	if m.o.Undo == "" {
-		return "", "", nil
+		return nil, nil
 	}
-	if path, err = filepath.Abs(m.o.Undo); err != nil {
-		return "", "", fmt.Errorf("undo: %w", err)
+	path, err := filepath.Abs(m.o.Undo)
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
 	}
 	if r := m.known.Record; r != nil && r.Merging != nil {
-		same := r.Merging.New.Delta != "" && r.Merging.New.Delta == d.name()
+		back := d.how.WayBack
 		switch {
-		case r.Merging.Undo == "" || !same:
-			return "", "", m.target.refused("it is half merged: what it held before can't be saved any more")
-		case r.Merging.Undo != path:
-			return "", "", m.target.refused("it is half merged, and what it held before is in %s", r.Merging.Undo)
+		case back == nil || r.Merging.New.Delta != d.name():
+			return nil, m.target.refused("it is half merged: what it held before can't be saved any more")
+		case back.Path != path:
+			return nil, m.target.refused("it is half merged, and what it held before is in %s", back.Path)
 		}
-		name, err := undoName(ctx, path)
-		if err == nil && name != r.Merging.UndoDelta {
-			err = errors.New("it is another one now")
-		}
-		if err != nil {
-			return "", "", fmt.Errorf("undo: %s, which the interrupted merge wrote: %w", path, err)
-		}
-		return path, name, nil
+		return back, checkUndoFile(ctx, path, back.Delta)
 	}
 	if m.o.DryRun {
-		return path, "", nil
+		return nil, nil
 	}
-	held, _ := d.identities()
-	if held == "" && m.known.Record != nil && m.known.Holds != nil {
-		held = m.known.Holds.Snapshot
+	return m.saveUndo(ctx, path, d)
+}
+
+// changes chooses places that the merge changes, and says what they will hold: a
+// target that is rolled back later does not hold that. Places are tried until enough
+// are found whose content will be another one, or many were not. From holds the delta.
+func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) {
+	if m.state.None() || d.changed.Len() == 0 {
+		return nil, nil
 	}
-	name, err = saveUndo(ctx, m.o.disk(), path, held, d, m.target, m.o)
-	return path, name, err
+	if d.how.Verdict == record.Resume {
+		return m.known.Merging.Changes, nil
+	}
+	layout, err := cow.NewLayout(d.header.ChunkBytes, uint64(d.changed.Len()))
+	if err != nil {
+		return nil, err
+	}
+	content, done, err := m.target.content()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	const (
+		enough  = record.MaxChanges / 4
+		rounds  = 8
+		perLook = 64 << 10
+	)
+	var found []record.Sample
+	for round := 0; round < rounds && len(found) < enough; round++ {
+		var now [][]byte
+		var at, data []int64
+		for _, i := range record.Spread(d.changed.Len(), record.MaxChanges/2, m.random) {
+			// Of a large chunk a part is looked at, which is another one each time.
+			within := int64(0)
+			if parts := d.header.ChunkBytes / perLook; parts > 1 {
+				within = m.random.Int64N(parts) * perLook
+			}
+			off := int64(d.changed.Chunk(i))*d.header.ChunkBytes + within
+			if bytes := min(d.header.ChunkBytes, perLook, d.facts.EndBytes-off); bytes > 0 {
+				now, at, data = append(now, make([]byte, bytes)), append(at, off), append(data, layout.DataOffset(i)+within)
+			}
+		}
+		if _, err := content.ReadPieces(now, at); err != nil {
+			return nil, fmt.Errorf("target: %w", err)
+		}
+		for i, held := range now {
+			will := make([]byte, len(held))
+			if _, err := from.ReadAt(will, data[i]); err != nil && err != io.EOF {
+				return nil, fmt.Errorf("delta: %w", err)
+			}
+			if s, differs := record.Difference(at[i], held, will); differs && len(found) < record.MaxChanges/2 {
+				found = append(found, s)
+			}
+		}
+		if d.changed.Len() <= record.MaxChanges/2 {
+			break // all were looked at
+		}
+	}
+	return found, nil
 }
 
 // merge does what was decided. Before the first write to the target, the record
 // says durably what is under way; before it says that it is done, the target is
-// flushed. It calls stop to end a reading of the delta that is under way.
-func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f facts, how decision, undo, undoDelta string) (Result, error) {
+// flushed. It calls stop to end a reading of the delta that is under way. Total is how
+// many chunks the delta has, 0 while that is not known.
+func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
+	began := time.Now()
 	result := m.newResult()
-	var total, skip int64
-	if f.changed != nil {
-		total = f.changed.Len()
+	streams := !facts.Chunks.Known()
+	if how.Verdict == record.Resume {
+		job.DoneChunks = min(total, m.known.Merging.DoneChunks)
 	}
-	if how.resume {
-		skip = min(total, m.known.Merging.DoneChunks)
-	}
-	r, err := m.begin(f, how, Merge{Undo: undo, UndoDelta: undoDelta, DoneChunks: skip})
+	skip := job.DoneChunks
+	r, err := m.begin(facts, how, job)
 	if err != nil {
 		return Result{}, err
 	}
-	var begun *cow.SetBuilder
-	if f.changed == nil {
-		begun = new(cow.SetBuilder)
+	var begun *begun
+	if streams {
+		begun = m.newBegun()
 	}
 	o := m.o
-	if m.state.none() || m.known.Record != nil && m.known.Merging != nil {
+	if m.state.None() || m.known.Record != nil && m.known.Merging != nil {
 		// What a failed flush dropped reads as if it were there until it is dropped
 		// from the cache as well.
 		o.WriteZeros = true
 	}
-	err = merge(ctx, decoder, stop, m.target, skip, total, o, &result, begun, func(chunks int64) error {
+	err = merge(ctx, decoder, stop, m.target, m.page, skip, total, o, &result, begun, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
 		if total > 0 && chunks < total {
-			return m.state.save(r)
+			return m.state.Save(r)
 		}
 		return nil
 	})
 	if err == nil && m.unchanged != nil {
 		err = m.unchanged()
 	}
-	var streamed *cow.Set
-	if begun != nil {
-		streamed = begun.Set()
-	}
-	if err == nil && streamed != nil && m.known.written != nil && m.known.Merging != nil && !streamed.ContainsAll(m.known.written) {
-		err = errors.New("the delta does not have all chunks that the interrupted merge wrote")
-	}
-	if err != nil {
-		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, f, streamed)), result)
-	}
-	if name := decoder.Name(); name != nil {
-		f.name = name.String()
-		if !how.nameless {
-			r.Merging.New.Delta = f.name
+	var streamed record.Chunks
+	if streams {
+		streamed = record.NewChunks(begun.chunks.Set(), decoder.Header().ChunkBytes, facts.EndBytes)
+		r.Merging.Changes = begun.changes
+		if err == nil && how.CoversAtEnd && !streamed.Covers(m.known.Written) {
+			err = errors.New("the delta does not have all chunks that the interrupted merge wrote")
 		}
 	}
-	if decoder.Seal() != nil {
-		result.VolumeBytes, result.Base, result.New, result.Digest = f.volumeBytes, f.base, f.new, f.name
-		result.Origin, result.SealedBytes = decoder.Seal().Origin, decoder.Seal().TotalBytes()
+	if err != nil {
+		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, streamed)), result)
 	}
-	return result, m.finish(r)
+	if streams && how.Since != nil {
+		if err := m.saveStreamed(r, how, streamed); err != nil {
+			return Result{}, err
+		}
+	}
+	if name := decoder.Name(); name != nil {
+		facts.Name = name.String()
+		if !how.Nameless {
+			r.Merging.New.Delta = facts.Name
+		}
+	}
+	if seal := decoder.Seal(); seal != nil {
+		result.VolumeBytes, result.Base, result.New, result.Digest = facts.VolumeBytes, facts.Base, facts.New, facts.Name
+		result.Origin, result.SealedBytes = seal.Origin, seal.TotalBytes()
+	}
+	return result, m.finish(r, record.Run{
+		Began: began.UTC().Truncate(time.Second), Seconds: math.Round(time.Since(began).Seconds()*1000) / 1000,
+		Chunks: result.Exceptions, DataBytes: result.DataBytes, WrittenBytes: result.WrittenBytes,
+	})
 }
 
 // begin records durably what is about to be done to the target.
-func (m *merger) begin(f facts, how decision, merging Merge) (*Record, error) {
-	fingerprint, err := m.target.fingerprint()
-	if err != nil {
+func (m *merger) begin(facts record.Delta, how record.Decision, job record.Merging) (r *record.Record, err error) {
+	if err := m.refresh(); err != nil {
 		return nil, err
 	}
-	merging.Base, merging.New = f.base, Content{f.new, f.name, f.volumeBytes}
-	r := &Record{
-		Key: m.key, Target: m.target.path, WrittenSince: how.since, Fingerprint: &fingerprint,
-		Merging: &merging,
+	if err := m.forgetAliases(); err != nil {
+		return nil, err
 	}
-	if how.nameless {
-		r.Merging.Base, r.Merging.New = "", Content{}
-	} else if m.known.Record != nil {
-		r.Holds = m.known.Holds
+	job.Base, job.New = facts.Base, record.Content{Snapshot: facts.New, Delta: facts.Name, VolumeBytes: facts.VolumeBytes}
+	job.Restores, job.Began = how.Restores, time.Now().UTC().Truncate(time.Second)
+	r = &record.Record{Key: m.key, Target: m.target.absolute(), WrittenSince: how.Since, Merging: &job}
+	if before := m.known.Record; before != nil {
+		r.Holds, r.Since, r.Last, r.Undos = before.Holds, before.Since, before.Last, before.Undos
 	}
-	if how.resume {
-		r.Merging.Undo, r.Merging.UndoDelta = m.known.Merging.Undo, m.known.Merging.UndoDelta
+	if job.Undo == nil {
+		job.Undo = how.WayBack
 	}
-	if how.since != nil && how.written != nil {
-		if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, how.written, f.chunkBytes); err != nil {
+	if how.Nameless {
+		job.Base, job.New, job.Restores = "", record.Content{}, nil
+		r.Holds, r.Undos = nil, nil
+	}
+	var before *record.Evidence
+	if m.known.Record != nil {
+		before = m.known.Evidence
+	}
+	if r.Evidence, err = m.evidence(before, m.places(how)); err != nil {
+		return nil, err
+	}
+	if how.Since != nil {
+		if r.Written, err = m.state.SaveWritten(m.key, how.Written); err != nil {
 			return nil, err
 		}
 	}
-	return r, m.state.save(r)
+	if job.Kernel == nil {
+		if m.page, err = m.state.NewPage(m.key, m.known.Record); err != nil {
+			return nil, err
+		}
+		if m.page != nil {
+			job.Page = m.page.ID
+		}
+	}
+	return r, m.state.Save(r)
+}
+
+// refresh has what is read of the target from now on be what its disk holds. An error
+// of what others wrote before is told once, and is theirs: it must not end a merge that
+// begins here.
+func (m *merger) refresh() error {
+	if !m.target.info.Block {
+		return nil
+	}
+	if err := m.target.Sync(); err != nil {
+		m.o.warn(fmt.Sprintf("target %s: something that was written to it before did not get to its disk: %v", m.target.path, err))
+	}
+	if err := m.target.dropCached(0, m.target.size); err != nil {
+		return fmt.Errorf("target %s: %w", m.target.path, err)
+	}
+	return nil
+}
+
+// places are samples to be taken before the merge, of what the merges before it wrote
+// and it does not: they show that it is the same target when it is half merged.
+func (m *merger) places(how record.Decision) []record.Sample {
+	const most = 64
+	if m.known.Record == nil || m.known.Merging != nil || m.known.Touched != "" {
+		return nil
+	}
+	var list []record.Sample
+	for _, s := range m.known.Written.Places(most, m.random) {
+		if how.Since != nil && !how.Written.Touches(s.At, s.At+s.Bytes) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// evidence is what the target looks like now: at the places of the evidence before, nil
+// if there is none, and at others that were changed.
+func (m *merger) evidence(before *record.Evidence, changed []record.Sample) (*record.Evidence, error) {
+	if m.state.None() {
+		return nil, nil
+	}
+	subject, done, err := m.target.subject()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	e, err := record.Take(subject, before, changed, m.random)
+	if err != nil {
+		return nil, fmt.Errorf("target %s: %w", m.target.path, err)
+	}
+	return e, nil
 }
 
 // alreadyDone is the result of a merge that was done before. It may have been
 // stopped just before its end.
-func (m *merger) alreadyDone(d *delta) (Result, error) {
+func (m *merger) alreadyDone(ctx context.Context, d *checked) (Result, error) {
+	if m.o.Undo != "" {
+		if err := m.checkUndoOf(ctx, d.name()); err != nil {
+			return Result{}, err
+		}
+	}
 	result := m.newResult()
 	result.Report = d.report
 	result.ResumedBytes = result.DataBytes
 	if m.o.DryRun {
 		return result, nil
 	}
-	return result, m.state.removeOther(m.key, m.known.WrittenFile)
+	return result, m.state.Tidy(m.key, m.known.Record)
+}
+
+// checkUndoOf refuses to say that a delta is merged with an undo file where that was
+// not made.
+func (m *merger) checkUndoOf(ctx context.Context, delta string) error {
+	path, err := filepath.Abs(m.o.Undo)
+	if err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	undos := m.known.Undos
+	if len(undos) == 0 || undos[len(undos)-1].Of != delta {
+		return m.target.refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
+	}
+	undo := undos[len(undos)-1]
+	if undo.Path != path {
+		return m.target.refused("the delta was merged before, and what it overwrote is in %s", undo.Path)
+	}
+	return checkUndoFile(ctx, path, undo.Delta)
 }
 
 func (m *merger) newResult() Result {
 	return Result{TargetBytes: m.target.size, DryRun: m.o.DryRun}
 }
 
-// saveStreamed records which chunks were written of a delta that streamed in and
-// broke off: it could not be said before.
-func (m *merger) saveStreamed(r *Record, how decision, f facts, streamed *cow.Set) (err error) {
-	if streamed == nil || how.since == nil || streamed.Len() == 0 {
+// saveStreamed records which chunks were written of a delta that streamed in: it could
+// not be said before.
+func (m *merger) saveStreamed(r *record.Record, how record.Decision, streamed record.Chunks) (err error) {
+	if !streamed.Known() || how.Since == nil || streamed.Len() == 0 {
 		return nil
 	}
-	var all cow.SetBuilder
-	all.AddSet(streamed)
-	if m.known.Record != nil && m.known.Merging != nil && m.known.WrittenSince != nil {
-		if m.known.written == nil || m.known.writtenChunk != f.chunkBytes {
-			return nil // what was written before is not known
-		}
-		all.AddSet(m.known.written)
+	if m.known.Record != nil && m.known.WrittenSince != nil && how.Since == m.known.WrittenSince {
+		streamed = streamed.With(m.known.Written) // what is not known stays so
 	}
-	if r.WrittenFile, r.WrittenDigest, err = m.state.saveWritten(m.key, all.Set(), f.chunkBytes); err != nil {
+	if r.Written, err = m.state.SaveWritten(m.key, streamed); err != nil {
 		return err
 	}
-	return m.state.save(r)
+	return m.state.Save(r)
 }
 
 // finish records that the merge is done.
-func (m *merger) finish(r *Record) error {
-	fingerprint, err := m.target.fingerprint()
+func (m *merger) finish(r *record.Record, run record.Run) error {
+	evidence, err := m.evidence(r.Evidence, r.Merging.Changes)
 	if err != nil {
 		return err
 	}
-	content := r.Merging.New
-	r.Holds, r.Merging, r.Fingerprint = &content, nil, &fingerprint
-	if err := m.state.save(r); err != nil {
+	r.Finish(time.Now(), run, evidence)
+	if err := m.state.Save(r); err != nil {
 		return fmt.Errorf("target %s: it is merged, but that could not be recorded: apply the same delta again: %w", m.target.path, err)
 	}
 	if m.known.Record != nil {
 		// The kernel did not get to the end of it, and need not any more.
-		if k := m.known.Merging.kernel(); k != nil && !k.Consume {
+		if k := m.known.ByKernel(); k != nil && !k.Consume {
 			if err := m.removeCopy(k.Store); err != nil {
 				return err
 			}
 		}
 	}
-	return m.state.removeOther(m.key, r.WrittenFile)
+	return m.state.Tidy(m.key, r)
 }
 
 // interrupted is the error of a merge that stopped, and says whether anything was
@@ -483,9 +721,9 @@ func (m *merger) interrupted(err error, done Result) error {
 // takeBack puts the record back that was there before a merge that wrote nothing.
 func (m *merger) takeBack() error {
 	if m.known.Record != nil {
-		return m.state.save(m.known.Record)
+		return m.state.Save(m.known.Record)
 	}
-	return m.state.forget(m.key)
+	return m.state.Forget(m.key)
 }
 
 // errSignal is what a merge that a signal stopped says.

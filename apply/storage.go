@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/apply/record"
 )
 
 // storage is every way in which apply changes what is on disk. What is durable
@@ -69,6 +71,22 @@ type cached interface {
 	// error is as final as that of Sync, which will not report it any more.
 	dropCached(off, bytes int64) error
 }
+
+// files is how the state directory's files are changed.
+type files struct{ storage storage }
+
+var _ record.Files = files{}
+
+// Replace implements record.Files.
+func (f files) Replace(path string, write func(io.WriterAt) error) error {
+	return replaceFile(f.storage, path, func(part file) error { return write(part) })
+}
+
+// Remove implements record.Files.
+func (f files) Remove(path string) error { return f.storage.remove(path) }
+
+// SyncDir implements record.Files.
+func (f files) SyncDir(path string) error { return f.storage.syncDir(path) }
 
 // disk is the storage of the operating system.
 type disk struct{}
@@ -192,7 +210,7 @@ func dropCached(f *os.File, off, bytes int64) {
 // partSuffix behind the name that they are to have.
 const (
 	partInfix  = "."
-	partSuffix = ".part"
+	partSuffix = record.PartSuffix
 )
 
 // removeParts removes what replaceFile left beside path when the process was killed.

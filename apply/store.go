@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -20,7 +21,7 @@ func (k *kernelMerger) spoolDir() string {
 	if k.o.SpoolDir != "" {
 		return k.o.SpoolDir
 	}
-	return k.state.path
+	return k.state.Path
 }
 
 // copy makes the copy of the delta that the kernel is to use up, and checks it: it
@@ -36,10 +37,10 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 	if isInMemory(dir) {
 		k.o.warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
 	}
-	s := k.state.storage
+	s := k.o.disk()
 	// The target is locked, so that nobody else uses the name. What has it was left
 	// by a run that did not get to recording it.
-	path = filepath.Join(dir, fileName(k.key)+storeSuffix)
+	path = filepath.Join(dir, record.StoreName(k.key))
 	part := path + partSuffix
 	if err := s.remove(part); err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
@@ -134,7 +135,7 @@ func isInMemory(dir string) bool {
 
 // openStore opens what is left of the store that the kernel was to merge, and makes
 // sure that it is that.
-func (k *kernelMerger) openStore(r *Record) (*blockdev.Device, error) {
+func (k *kernelMerger) openStore(r *record.Record) (*blockdev.Device, error) {
 	path := r.Merging.Kernel.Store
 	store, err := blockdev.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -152,7 +153,7 @@ func (k *kernelMerger) openStore(r *Record) (*blockdev.Device, error) {
 }
 
 // checkStore refuses a store that is not what is left of the one that was recorded.
-func (k *kernelMerger) checkStore(r *Record, store *blockdev.Device) error {
+func (k *kernelMerger) checkStore(r *record.Record, store *blockdev.Device) error {
 	from := r.Merging.Kernel
 	left, err := leftOf(r, store)
 	if err != nil {
@@ -171,7 +172,7 @@ var errOtherDelta = errors.New("it is another delta")
 
 // leftOf is what is left of a delta that the kernel uses up. It leaves the seal and
 // the trailer as they are, and so the delta's name.
-func leftOf(r *Record, store *blockdev.Device) (*cow.Store, error) {
+func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
 	d, err := newDelta(store, store.Size())
 	if err != nil {
 		return nil, err
@@ -206,7 +207,7 @@ func (k *kernelMerger) checkUsedUp(table blockdev.Target) error {
 
 // checkNotUsedUp refuses a delta that the kernel has begun to use up.
 func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
-	if m.known.Record == nil || m.known.Merging.kernel() == nil {
+	if m.known.Record == nil || m.known.ByKernel() == nil {
 		return nil
 	}
 	store, err := blockdev.Open(m.known.Merging.Kernel.Store)
@@ -215,7 +216,7 @@ func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
 	}
 	defer store.Close()
 	if store.Info().Same(in.Info()) {
-		return m.target.refused("the kernel has begun to use up that delta: %s", resumeWith(m.target.path))
+		return m.target.refused("the kernel has begun to use up that delta: %s", record.ResumeWith(m.target.path))
 	}
 	return nil
 }
@@ -239,7 +240,7 @@ func checkShown(in *blockdev.Device) error {
 // that could be taken for a good one: a file is removed, and of a block device the
 // header is overwritten. But who gave a delta away to be used up may have put another
 // one in its place, and that is none of ours.
-func (k *kernelMerger) removeUsedUp(r *Record) error {
+func (k *kernelMerger) removeUsedUp(r *record.Record) error {
 	from := r.Merging.Kernel
 	if !from.Consume {
 		return k.removeCopy(from.Store)
@@ -267,9 +268,9 @@ func (k *kernelMerger) removeUsedUp(r *Record) error {
 
 // removeCopy removes a file that the kernel has merged from, or was to.
 func (m *merger) removeCopy(path string) error {
-	err := m.state.storage.remove(path)
+	err := m.o.disk().remove(path)
 	if err == nil {
-		err = m.state.storage.syncDir(filepath.Dir(path))
+		err = m.o.disk().syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)
@@ -279,7 +280,7 @@ func (m *merger) removeCopy(path string) error {
 
 // wipe makes a block device hold no delta any more.
 func (m *merger) wipe(path string) error {
-	f, err := m.state.storage.openTarget(path, toWrite)
+	f, err := m.o.disk().openTarget(path, toWrite)
 	if err != nil {
 		return err
 	}

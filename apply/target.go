@@ -3,16 +3,16 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
-	"lukechampine.com/blake3"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 )
@@ -235,15 +235,26 @@ func (t *target) checkSize(volumeBytes int64) error {
 	if !t.info.Block {
 		return nil
 	}
-	// A loop device may end with a part of one.
-	sector, err := blockdev.LogicalBlockBytes(t.os())
+	whole, sector, err := t.wholeSectors()
 	if err != nil {
-		return fmt.Errorf("target %s: %w", t.path, err)
+		return err
 	}
-	if whole := t.size - t.size%sector; volumeBytes > whole {
+	if volumeBytes > whole {
 		return t.refused("the volume has %d bytes, and of the target only %d can be written to, in whole sectors of %d bytes: extend it first", volumeBytes, whole, sector)
 	}
 	return nil
+}
+
+// wholeSectors is how much of the target can be read and written, and how large its
+// sectors are. A loop device may end with a part of one.
+func (t *target) wholeSectors() (bytes, sectorBytes int64, err error) {
+	if !t.info.Block {
+		return t.size, 1, nil
+	}
+	if sectorBytes, err = blockdev.LogicalBlockBytes(t.os()); err != nil {
+		return 0, 0, fmt.Errorf("target %s: %w", t.path, err)
+	}
+	return t.size - t.size%sectorBytes, sectorBytes, nil
 }
 
 // checkOrigin refuses a target that is the volume that the delta was taken from, or
@@ -266,49 +277,45 @@ func (t *target) checkOrigin(ids ...string) error {
 	return nil
 }
 
-// fingerprint is what the target looks like now.
-func (t *target) fingerprint() (Fingerprint, error) {
-	p := make([]byte, min(t.size, 1<<20))
-	if n, err := t.ReadAt(p, 0); n < len(p) && err != nil && err != io.EOF {
-		return Fingerprint{}, fmt.Errorf("target %s: read its first MiB: %w", t.path, err)
-	}
-	sum := blake3.Sum256(p)
-	counter, err := t.info.Counter(t.os())
+// subject is the target as evidence is taken from it, until done is called.
+func (t *target) subject() (s record.Subject, done func(), err error) {
+	size, _, err := t.wholeSectors()
 	if err != nil {
-		return Fingerprint{}, fmt.Errorf("target %s: %w", t.path, err)
+		return record.Subject{}, nil, err
 	}
-	return Fingerprint{SizeBytes: t.size, FirstMiB: fmt.Sprintf("%x", sum), Counter: counter}, nil
+	content, done, err := t.content()
+	if err != nil {
+		return record.Subject{}, nil, err
+	}
+	return record.Subject{Info: t.info, File: t.os(), SizeBytes: size, Content: content}, done, nil
 }
 
-// replaced says why a target is not the one it was, "" if it may be.
-func (f Fingerprint) replaced(now Fingerprint) string {
-	switch {
-	case f.BootID != "" && now.SizeBytes > f.SizeBytes:
-		// A block device that was extended, as it must be when the volume was.
-	case f.SizeBytes != now.SizeBytes:
-		return fmt.Sprintf("its size was %d bytes and is %d", f.SizeBytes, now.SizeBytes)
-	case f.Inode != now.Inode:
-		return "it is another file"
+// absolute is the path that the target was called by, from the root on.
+func (t *target) absolute() string {
+	path, err := filepath.Abs(t.path)
+	if err != nil {
+		return t.path
 	}
-	return ""
+	return path
 }
 
-// differs says in what two fingerprints differ, "" if in nothing.
-func (f Fingerprint) differs(now Fingerprint) string {
-	why := f.replaced(now)
-	switch {
-	case why != "":
-		return why
-	case f.FirstMiB != now.FirstMiB:
-		return "its first MiB is another"
-	case !f.Comparable(now.Counter):
-		return ""
-	case f.ModifiedNS != now.ModifiedNS || f.AttributeNS != now.AttributeNS:
-		return "its times are others"
-	case f.WrittenSectors != now.WrittenSectors:
-		return "sectors were written to it"
-	case f.DiscardedSectors != now.DiscardedSectors:
-		return "sectors of it were discarded"
+// keyOf is the key of what is at path, which is not claimed.
+func keyOf(path string) (string, error) {
+	if err := checkKind(path); err != nil {
+		return "", fmt.Errorf("target: %w", err)
 	}
-	return ""
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", fmt.Errorf("target: %w", err)
+	}
+	defer f.Close()
+	info, err := blockdev.Stat(f)
+	if err != nil {
+		return "", fmt.Errorf("target: %w", err)
+	}
+	key, err := info.Key()
+	if err != nil {
+		return "", fmt.Errorf("target: %w", err)
+	}
+	return key, nil
 }

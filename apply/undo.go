@@ -2,24 +2,85 @@ package apply
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 )
 
-// undoDelta is the delta that brings back what d overwrites: the same chunks with
-// what the target holds there now, from the new state to the one that it held.
-func (d *delta) undoDelta(t *target, content io.ReaderAt, held string) (*cow.Sealed, error) {
+// unnamedPrefix begins the names of states that nobody vouches for. A text follows that
+// no other state has.
+const unnamedPrefix = "unnamed-"
+
+// saveUndo writes down what the merge of d will overwrite, in the file at path, as the
+// delta that brings it back: the same chunks with what the target holds there now, from
+// the new state to the one that it holds. The file is complete and durable when it
+// returns: nothing is written to the target before.
+//
+// A file that is there is kept if it is that already, as one is that a merge left
+// behind which was stopped before it wrote; nothing else is overwritten.
+func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record.Undo, error) {
+	content, done, err := m.target.content()
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
+	}
+	defer done()
+	there, err := whatIsThere(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %w", path, err)
+	}
+	held := m.held(d, there)
+	undo, err := m.undoDelta(d, content, held.Snapshot)
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
+	}
+	if there == nil {
+		if err := removeParts(m.o.disk(), path); err != nil {
+			return nil, fmt.Errorf("undo: what an earlier run left behind: %w", err)
+		}
+		err = replaceFile(m.o.disk(), path, func(f file) error { return copyUndo(ctx, f, undo, m.o) })
+		if err != nil {
+			return nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
+		}
+	}
+	digests, err := cow.ReadDigests(undo, undo.Seal())
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
+	}
+	name := digests.Name().String()
+	if there != nil && there.name != name {
+		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
+	}
+	return record.NewUndo(path, name, d.name(), held, m.known), nil
+}
+
+// held is what the target holds. A state that nobody vouches for gets a name of its own
+// that nothing else has, or the one that an earlier run gave it.
+func (m *merger) held(d *checked, there *undoFile) record.Content {
+	if d.how.Held != nil {
+		return *d.how.Held
+	}
+	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.volumeBytes()}
+	if there != nil && strings.HasPrefix(there.seal.New, unnamedPrefix) {
+		held.Snapshot = there.seal.New
+	}
+	return held
+}
+
+// undoDelta is the delta that brings back what d overwrites.
+func (m *merger) undoDelta(d *checked, content io.ReaderAt, held string) (*cow.Sealed, error) {
 	volumeBytes := d.volumeBytes()
 	if volumeBytes == 0 {
-		volumeBytes = t.size
+		volumeBytes = m.target.size
 	}
 	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, content)
 	if err != nil {
-		return nil, fmt.Errorf("undo: %w", err)
+		return nil, err
 	}
 	_, new := d.identities()
 	o := cow.SealOptions{Base: new, New: held}
@@ -27,52 +88,6 @@ func (d *delta) undoDelta(t *target, content io.ReaderAt, held string) (*cow.Sea
 		o.Origin = d.seal.Origin
 	}
 	return cow.NewSealed(before, o)
-}
-
-// saveUndo writes down what the merge will overwrite, and returns the digest that
-// names it. The file is complete and durable when it returns: nothing is written
-// to the target before.
-//
-// A file that is there is kept if it is that already, as one is that a merge left
-// behind which was stopped before it wrote; nothing else is overwritten.
-func saveUndo(ctx context.Context, s storage, path, held string, d *delta, t *target, o Options) (name string, err error) {
-	content, done, err := t.content()
-	if err != nil {
-		return "", fmt.Errorf("undo: %w", err)
-	}
-	defer done()
-	undo, err := d.undoDelta(t, content, held)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Lstat(path); err == nil {
-		name, err := undoName(ctx, path)
-		if err != nil {
-			return "", fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %w", path, err)
-		}
-		digests, err := cow.ReadDigests(undo, undo.Seal())
-		if err != nil {
-			return "", fmt.Errorf("undo: %w", err)
-		}
-		if digests.Name().String() != name {
-			return "", fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
-		}
-		return name, nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("undo: %w", err)
-	}
-	if err := removeParts(s, path); err != nil {
-		return "", fmt.Errorf("undo: what an earlier run left behind: %w", err)
-	}
-	err = replaceFile(s, path, func(f file) error { return copyUndo(ctx, f, undo, o) })
-	if err != nil {
-		return "", fmt.Errorf("undo: nothing was written to the target: %w", err)
-	}
-	digests, err := cow.ReadDigests(undo, undo.Seal())
-	if err != nil {
-		return "", fmt.Errorf("undo: %w", err)
-	}
-	return digests.Name().String(), nil
 }
 
 // copyUndo writes the undo delta to a file.
@@ -102,34 +117,61 @@ func copyUndo(ctx context.Context, f file, undo *cow.Sealed, o Options) error {
 	}
 }
 
-// undoName is the digest that names the undo file at path, which must be whole.
-func undoName(ctx context.Context, path string) (string, error) {
+// undoFile is a file that an earlier merge wrote.
+type undoFile struct {
+	seal cow.Seal
+	name string // the digest that names its delta
+}
+
+// whatIsThere reads the undo file at path, which must be whole. It is nil if there is
+// none.
+func whatIsThere(ctx context.Context, path string) (*undoFile, error) {
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if !fi.Mode().IsRegular() {
-		return "", fmt.Errorf("%s: not a regular file", path)
+		return nil, errors.New("it is not a regular file")
 	}
 	_, seal, err := cow.ReadSeal(f, fi.Size())
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if seal == nil {
-		return "", fmt.Errorf("%s: not sealed", path)
+		return nil, errors.New("it is not sealed")
 	}
 	digests, err := cow.ReadDigests(f, *seal)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var bad badBlocks
 	if err := digests.Verify(ctx, f, cow.OfNew, bad.add, func(int64) {}); err != nil {
-		return "", err
+		return nil, err
 	}
-	return digests.Name().String(), bad.err()
+	return &undoFile{*seal, digests.Name().String()}, bad.err()
+}
+
+// checkUndoFile fails unless the file at path is the undo file whose delta has that
+// name.
+func checkUndoFile(ctx context.Context, path, name string) error {
+	there, err := whatIsThere(ctx, path)
+	switch {
+	case err != nil:
+	case there == nil:
+		err = os.ErrNotExist
+	case there.name != name:
+		err = errors.New("it is another one now")
+	}
+	if err != nil {
+		return fmt.Errorf("undo: %s, which the merge wrote: %w", path, err)
+	}
+	return nil
 }

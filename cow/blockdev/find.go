@@ -128,3 +128,43 @@ func statInfo(path string, fi fs.FileInfo) (Info, error) {
 	i.stat = *st
 	return i, nil
 }
+
+// VolumeName is the VG/LV of the logical volume with that dm uuid, "" if there is none
+// that is active.
+func VolumeName(uuid string) string {
+	if !strings.HasPrefix(uuid, "LVM-") {
+		return ""
+	}
+	found, err := filepath.Glob("/sys/block/dm-*/dm/uuid")
+	if err != nil {
+		return ""
+	}
+	for _, attribute := range found {
+		if b, err := os.ReadFile(attribute); err != nil || strings.TrimSpace(string(b)) != uuid {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(attribute), "name"))
+		if err != nil {
+			return ""
+		}
+		return volumeOf(strings.TrimSpace(string(b)))
+	}
+	return ""
+}
+
+// volumeOf takes what LVM calls a volume's device apart: a dash that stands alone is the
+// one between the names.
+func volumeOf(name string) string {
+	for i := 0; i < len(name); i++ {
+		if name[i] != '-' {
+			continue
+		}
+		if i+1 < len(name) && name[i+1] == '-' {
+			i++
+			continue
+		}
+		single := strings.NewReplacer("--", "-")
+		return single.Replace(name[:i]) + "/" + single.Replace(name[i+1:])
+	}
+	return ""
+}

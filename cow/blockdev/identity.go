@@ -441,3 +441,9 @@ func (i Info) stableLinks() ([]string, error) {
 	}
 	return links, nil
 }
+
+// IsLoop tells whether it is a loop device.
+func (i Info) IsLoop() bool {
+	_, err := i.attribute("loop/backing_file")
+	return i.Block && err == nil
+}

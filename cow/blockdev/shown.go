@@ -65,7 +65,7 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	l := &loopDevice{Info: i, name: name}
 	for attribute, value := range map[string]*int64{"offset": &l.start, "sizelimit": &l.length} {
 		text, err := i.attribute("loop/" + attribute)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			return nil, nil // it was detached meanwhile
 		}
 		if err == nil {

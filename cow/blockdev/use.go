@@ -85,8 +85,9 @@ func (i Info) sameStatx(st *unix.Statx_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Mkdev(st.Dev_major, st.Dev_minor) == i.stat.Dev && st.Ino == i.stat.Ino
 }
 
-// Counter is what the kernel counts of a device's or file's changes at no cost.
-// Two that are equal say that nobody wrote in between.
+// Counter is what the kernel counts of a device's or file's changes at no cost. Two
+// that differ say that somebody wrote in between. A block device's counts begin with
+// its instance.
 type Counter struct {
 	// Of a block device: sectors written since the boot with this id.
 	BootID         string `json:"boot_id,omitempty"`
@@ -99,22 +100,20 @@ type Counter struct {
 	AttributeNS int64  `json:"changed_ns,omitempty"`
 }
 
-// Comparable tells whether both count from the same point on: a block device's
-// count begins with the boot, or when it was made after that.
-func (c Counter) Comparable(later Counter) bool {
-	return c.BootID == later.BootID && c.WrittenSectors <= later.WrittenSectors
-}
-
-// Counter reads the counter of an open device or file.
+// Counter reads the counter of an open device or file. Of a file that is nil, it is
+// the one of when it was looked up.
 func (i Info) Counter(file *os.File) (Counter, error) {
 	if !i.Block {
-		fi, err := file.Stat()
-		if err != nil {
-			return Counter{}, err
-		}
-		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok {
-			return Counter{}, fmt.Errorf("%s: no stat", i.Path)
+		st := &i.stat
+		if file != nil {
+			fi, err := file.Stat()
+			if err != nil {
+				return Counter{}, err
+			}
+			var ok bool
+			if st, ok = fi.Sys().(*syscall.Stat_t); !ok {
+				return Counter{}, fmt.Errorf("%s: no stat", i.Path)
+			}
 		}
 		return Counter{Inode: st.Ino, ModifiedNS: st.Mtim.Nano(), AttributeNS: st.Ctim.Nano()}, nil
 	}

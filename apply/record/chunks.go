@@ -1,0 +1,132 @@
+package record
+
+import (
+	"math/rand/v2"
+
+	"ddsfs/cow"
+)
+
+// Chunks are chunks of a volume, with their size and with where the volume ends: what
+// a delta writes, or what was written. The zero value is a set that is not known.
+type Chunks struct {
+	set        *cow.Set
+	chunkBytes int64
+	// endBytes is where the last chunk is cut.
+	endBytes int64
+}
+
+// NewChunks are the chunks of the set, which have chunkBytes bytes each and of which
+// nothing lies past endBytes. A set of nil is one that is not known.
+func NewChunks(set *cow.Set, chunkBytes, endBytes int64) Chunks {
+	if set == nil {
+		return Chunks{}
+	}
+	return Chunks{set, chunkBytes, endBytes}
+}
+
+// Known tells whether it is known which chunks these are.
+func (c Chunks) Known() bool { return c.set != nil }
+
+// Len is how many chunks there are.
+func (c Chunks) Len() int64 {
+	if c.set == nil {
+		return 0
+	}
+	return c.set.Len()
+}
+
+// span is a part of a volume, in bytes.
+type span struct{ begin, end int64 }
+
+// spans calls yield with each run of chunks, ascending, until that returns false.
+func (c Chunks) spans(yield func(span) bool) {
+	if c.set == nil {
+		return
+	}
+	for cursor := c.set.Cursor(0); ; {
+		first, n := cursor.Next(c.set.Len())
+		if n == 0 {
+			return
+		}
+		begin := int64(first) * c.chunkBytes
+		if begin >= c.endBytes {
+			return
+		}
+		end := c.endBytes
+		if n <= (c.endBytes-begin)/c.chunkBytes {
+			end = begin + n*c.chunkBytes
+		}
+		if !yield(span{begin, end}) {
+			return
+		}
+	}
+}
+
+// Contains tells whether all bytes from begin to before end lie in the chunks.
+func (c Chunks) Contains(begin, end int64) bool {
+	if begin >= end {
+		return true
+	}
+	return c.set != nil && end <= c.endBytes &&
+		c.set.ContainsRange(uint64(begin/c.chunkBytes), uint64((end-1)/c.chunkBytes)+1)
+}
+
+// Touches tells whether any byte from begin to before end lies in the chunks.
+func (c Chunks) Touches(begin, end int64) bool {
+	end = min(end, c.endBytes)
+	if c.set == nil || begin >= end {
+		return false
+	}
+	first, n := c.set.From(uint64(begin/c.chunkBytes), 1)
+	return n > 0 && first <= uint64((end-1)/c.chunkBytes)
+}
+
+// Covers tells whether every byte of the other chunks lies in these, whatever the two
+// chunk sizes are. What is not known covers nothing and is not covered.
+func (c Chunks) Covers(other Chunks) bool {
+	if c.set == nil || other.set == nil {
+		return false
+	}
+	if c.chunkBytes == other.chunkBytes && c.endBytes == other.endBytes {
+		return c.set.ContainsAll(other.set)
+	}
+	for s := range other.spans {
+		if !c.Contains(s.begin, s.end) {
+			return false
+		}
+	}
+	return true
+}
+
+// With are these and the other chunks, in the smaller of the two sizes. It is not
+// known if one of them is not.
+func (c Chunks) With(other Chunks) Chunks {
+	if c.set == nil || other.set == nil {
+		return Chunks{}
+	}
+	both := Chunks{chunkBytes: min(c.chunkBytes, other.chunkBytes), endBytes: max(c.endBytes, other.endBytes)}
+	var b cow.SetBuilder
+	for _, part := range []Chunks{c, other} {
+		if part.chunkBytes == both.chunkBytes {
+			b.AddSet(part.set)
+			continue
+		}
+		for s := range part.spans {
+			b.AddRange(uint64(s.begin/both.chunkBytes), uint64((s.end-1)/both.chunkBytes)+1)
+		}
+	}
+	both.set = b.Set()
+	return both
+}
+
+// Places are samples to be taken of some of the chunks, n at most, spread over them.
+func (c Chunks) Places(n int64, random *rand.Rand) []Sample {
+	var list []Sample
+	for _, i := range Spread(c.Len(), n, random) {
+		at := int64(c.set.Chunk(i)) * c.chunkBytes
+		if bytes := min(c.chunkBytes, PlaceBytes, c.endBytes-at); bytes > 0 {
+			list = append(list, Sample{At: at, Bytes: bytes})
+		}
+	}
+	return list
+}

@@ -1,0 +1,266 @@
+package record
+
+import (
+	"fmt"
+)
+
+// Delta is what a delta says of itself.
+type Delta struct {
+	Name        string // its digest, "" if it is not sealed, or streams in
+	Base, New   string // identities, "" where unknown
+	Full        bool
+	BaseCheck   bool   // it has digests of the base's content
+	VolumeBytes int64  // 0 if unknown
+	Chunks      Chunks // not known while it streams in
+	// EndBytes is where on the target the delta's last chunk is cut.
+	EndBytes int64
+}
+
+// Known is what is known of a target.
+type Known struct {
+	*Record        // nil if there is none
+	Written Chunks // those that Record.WrittenSince tells of
+	// Damaged says what is wrong with a record that can't be understood.
+	Damaged error
+	// Touched says how the target shows that it is not what was recorded, "" if it
+	// does not.
+	Touched string
+}
+
+// Verdict is what a target may take.
+type Verdict int
+
+const (
+	// Refuse leaves the target as it is.
+	Refuse Verdict = iota
+	// Done has nothing to write: the target was made what it is by this very delta.
+	// That its chunks still hold it is to be proved.
+	Done
+	// Merge writes all of the delta.
+	Merge
+	// Resume goes on with the merge that was interrupted.
+	Resume
+	// Prove merges once the target has been compared with the digests of the base.
+	Prove
+)
+
+// Decision is a verdict, and how to go about it.
+type Decision struct {
+	Verdict
+	// Reason says why it is refused.
+	Reason  string
+	Warning string
+	// Since names the state since which the chunks in Written will have been written;
+	// they are not known where it is nil, or while the delta streams in.
+	Since   *Content
+	Written Chunks
+	// Held is what the target holds now, nil if nobody vouches for that.
+	Held *Content
+	// Nameless says that nobody vouches for what the target will hold.
+	Nameless bool
+	// Restores is what the target will hold again.
+	Restores *Undo
+	// WayBack is how what is half merged can be undone, and still can after this.
+	WayBack *Undo
+	// CoversAtEnd says that the delta must be found to cover Known.Written when all of
+	// it has streamed in.
+	CoversAtEnd bool
+}
+
+func refuse(format string, args ...any) Decision {
+	return Decision{Verdict: Refuse, Reason: fmt.Sprintf(format, args...)}
+}
+
+// Decide compares a delta with what is known of the target. AssumeBase is the user's
+// word that the target holds what the delta starts from.
+//
+// What makes it safe is one sentence that is kept true at every moment: the target
+// holds what the state WrittenSince held, except in the chunks written. So a delta
+// that starts from that state and has all of those chunks can be merged, whatever
+// became of the merges before it. A snapshot's list of changes only grows, so a
+// later delta of the same base has them.
+func Decide(d Delta, k Known, assumeBase bool) Decision {
+	fresh := Decision{Verdict: Merge, Since: &Content{Snapshot: d.Base, VolumeBytes: d.VolumeBytes}, Written: d.Chunks}
+	sure := k.Record != nil && k.Touched == ""
+	if sure && k.Merging == nil {
+		fresh.Held = k.Holds
+		if d.Base == k.Holds.Snapshot {
+			fresh.Since = k.Holds
+		}
+	}
+	if sure && k.Merging == nil && d.Name != "" && (d.Name == k.Holds.Delta || d.Name == k.Last.delta()) {
+		if assumeBase {
+			over := again(d, k)
+			over.Held = k.Holds
+			return over // written once more, over what it wrote
+		}
+		return Decision{Verdict: Done}
+	}
+	if d.Full {
+		fresh.Since, fresh.Written = nil, Chunks{}
+		switch {
+		case k.Damaged != nil:
+			fresh.Warning = k.Damaged.Error() + ": it is replaced"
+		case sure && k.Merging != nil && d.Name != "" && d.Name == k.Merging.New.Delta:
+			fresh.Verdict, fresh.WayBack, fresh.Restores = Resume, k.Merging.Undo, k.Merging.Restores
+		case sure && k.Merging == nil && d.Base == k.Holds.Snapshot:
+			return fresh.undoing(k, d)
+		}
+		return fresh
+	}
+	switch {
+	case k.Damaged != nil:
+		return decideUnknown(d, fresh, assumeBase, fmt.Sprintf("what it holds is not known (%v)", k.Damaged))
+	case k.Record == nil:
+		// The digests are of the chunks that will be overwritten, and say nothing of
+		// the others: they are a proof where nothing is known, and no way around what
+		// is.
+		if d.BaseCheck && !assumeBase && d.Chunks.Len() > 0 {
+			fresh.Verdict = Prove
+			if d.Base != "" {
+				fresh.Held = &Content{Snapshot: d.Base, VolumeBytes: d.VolumeBytes}
+			}
+			return fresh
+		}
+		if d.Base == "" && !assumeBase {
+			fresh.Warning = "nothing is recorded of what the target holds, and the delta does not say which state it starts from: nothing of that could be checked"
+			return fresh
+		}
+		return decideUnknown(d, fresh, assumeBase, "nothing is recorded of what the target holds")
+	case k.Merging != nil && k.Touched == "":
+		return decideInterrupted(d, k, fresh, assumeBase)
+	case k.ByKernel() != nil && !assumeBase:
+		// What others wrote is in the target and in the store that the kernel merges
+		// from, and only the two together are right.
+		return refuse("it is half merged by the kernel, and %s: %s", k.Touched, ResumeWith(k.Target))
+	case k.Merging != nil && !assumeBase:
+		return refuse("it is half merged, and somebody else wrote to it since (%s): send a full delta (mount --full); --assume-base takes your word that it holds %s but for what was merged, and ruins it if not", k.Touched, NameOf(d.Base))
+	case k.Touched != "":
+		return decideUnknown(d, fresh, assumeBase, "the target is not as the last merge left it ("+k.Touched+")")
+	case d.Name != "" && d.Name == k.Last.undo():
+		return fresh.undoing(k, d)
+	case d.Base != "" && d.Base == k.Holds.Snapshot:
+		if why := lacksGrowth(d, k.Holds.VolumeBytes); why != "" && !assumeBase {
+			return refuse("%s", why)
+		}
+		return fresh.undoing(k, d)
+	case covers(d, k):
+		over := again(d, k)
+		over.Held = k.Holds
+		return over.undoing(k, d)
+	case assumeBase:
+		fresh.Held = nil
+		fresh.Warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
+		return fresh
+	case d.Base == "":
+		return refuse("the delta does not say which state it starts from, and the target is recorded to hold %s: make it with names (mount --base-id, --new-id); --assume-base takes your word that it is right, and what the target then holds has no name", NameOf(k.Holds.Snapshot))
+	}
+	return refuse("the delta starts from %s, and the target is recorded to hold %s: apply the deltas between them first, or send a full one; --assume-base takes your word that the target holds %[1]s, and ruins it if not", d.Base, NameOf(k.Holds.Snapshot))
+}
+
+// undoing is the decision, for a delta that may undo a merge. As long as that is not
+// finished, the merge that it undoes can be done again: both have the same chunks.
+func (how Decision) undoing(k Known, d Delta) Decision {
+	how.Restores, _ = k.undoneBy(d.Name)
+	how.WayBack = how.Restores
+	return how
+}
+
+// decideUnknown decides where nobody vouches for what the target holds.
+func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decision {
+	if assumeBase {
+		fresh.Held = nil
+		fresh.Warning = why + ": it is taken to hold " + NameOf(d.Base)
+		return fresh
+	}
+	return refuse("%s: send a full delta first (mount --full), or one that proves its base where nothing is recorded (mount --base-check); --assume-base takes your word that the target holds %s, and ruins it if not", why, NameOf(d.Base))
+}
+
+// decideInterrupted decides where a merge was begun and not finished.
+func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decision {
+	m := k.Merging
+	over := again(d, k)
+	switch {
+	case d.Name != "" && d.Name == m.New.Delta:
+		over.Verdict, over.WayBack, over.Restores = Resume, m.Undo, m.Restores
+		return over
+	case m.Undo != nil && d.Name != "" && d.Name == m.Undo.Delta:
+		over.WayBack, over.Restores = m.Undo, m.Undo
+		return over
+	case m.Undo != nil && d.Name != "" && d.Name == m.Undo.Of:
+		// Its undo was interrupted: it has the same chunks, and goes on having it.
+		over.WayBack = m.Undo
+		return over
+	case covers(d, k):
+		return over
+	case k.WrittenSince == nil:
+		// A full delta was interrupted: nothing else covers what it wrote.
+	case !d.Chunks.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot:
+		over.CoversAtEnd = true
+		over.Warning = "a merge was interrupted here: whether this delta covers all that was written is known only at its end, as it streams in"
+		return over
+	case !d.Chunks.Known() && d.Base == "" && m.Base == "" && d.New == m.New.Snapshot && k.Written.Known():
+		over.CoversAtEnd = true
+		over.Warning = "a merge was interrupted here, and neither delta says which state it starts from: whether this one covers all that was written is known only at its end, as it streams in"
+		return over
+	case !k.Written.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot:
+		over.Warning = "a merge of what streamed in was interrupted here: that this delta covers all that was written could not be checked"
+		return over
+	case d.Base == "" && m.Base == "" && d.Chunks.Covers(k.Written):
+		over.Warning = "a merge was interrupted here, and neither delta says which state it starts from: this one covers all that was written"
+		return over
+	}
+	if assumeBase {
+		fresh.Held = nil
+		fresh.Warning = "the target is half merged, and is taken to hold " + NameOf(d.Base)
+		return fresh
+	}
+	way := "apply that one again to finish it"
+	if m.Kernel != nil {
+		way = ResumeWith(k.Target)
+	}
+	if m.Undo != nil {
+		way += ", or " + m.Undo.Path + " to undo it"
+	}
+	return refuse("it is half merged: a delta from %s to %s was interrupted, and this one, from %s to %s, does not cover what was written: %s", NameOf(m.Base), NameOf(m.New.Snapshot), NameOf(d.Base), NameOf(d.New), way)
+}
+
+// DecideAny takes every delta, for a caller who answers for what the target holds.
+// Others write to such a target as well, and record nothing, so that nothing is built
+// on what was recorded. Only a full delta says by itself what the target holds when
+// it is merged.
+func DecideAny(d Delta, k Known) Decision {
+	if k.ByKernel() != nil {
+		return refuse("it is half merged by the kernel, and part of what it holds is not on it: %s", ResumeWith(k.Target))
+	}
+	if d.Full {
+		return Decision{Verdict: Merge}
+	}
+	return Decision{Verdict: Merge, Since: &Content{}, Written: d.Chunks, Nameless: true}
+}
+
+// ResumeWith says what finishes a merge by the kernel.
+func ResumeWith(target string) string {
+	return fmt.Sprintf("ddsfs apply --kernel --resume %s finishes it", target)
+}
+
+// covers tells whether the delta starts from the state since which the recorded
+// chunks were written, and has all of them.
+func covers(d Delta, k Known) bool {
+	return k.WrittenSince != nil && d.Base != "" && d.Base == k.WrittenSince.Snapshot &&
+		d.Chunks.Covers(k.Written) && lacksGrowth(d, k.WrittenSince.VolumeBytes) == ""
+}
+
+// again merges over what merges from the same state have written.
+func again(d Delta, k Known) Decision {
+	return Decision{Verdict: Merge, Since: k.WrittenSince, Written: k.Written.With(d.Chunks)}
+}
+
+// lacksGrowth says so of a delta of a volume that is larger than the recorded one was,
+// if it does not have all that was added.
+func lacksGrowth(d Delta, recordedBytes int64) string {
+	if recordedBytes == 0 || d.VolumeBytes <= recordedBytes || d.Chunks.Contains(recordedBytes, d.VolumeBytes) {
+		return ""
+	}
+	return fmt.Sprintf("the volume grew from %d to %d bytes, and the delta does not have all that was added: send a full one", recordedBytes, d.VolumeBytes)
+}

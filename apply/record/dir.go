@@ -1,0 +1,360 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"lukechampine.com/blake3"
+
+	"ddsfs/cow"
+)
+
+// Files is how a directory's files are changed.
+type Files interface {
+	// Replace gives a file the contents that write writes, or leaves it as it was.
+	// They and the name are durable when it returns.
+	Replace(path string, write func(io.WriterAt) error) error
+	// Remove removes a file, if it is there.
+	Remove(path string) error
+	// SyncDir makes the names in a directory durable.
+	SyncDir(path string) error
+}
+
+// Dir is a directory with the records. The zero Dir keeps none.
+type Dir struct {
+	Path  string
+	Files Files
+}
+
+// None tells whether no records are kept.
+func (d Dir) None() bool { return d.Path == "" }
+
+// The ends of the names of a target's files.
+const (
+	recordSuffix = ".json"
+	lockSuffix   = ".lock"
+	pageSuffix   = ".page"
+	chunksSuffix = ".chunks"
+	storeSuffix  = ".store"
+	// PartSuffix is that of a file that is not complete.
+	PartSuffix = ".part"
+)
+
+// fileName is the name of the files of a target, without their suffix.
+func fileName(key string) string {
+	sum := blake3.Sum256([]byte(key))
+	return fmt.Sprintf("%x", sum[:12])
+}
+
+// StoreName is the name of the copy of a delta that the kernel uses up.
+func StoreName(key string) string { return fileName(key) + storeSuffix }
+
+func (d Dir) file(key, suffix string) string { return filepath.Join(d.Path, fileName(key)+suffix) }
+
+// ErrLocked says that another process has locked a target.
+var ErrLocked = errors.New("another process has locked it")
+
+// Lock keeps other processes from the target until the file is closed, by this
+// process or by its end. It is ErrLocked where another process has it.
+func (d Dir) Lock(key string) (*os.File, error) {
+	if err := os.MkdirAll(d.Path, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w (--state-dir names another)", err)
+	}
+	f, err := os.OpenFile(d.file(key, lockSuffix), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	whole := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		err = ErrLocked
+	}
+	if err == nil {
+		// For whoever asks who has it.
+		if err = f.Truncate(0); err == nil {
+			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("state directory: lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// LockedBy is the process that has locked the target, 0 if none has.
+func (d Dir) LockedBy(key string) int {
+	f, err := os.Open(d.file(key, lockSuffix))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	whole := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil || whole.Type == unix.F_UNLCK {
+		return 0
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 20))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(string(b))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Has tells whether there is a record of a target, as far as this user may see.
+func (d Dir) Has(key string) bool {
+	_, err := os.Stat(d.file(key, recordSuffix))
+	return err == nil
+}
+
+// DamagedError says that a record can't be understood.
+type DamagedError struct {
+	Path string // of the record
+	Err  error
+}
+
+func (e *DamagedError) Error() string { return fmt.Sprintf("state file %s: %v", e.Path, e.Err) }
+
+// Unwrap returns what is wrong with it.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Load reads the record of a target, nil if there is none. It is a DamagedError if it
+// can't be understood.
+func (d Dir) Load(key string) (*Record, error) {
+	path := d.file(key, recordSuffix)
+	r, err := read(path)
+	if err == nil && r != nil && r.Key != key {
+		return nil, &DamagedError{path, fmt.Errorf("it is of %q and not of %q", r.Key, key)}
+	}
+	return r, err
+}
+
+func read(path string) (*Record, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state file: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("state file: %w", err)
+	}
+	r, err := Parse(b)
+	if err != nil {
+		return nil, &DamagedError{path, err}
+	}
+	return r, nil
+}
+
+// Save replaces the record of a target.
+func (d Dir) Save(r *Record) error {
+	if d.None() {
+		return nil
+	}
+	r.Version = recordVersion
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err == nil && len(b) >= maxBytes {
+		err = errors.New("too large")
+	}
+	if err == nil {
+		err = d.Files.Replace(d.file(r.Key, recordSuffix), func(f io.WriterAt) error {
+			_, err := f.WriteAt(append(b, '\n'), 0)
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return nil
+}
+
+// SaveWritten writes the chunks down under a name of its own, so that a record that
+// names them is either the one before or the one after, and each finds its own.
+func (d Dir) SaveWritten(key string, c Chunks) (Written, error) {
+	if d.None() || !c.Known() {
+		return Written{}, nil
+	}
+	hash := blake3.New(cow.DigestBytes, nil)
+	if err := cow.WriteSet(hash, c.set, c.chunkBytes); err != nil {
+		return Written{}, err
+	}
+	digest := fmt.Sprintf("%x", hash.Sum(nil))
+	w := Written{File: fmt.Sprintf("%s-%s%s", fileName(key), digest[:16], chunksSuffix), Digest: digest, EndBytes: c.endBytes}
+	err := d.Files.Replace(filepath.Join(d.Path, w.File), func(f io.WriterAt) error {
+		return cow.WriteSet(io.NewOffsetWriter(f, 0), c.set, c.chunkBytes)
+	})
+	if err != nil {
+		return Written{}, fmt.Errorf("state file: %w", err)
+	}
+	return w, nil
+}
+
+// LoadWritten reads chunks that were written down.
+func (d Dir) LoadWritten(w Written) (Chunks, error) {
+	if w.File == "" {
+		return Chunks{}, nil
+	}
+	path := filepath.Join(d.Path, w.File)
+	f, err := os.Open(path)
+	if err != nil {
+		return Chunks{}, fmt.Errorf("state file: %w", err)
+	}
+	defer f.Close()
+	hash := blake3.New(cow.DigestBytes, nil)
+	set, chunkBytes, err := cow.ReadSet(io.TeeReader(f, hash))
+	if err == nil && fmt.Sprintf("%x", hash.Sum(nil)) != w.Digest {
+		err = errors.New("it is not what was written")
+	}
+	if err != nil {
+		return Chunks{}, fmt.Errorf("state file %s: %w", path, err)
+	}
+	return NewChunks(set, chunkBytes, w.EndBytes), nil
+}
+
+// Forget removes the record of a target.
+func (d Dir) Forget(key string) error {
+	if d.None() {
+		return nil
+	}
+	if err := d.Files.Remove(d.file(key, recordSuffix)); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return d.Files.SyncDir(d.Path)
+}
+
+// Tidy removes what a target's record, which is nil if there is none, does not need
+// any more: sets of chunks, what the kernel was to merge, the page of a merge, and
+// what a crash left half written. Nothing must be under way.
+func (d Dir) Tidy(key string, r *Record) error {
+	if d.None() {
+		return nil
+	}
+	entries, err := os.ReadDir(d.Path)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	var needed map[string]bool
+	if r != nil {
+		needed = r.files()
+	}
+	for _, e := range entries {
+		suffix, ofTarget := strings.CutPrefix(e.Name(), fileName(key))
+		isSet := strings.HasPrefix(suffix, "-") && !needed[e.Name()]
+		isPart := strings.HasSuffix(suffix, PartSuffix)
+		if !ofTarget || !isSet && !isPart && suffix != storeSuffix && suffix != pageSuffix {
+			continue
+		}
+		if err := d.Files.Remove(filepath.Join(d.Path, e.Name())); err != nil {
+			return fmt.Errorf("state directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// NewPage makes the page of a merge that is about to begin. Before is the record as it
+// is yet, nil if there is none. The page is nil where files can't be mapped.
+func (d Dir) NewPage(key string, before *Record) (*Page, error) {
+	if d.None() {
+		return nil, nil
+	}
+	endBytes := int64(0)
+	if before != nil && before.Merging != nil {
+		endBytes = math.MaxInt64 // where it got to is not known after a reboot
+		if p := d.page(before); p != nil {
+			endBytes = p.end()
+		}
+	}
+	f, err := os.OpenFile(d.file(key, pageSuffix), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		defer f.Close()
+		// With room on the disk, so that no write to the memory fails.
+		_, err = f.WriteAt(make([]byte, pageBytes), 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	memory, err := unix.Mmap(int(f.Fd()), 0, pageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil
+	}
+	p, err := newPage(memory, endBytes)
+	if err != nil {
+		return nil, errors.Join(err, unix.Munmap(memory))
+	}
+	return p, nil
+}
+
+// page is the page that a record names, as it is now, nil if it is not there or of
+// another boot.
+func (d Dir) page(r *Record) *Page {
+	if r.Merging == nil || r.Merging.Page == "" {
+		return nil
+	}
+	f, err := os.Open(d.file(r.Key, pageSuffix))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, pageBytes))
+	if err != nil {
+		return nil
+	}
+	if p := parsePage(content); p != nil && p.ID == r.Merging.Page {
+		return p
+	}
+	return nil
+}
+
+// Running is what the page of the merge that is under way says.
+func (d Dir) Running(r *Record) (s PageState, ok bool) {
+	p := d.page(r)
+	if p == nil {
+		return PageState{}, false
+	}
+	return PageState{PID: int(p.get(pagePID)), HandledBytes: p.get(pageHandled), TotalBytes: p.get(pageTotal)}, true
+}
+
+// Writes are those of the merge that was interrupted, nil if none was. Chunks are those
+// that the record names.
+func (d Dir) Writes(r *Record, written Chunks) *Writes {
+	if r.Merging == nil {
+		return nil
+	}
+	return &Writes{Chunks: written, All: r.WrittenSince == nil, page: d.page(r)}
+}
+
+// List are the records in a directory by the targets' names, and what is wrong with
+// those that can't be understood.
+func (d Dir) List() (records []*Record, damaged []error, err error) {
+	entries, err := os.ReadDir(d.Path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, fmt.Errorf("state directory: %w", err)
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != recordSuffix {
+			continue
+		}
+		r, err := read(filepath.Join(d.Path, e.Name()))
+		switch {
+		case err != nil:
+			damaged = append(damaged, err)
+		case r != nil:
+			records = append(records, r)
+		}
+	}
+	return records, damaged, nil
+}

@@ -1,0 +1,240 @@
+package record
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// Evidence is what a target looked like when its record was made.
+type Evidence struct {
+	SizeBytes int64 `json:"size_bytes"`
+	// Self is what the kernel counts of the target, and Below what it counts of the
+	// devices and files below it that nothing else uses.
+	Self  Trace   `json:"self"`
+	Below []Trace `json:"below,omitempty"`
+	// Samples are of the target's content.
+	Samples []Sample `json:"samples,omitempty"`
+}
+
+// Trace is what a device or a file shows of having been written to.
+type Trace struct {
+	// Device names it, and Instance the time that a block device has been there: its
+	// counters begin with it.
+	Device   string `json:"device,omitempty"`
+	Instance string `json:"instance,omitempty"`
+	blockdev.Counter
+	// fromZero says that the counters begin with the instance. Those of a loop device
+	// go on when it is given another file.
+	fromZero bool
+}
+
+// fingerprint is the evidence of records of version 1.
+type fingerprint struct {
+	SizeBytes int64  `json:"size_bytes"`
+	FirstMiB  string `json:"first_mib"` // BLAKE3 digest
+	blockdev.Counter
+}
+
+func (f *fingerprint) evidence() *Evidence {
+	e := &Evidence{SizeBytes: f.SizeBytes, Self: Trace{Counter: f.Counter}}
+	if bytes := min(f.SizeBytes, edgeBytes); bytes > 0 {
+		e.Samples = []Sample{{Bytes: bytes, Digest: f.FirstMiB[:min(32, len(f.FirstMiB))]}}
+	}
+	return e
+}
+
+func (e *Evidence) check() error {
+	if e.SizeBytes < 0 {
+		return fmt.Errorf("size_bytes is %d", e.SizeBytes)
+	}
+	return checkSamples(e.Samples)
+}
+
+// Subject is an open target, to take evidence from.
+type Subject struct {
+	Info      blockdev.Info
+	File      *os.File
+	SizeBytes int64
+	// Content reads what is on the disk, past what the page cache may have of it.
+	Content cow.PiecesReaderAt
+}
+
+// Take looks at a target, and reads its samples: at the places of the evidence before,
+// if there is any, and of changes, which a merge made since.
+func Take(s Subject, before *Evidence, changes []Sample, random *rand.Rand) (*Evidence, error) {
+	e, err := counters(s)
+	if err != nil {
+		return nil, err
+	}
+	if before == nil {
+		before = &Evidence{}
+	}
+	e.Samples, err = takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
+	return e, err
+}
+
+// counters is evidence without samples.
+func counters(s Subject) (*Evidence, error) {
+	e := &Evidence{SizeBytes: s.SizeBytes}
+	var err error
+	if e.Self, err = traceOf(s.Info, s.File); err != nil {
+		return nil, err
+	}
+	below, err := s.Info.Below()
+	if err != nil {
+		return nil, err
+	}
+	for _, info := range below {
+		t, err := traceOf(info, nil)
+		if err != nil {
+			return nil, err
+		}
+		e.Below = append(e.Below, t)
+	}
+	return e, nil
+}
+
+func traceOf(info blockdev.Info, file *os.File) (t Trace, err error) {
+	t.Device = info.Path
+	if info.Block {
+		if t.Instance, err = info.Instance(); err != nil {
+			return Trace{}, err
+		}
+		t.fromZero = !info.IsLoop()
+	}
+	t.Counter, err = info.Counter(file)
+	return t, err
+}
+
+// Touched tells how a target that nobody should have written to shows that somebody
+// has, "" if nothing shows. Writes are what was written of a merge that is under way
+// or was interrupted, and are nil if none was.
+func (e *Evidence) Touched(s Subject, writes *Writes) (string, error) {
+	now, err := counters(s)
+	if err != nil {
+		return "", err
+	}
+	if why := e.counted(now, writes); why != "" {
+		return why, nil
+	}
+	var left []Sample
+	for _, sample := range e.Samples {
+		if writes == nil || !writes.mayTouch(sample) {
+			left = append(left, sample)
+		}
+	}
+	if err := compareSamples(s.Content, left); isOther(err) {
+		return err.Error(), nil
+	} else if err != nil {
+		return "", err
+	}
+	return "", nil
+}
+
+// counted tells what the counters say.
+func (e *Evidence) counted(now *Evidence, writes *Writes) string {
+	if now.SizeBytes < e.SizeBytes {
+		return fmt.Sprintf("its size was %d bytes and is %d", e.SizeBytes, now.SizeBytes)
+	}
+	grown := now.SizeBytes > e.SizeBytes
+	if why := e.Self.touched(now.Self, grown, writes); why != "" {
+		return why
+	}
+	if writes != nil {
+		return "" // what lies below has them as well, and when they get there is not known
+	}
+	for _, then := range e.Below {
+		for _, below := range now.Below {
+			if then.isOf(below) {
+				if why := then.touched(below, grown, nil); why != "" {
+					return fmt.Sprintf("%s, below it: %s", below.Device, why)
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// isOf tells whether both are traces of the same device or file. The instance is
+// compared later: a device that is there anew counts from zero.
+func (t Trace) isOf(now Trace) bool {
+	return t.Device == now.Device && (t.Inode == 0) == (now.Inode == 0)
+}
+
+// touched tells how a device or a file that had trace t shows that it was written to.
+func (t Trace) touched(now Trace, grown bool, writes *Writes) string {
+	if t.Inode != 0 || now.Inode != 0 {
+		return t.touchedFile(now, grown, writes)
+	}
+	then := t
+	switch {
+	case !t.sameCount(now) && !now.fromZero:
+		return ""
+	case !t.sameCount(now) || now.WrittenSectors < t.WrittenSectors || now.DiscardedSectors < t.DiscardedSectors:
+		// It is there anew, or its partition table was read again.
+		then.WrittenSectors, then.DiscardedSectors = 0, 0
+	case writes != nil && writes.page == nil:
+		return "" // how much of what was written is the merge's is not known
+	case writes != nil:
+		if now.WrittenSectors-then.WrittenSectors > writes.page.sectorsAtMost() {
+			return "more was written to it than by the merge that was interrupted"
+		}
+		then.WrittenSectors = now.WrittenSectors
+	}
+	switch {
+	case now.WrittenSectors != then.WrittenSectors:
+		return "sectors were written to it"
+	case now.DiscardedSectors != then.DiscardedSectors:
+		return "sectors of it were discarded"
+	}
+	return ""
+}
+
+// sameCount tells whether both counts have the same beginning.
+func (t Trace) sameCount(now Trace) bool {
+	if t.Instance == "" {
+		// Of a record of version 1: it did not see a device that was made anew.
+		return t.BootID == now.BootID
+	}
+	return t.Instance == now.Instance
+}
+
+func (t Trace) touchedFile(now Trace, grown bool, writes *Writes) string {
+	switch {
+	case t.Inode != now.Inode:
+		return "it is another file"
+	case grown:
+		return "" // which changes its times
+	case writes != nil:
+		if writes.page == nil || now.ModifiedNS == t.ModifiedNS || now.ModifiedNS <= writes.page.latestNS() {
+			return ""
+		}
+		return "it was written to after the merge that was interrupted"
+	case t.ModifiedNS != now.ModifiedNS || t.AttributeNS != now.AttributeNS:
+		return "its times are others"
+	}
+	return ""
+}
+
+// Writes are those of a merge that was interrupted.
+type Writes struct {
+	// Chunks are all that it may have written, as far as they are known.
+	Chunks Chunks
+	// All says that it may have written anywhere.
+	All bool
+	// page is nil after a reboot.
+	page *Page
+}
+
+// mayTouch tells whether the merge may have written to the place of a sample.
+func (w *Writes) mayTouch(s Sample) bool {
+	if w.All || !w.Chunks.Known() {
+		// What streams in is written in ascending order.
+		return w.page == nil || s.At < w.page.end()
+	}
+	return w.Chunks.Touches(s.At, s.At+s.Bytes)
+}

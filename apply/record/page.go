@@ -1,0 +1,156 @@
+package record
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ddsfs/cow"
+)
+
+// Page says how much a merge has written, and when. It is a file in shared memory:
+// what is put into it is there for others, and after a kill, without a system call and
+// without a flush. Nothing of it counts after a reboot.
+//
+// A write is noted before it is begun and when it is done. So in whatever moment the
+// process ends, what it may have written is known but for the one write under way.
+type Page struct {
+	// ID is that of the page, by which its record knows it.
+	ID     string
+	memory []byte
+}
+
+// PageState is what a page says.
+type PageState struct {
+	PID int
+	// HandledBytes of TotalBytes of the delta's data are where they should be.
+	HandledBytes, TotalBytes int64
+}
+
+const (
+	pageMagic = "ddsfspg1"
+	pageBytes = 4096
+)
+
+// Where the numbers of a page are. All are little-endian and have 8 bytes.
+const (
+	pageID       = 8  // 26 characters
+	pageBoot     = 40 // 36 characters
+	pagePID      = 80
+	pageDone     = 88  // bytes of the writes that are done, in whole blocks of blockBytes
+	pageBegun    = 96  // and of those that were begun
+	pageStamp    = 104 // when the last one was begun or done, in ns since 1970
+	pageEnd      = 112 // where on the target the highest of all writes ends
+	pageHandled  = 120
+	pageTotal    = 128
+	pageNumbered = 136
+)
+
+// blockBytes is the unit in which the page cache writes to a device.
+const blockBytes = 4096
+
+// lateNS is how much later than its beginning was noted the one write that is under
+// way may have changed a file's times.
+const lateNS = int64(50 * time.Millisecond)
+
+// newPage fills a page. EndBytes is where what was written before ends at most.
+func newPage(memory []byte, endBytes int64) (*Page, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	p := &Page{ID: rand.Text(), memory: memory}
+	clear(memory)
+	copy(memory, pageMagic)
+	copy(memory[pageID:pageBoot], p.ID)
+	copy(memory[pageBoot:pagePID], boot)
+	p.put(pagePID, int64(os.Getpid()))
+	p.put(pageEnd, endBytes)
+	p.put(pageStamp, time.Now().UnixNano())
+	return p, nil
+}
+
+// parsePage is the page in a file's content, nil if it is none of this boot.
+func parsePage(content []byte) *Page {
+	boot, err := bootID()
+	if err != nil || len(content) < pageNumbered || string(content[:len(pageMagic)]) != pageMagic ||
+		string(content[pageBoot:pageBoot+len(boot)]) != boot {
+		return nil
+	}
+	id := content[pageID:pageBoot]
+	for len(id) > 0 && id[len(id)-1] == 0 {
+		id = id[:len(id)-1]
+	}
+	return &Page{ID: string(id), memory: content}
+}
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 36 {
+		return "", fmt.Errorf("the boot's id: %w", err)
+	}
+	return string(b[:36]), nil
+}
+
+func (p *Page) get(at int) int64 { return int64(binary.LittleEndian.Uint64(p.memory[at:])) }
+
+func (p *Page) put(at int, n int64) { binary.LittleEndian.PutUint64(p.memory[at:], uint64(n)) }
+
+// Begin notes that so many bytes at off are about to be written.
+func (p *Page) Begin(off, bytes int64) {
+	if p == nil || bytes <= 0 {
+		return
+	}
+	first, end := off-off%blockBytes, off+bytes+(blockBytes-1-(off+bytes-1)%blockBytes)
+	p.put(pageStamp, time.Now().UnixNano())
+	p.put(pageEnd, max(p.get(pageEnd), off+bytes))
+	p.put(pageBegun, p.get(pageDone)+end-first)
+}
+
+// Done notes that what was begun is written, or that it failed.
+func (p *Page) Done() {
+	if p == nil {
+		return
+	}
+	p.put(pageStamp, time.Now().UnixNano())
+	p.put(pageDone, p.get(pageBegun))
+}
+
+// Progress notes how much of the delta's data is where it should be.
+func (p *Page) Progress(handledBytes, totalBytes int64) {
+	if p == nil {
+		return
+	}
+	p.put(pageHandled, handledBytes)
+	p.put(pageTotal, totalBytes)
+}
+
+// Close takes the page out of memory. Its file stays.
+func (p *Page) Close() error {
+	if p == nil || p.memory == nil {
+		return nil
+	}
+	memory := p.memory
+	p.memory = nil
+	return unix.Munmap(memory)
+}
+
+// sectorsAtMost is how many sectors of a block device the merge may have written.
+func (p *Page) sectorsAtMost() uint64 { return uint64(max(0, p.get(pageBegun))) / cow.SectorBytes }
+
+// latestNS is the latest time at which the merge may have changed a file.
+func (p *Page) latestNS() int64 {
+	latest := p.get(pageStamp)
+	if p.get(pageBegun) != p.get(pageDone) && latest < math.MaxInt64-lateNS {
+		latest += lateNS
+	}
+	return latest
+}
+
+// end is where on the target all that was written ends.
+func (p *Page) end() int64 { return p.get(pageEnd) }

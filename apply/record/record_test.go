@@ -1,0 +1,151 @@
+package record
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// plainFiles changes files without making anything durable.
+type plainFiles struct{}
+
+func (plainFiles) Replace(path string, write func(io.WriterAt) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+func (plainFiles) Remove(path string) error { return os.Remove(path) }
+
+func (plainFiles) SyncDir(string) error { return nil }
+
+func testRecord() *Record {
+	return &Record{
+		Key: "path:/t", Target: "/t",
+		Holds:    &Content{"A", "d", 4096},
+		Evidence: &Evidence{SizeBytes: 4096, Samples: []Sample{{Bytes: 4096, Digest: "x"}}},
+	}
+}
+
+func TestRecordSurvives(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	if r, err := d.Load("path:/t"); r != nil || err != nil {
+		t.Fatalf("before: %+v, %v", r, err)
+	}
+	want := testRecord()
+	if err := d.Save(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Load("path:/t")
+	if err != nil || *got.Holds != *want.Holds || got.Evidence.Samples[0] != want.Evidence.Samples[0] || got.Target != want.Target {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if names, err := filepath.Glob(filepath.Join(d.Path, "*")); err != nil || len(names) != 1 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+}
+
+func TestRecordRefuses(t *testing.T) {
+	good := `{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`
+	if _, err := Parse([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{
+		{`"version":1`, `"version":2`},
+		{`"version":1`, `"version":3`},
+		{`"key":"k"`, `"key":""`},
+		{`"target"`, `"tarjet"`},
+		{`,"fingerprint":{"size_bytes":1,"first_mib":"x"}`, ``},
+		{`"holds":{"snapshot":"A"},`, ``},
+		{`"snapshot":"A"`, `"snapshot":"A","volume_bytes":-1`},
+		{`}}`, `}} {}`},
+		{`}}`, `}`},
+		{`"holds"`, `"written_since":{},"written_file":"../x.chunks","holds"`},
+		{`"holds"`, `"merging":{"new":{},"done_chunks":-1},"holds"`},
+	} {
+		b := strings.Replace(good, change[0], change[1], 1)
+		if r, err := Parse([]byte(b)); err == nil {
+			t.Errorf("%s: taken as %+v", b, r)
+		}
+	}
+}
+
+func TestLockKeepsTheSecondOut(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	lock, err := d.Lock("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Lock("k"); !errors.Is(err, ErrLocked) {
+		t.Fatalf("a second: %v", err)
+	}
+	if other, err := d.Lock("other"); err != nil {
+		t.Fatal(err)
+	} else {
+		other.Close()
+	}
+	lock.Close()
+	again, err := d.Lock("k")
+	if err != nil {
+		t.Fatalf("after it was closed: %v", err)
+	}
+	again.Close()
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`))
+	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
+	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"touched":"x","merging":{"new":{},"done_chunks":0,"kernel":{"store":"/a","consume":true,"name":"n","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := Parse(b)
+		if err != nil {
+			return
+		}
+		d := Dir{t.TempDir(), plainFiles{}}
+		if err := d.Save(r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Load(r.Key); err != nil {
+			t.Fatalf("what was read and written is refused: %v", err)
+		}
+	})
+}
+
+func TestKernelMergeRecord(t *testing.T) {
+	good := `{"version":1,"key":"k","target":"t","fingerprint":{"size_bytes":1,"first_mib":"x"},"merging":{"new":{},"done_chunks":0,` +
+		`"kernel":{"store":"/a/` + fileName("k") + `.store","name":"ddsfs-t","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`
+	if r, err := Parse([]byte(good)); err != nil || r.ByKernel() == nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{
+		{`"/a/`, `"a/`},
+		{`"/a/`, `"/a/../`},
+		{`"/a/`, `"/a\u0000/`},
+		{`"/a/` + fileName("k"), `"/etc/shadow`},
+		{`"/a/` + fileName("k"), `"/a/` + fileName("other")},
+		{`"ddsfs-t"`, `"../t"`},
+		{`"ddsfs-t"`, `""`},
+		{`"DDSFS-merge-X"`, `"LVM-X"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-view-X"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-merge-X-ro"`},
+		{`"DDSFS-merge-X"`, `"DDSFS-merge-` + strings.Repeat("X", 120) + `"`},
+		{`"sectors":80`, `"sectors":0`},
+		{`"sectors":80`, `"sectors":9223372036854775807`},
+		{`"chunk_sectors":8`, `"chunk_sectors":0`},
+		{`"chunk_sectors":8`, `"chunk_sectors":7`},
+		{`"chunk_sectors":8`, `"chunk_sectors":65536`},
+		{`"chunks":10`, `"chunks":11`},
+		{`"chunks":10`, `"chunks":-1`},
+		{`"chunks"`, `"junks"`},
+	} {
+		b := strings.Replace(good, change[0], change[1], 1)
+		if r, err := Parse([]byte(b)); err == nil {
+			t.Errorf("%s: taken as %+v", b, r.Merging.Kernel)
+		}
+	}
+}

@@ -1,0 +1,178 @@
+package record
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+
+	"lukechampine.com/blake3"
+
+	"ddsfs/cow"
+)
+
+// Sample is what a target holds at some place.
+type Sample struct {
+	At     int64  `json:"at"` // byte on the target
+	Bytes  int64  `json:"bytes"`
+	Digest string `json:"digest"` // BLAKE3
+	// Changed says that a merge wrote there.
+	Changed bool `json:"changed,omitempty"`
+}
+
+const (
+	// edgeBytes is how much of the target's beginning and of its end is a sample:
+	// partition tables, superblocks and the labels of volume managers lie there.
+	edgeBytes = 1 << 20
+	// PlaceBytes is the size of the other samples, the block of most file systems.
+	PlaceBytes = 4096
+	// places is how many of those are chosen all over the target.
+	places = 64
+	// changedPlaces is how many places are kept that merges changed: all of the last
+	// one's, and what there is room for of those before.
+	changedPlaces = 2 * MaxChanges
+	// MaxChanges is how many places a merge may add.
+	MaxChanges = 128
+	// maxSamples bounds what a record may list.
+	maxSamples = 2 + places + changedPlaces
+)
+
+// NewSample is the sample of data at a place.
+func NewSample(at int64, data []byte) Sample {
+	return Sample{At: at, Bytes: int64(len(data)), Digest: digestOf(data)}
+}
+
+func digestOf(data []byte) string {
+	sum := blake3.Sum256(data)
+	return fmt.Sprintf("%x", sum[:16])
+}
+
+func checkSamples(list []Sample) error {
+	if len(list) > maxSamples {
+		return fmt.Errorf("%d samples", len(list))
+	}
+	for _, s := range list {
+		if s.At < 0 || s.Bytes < 1 || s.Bytes > edgeBytes || s.At+s.Bytes < 0 {
+			return fmt.Errorf("a sample of %d bytes at byte %d", s.Bytes, s.At)
+		}
+	}
+	return nil
+}
+
+// choosePlaces chooses samples all over a target of that size, without their digests:
+// both ends, and places between them, one in each of equal parts.
+func choosePlaces(sizeBytes int64, random *rand.Rand) []Sample {
+	list := []Sample{{At: 0, Bytes: min(edgeBytes, sizeBytes)}}
+	if sizeBytes > edgeBytes {
+		at := max(edgeBytes, sizeBytes-edgeBytes)
+		list = append(list, Sample{At: at, Bytes: sizeBytes - at})
+	}
+	blocks := sizeBytes / PlaceBytes
+	if blocks <= 2*edgeBytes/PlaceBytes {
+		return list // the ends are all there is
+	}
+	for _, block := range Spread(blocks, places, random) {
+		list = append(list, Sample{At: block * PlaceBytes, Bytes: PlaceBytes})
+	}
+	return list
+}
+
+// nextPlaces are the places that are to be samples after a merge: those all over the
+// target stay what they are as long as its size does, those that the merge changed
+// come in, and the oldest of the changed ones go.
+func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, sizeBytes int64, random *rand.Rand) []Sample {
+	var all, changed []Sample
+	for _, s := range before {
+		switch {
+		case s.At+s.Bytes > sizeBytes:
+		case s.Changed:
+			changed = append(changed, s)
+		default:
+			all = append(all, s)
+		}
+	}
+	if len(all) == 0 || beforeBytes != sizeBytes {
+		all = choosePlaces(sizeBytes, random)
+	}
+	for _, s := range changes {
+		changed = slices.DeleteFunc(changed, func(old Sample) bool { return old.At == s.At && old.Bytes == s.Bytes })
+		s.Changed = true
+		changed = append(changed, s)
+	}
+	return append(all, changed[max(0, len(changed)-changedPlaces):]...)
+}
+
+// takeSamples reads what the target holds at the places.
+func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
+	taken := slices.Clone(list)
+	pieces, offsets := make([][]byte, len(list)), make([]int64, len(list))
+	for i, s := range list {
+		pieces[i], offsets[i] = make([]byte, s.Bytes), s.At
+	}
+	n, err := target.ReadPieces(pieces, offsets)
+	if err == nil && n < len(pieces) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("samples of what it holds: %w", err)
+	}
+	for i, p := range pieces {
+		taken[i].Digest = digestOf(p)
+	}
+	return taken, nil
+}
+
+// errOther says that a sample is not what it was.
+type errOther struct{ Sample }
+
+func (e errOther) Error() string {
+	return fmt.Sprintf("it holds something else at byte %d", e.At)
+}
+
+// compareSamples compares the target with the samples. It is nil if all are as they
+// were, and errOther for the first that is not.
+func compareSamples(target cow.PiecesReaderAt, list []Sample) error {
+	now, err := takeSamples(target, list)
+	if err != nil {
+		return err
+	}
+	for i, s := range list {
+		if now[i].Digest != s.Digest {
+			return errOther{s}
+		}
+	}
+	return nil
+}
+
+// isOther tells whether an error is that of a sample which is not what it was.
+func isOther(err error) bool {
+	var other errOther
+	return errors.As(err, &other)
+}
+
+// Difference is a sample of what a place at byte at will hold, if that is not what it
+// holds now: the first block that differs.
+func Difference(at int64, now, will []byte) (s Sample, differs bool) {
+	for i := 0; i < len(now); i += PlaceBytes {
+		end := min(i+PlaceBytes, len(now))
+		if !bytes.Equal(now[i:end], will[i:end]) {
+			s := NewSample(at+int64(i), will[i:end])
+			s.Changed = true
+			return s, true
+		}
+	}
+	return Sample{}, false
+}
+
+// Spread returns at most n numbers below total, one at random in each of n equal parts.
+func Spread(total, n int64, random *rand.Rand) []int64 {
+	n = min(n, total)
+	list := make([]int64, 0, n)
+	for i := range n {
+		first, end := i*(total/n)+min(i, total%n), (i+1)*(total/n)+min(i+1, total%n)
+		list = append(list, first+random.Int64N(end-first))
+	}
+	return list
+}
