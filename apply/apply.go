@@ -168,7 +168,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	if o.Stream {
 		return m.mergeStream(ctx, r)
 	}
-	s, err := spool(ctx, patient{ctx, r}, o)
+	s, err := spool(ctx, r.Name(), patient{ctx, r}, o)
 	if err != nil {
 		return Result{}, err
 	}

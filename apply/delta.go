@@ -61,10 +61,7 @@ func (d *delta) readList() error {
 	}
 	d.changed, d.report = store.Changed, store.Report()
 	d.report.Digest = d.name()
-	if d.seal != nil && d.seal.Exceptions != d.changed.Len() {
-		return fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", d.seal.Exceptions, d.changed.Len())
-	}
-	return nil
+	return store.CheckSeal()
 }
 
 // badBlocks collects the blocks that don't match their digests.

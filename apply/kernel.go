@@ -108,7 +108,7 @@ func KernelPipe(ctx context.Context, r *os.File, targetPath string, o KernelOpti
 		return k.mergeCopy(ctx, r.Name(), in, Receiving)
 	}
 	o.SpoolDir = k.spoolDir()
-	s, err := spool(ctx, in, o.Options)
+	s, err := spool(ctx, r.Name(), in, o.Options)
 	if err != nil {
 		return Result{}, err
 	}

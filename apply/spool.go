@@ -22,19 +22,19 @@ type spoolFile struct {
 	taken *cow.Digester // nil of a delta that is not sealed
 }
 
-// spool keeps a delta from a pipe: all of it if it is sealed, and if it is not, all
+// spool keeps a delta that comes from a pipe of that name: all of it if it is sealed, and if it is not, all
 // there is.
 //
 // Most are small, and are merged and gone before the kernel would write them out. Of
 // one that takes more than an eighth of the memory, the rest is written out as it
 // comes, and read back later.
-func spool(ctx context.Context, r io.Reader, o Options) (s *spoolFile, err error) {
+func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := unnamedFile(o.SpoolDir)
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
 	}
 	s = &spoolFile{osFile: osFile{f}}
-	s.size, s.taken, err = receive(ctx, r, &spooling{trail{file: s, windowBytes: windowBytes}, s, memoryBytes() / 8},
+	s.size, s.taken, err = receive(ctx, name, r, &spooling{trail{file: s, windowBytes: windowBytes}, s, memoryBytes() / 8},
 		room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
 		func(done, total int64) { o.progress(Receiving, done, total) })
 	if err != nil {
@@ -100,16 +100,22 @@ func (u usedUp) dropCached(off, bytes int64) error {
 }
 
 // receive writes a delta to a file: all of it if it is sealed, and if it is not, all
-// there is. Of a sealed one, it takes the digests.
-func receive(ctx context.Context, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
+// there is. Of a sealed one, it takes the digests. What does not begin as a delta does
+// is refused at once.
+func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return 0, nil, fmt.Errorf("spool: read the delta: %w", err)
 	}
 	first = first[:n]
+	// What is none is not waited for.
+	_, seal, err := cow.ParseFirst(first)
+	if err != nil {
+		return 0, nil, fmt.Errorf("%s: %w", name, err)
+	}
 	var total int64
-	if seal := sealOf(first); seal != nil {
+	if seal != nil {
 		total = seal.TotalBytes()
 		if err := room.check(total); err != nil {
 			return 0, nil, err
@@ -174,20 +180,6 @@ func (p patient) Read(b []byte) (int, error) {
 			return p.f.Read(b)
 		}
 	}
-}
-
-// sealOf is the seal of the delta that begins with the sector, nil if it has none that
-// is right. What is wrong with it comes out when it is read again.
-func sealOf(sector []byte) *cow.Seal {
-	h, err := cow.ParseHeader(sector)
-	if err != nil {
-		return nil
-	}
-	seal, err := cow.ParseSeal(h, sector)
-	if err != nil {
-		return nil
-	}
-	return seal
 }
 
 // room is a directory that a delta is to fit in.

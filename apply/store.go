@@ -73,7 +73,7 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 
 // fill writes the delta to the copy.
 func (k *kernelMerger) fill(ctx context.Context, f file, name string, r io.Reader, room room, stage Stage) (*checked, error) {
-	size, taken, err := receive(ctx, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
+	size, taken, err := receive(ctx, name, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
 	if err != nil {
 		return nil, err
 	}

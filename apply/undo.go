@@ -32,7 +32,7 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 	defer done()
 	there, err := whatIsThere(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %w", path, err)
+		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %v", path, err)
 	}
 	held := m.held(d, there)
 	undo, err := m.undoDelta(d, content, held.Snapshot)
@@ -171,7 +171,7 @@ func checkUndoFile(ctx context.Context, path, name string) error {
 		err = errors.New("it is another one now")
 	}
 	if err != nil {
-		return fmt.Errorf("undo: %s, which the merge wrote: %w", path, err)
+		return fmt.Errorf("undo: %s, which the merge wrote: %v", path, err)
 	}
 	return nil
 }

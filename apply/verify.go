@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 
@@ -16,11 +15,15 @@ import (
 // Verification is what comparing a delta, and perhaps a target, with the delta's
 // digests came to.
 type Verification struct {
-	Sealed    bool    `json:"sealed"`
-	Delta     string  `json:"delta,omitempty"` // its digest
-	Blocks    int64   `json:"blocks"`          // MiB that were compared
-	BadDelta  []Block `json:"bad_delta,omitempty"`
-	BadTarget []Block `json:"bad_target,omitempty"`
+	// Sealed says that the delta has digests. Of one that has none, nothing but its
+	// list could be checked, which is well-formed.
+	Sealed     bool   `json:"sealed"`
+	Delta      string `json:"delta,omitempty"` // its digest
+	Exceptions int64  `json:"exceptions"`      // that its list has
+	Blocks     int64  `json:"blocks"`          // MiB that were compared
+	// What differs; neither is nil.
+	BadDelta  []Block `json:"bad_delta"`
+	BadTarget []Block `json:"bad_target"`
 }
 
 // Block is a MiB of a delta's body, with the first and the last of the volume's
@@ -41,6 +44,8 @@ func (b Block) String() string {
 // Err is nil if all is as the digests say.
 func (v Verification) Err() error {
 	switch {
+	case !v.Sealed:
+		return errors.New("delta: it is not sealed, and its data can't be verified: it was made by dds, or with extract --unsealed; its list is well-formed")
 	case len(v.BadDelta) > 0:
 		return fmt.Errorf("delta: %d of its %d MiB: %w: copy it again", len(v.BadDelta), v.Blocks, cow.ErrMismatch)
 	case len(v.BadTarget) > 0:
@@ -72,7 +77,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 
 // VerifyPipe is VerifyFile for a delta that comes from a pipe.
 func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (Verification, error) {
-	s, err := spool(ctx, patient{ctx, r}, o)
+	s, err := spool(ctx, r.Name(), patient{ctx, r}, o)
 	if err != nil {
 		return Verification{}, err
 	}
@@ -85,24 +90,26 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 }
 
 func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
+	v := Verification{BadDelta: []Block{}, BadTarget: []Block{}}
 	header, seal, err := cow.ReadSeal(in, in.sizeBytes)
-	var format *cow.FormatError
-	if errors.As(err, &format) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return Verification{}, fmt.Errorf("%w: %w", err, cow.ErrMismatch)
-	}
 	if err != nil {
 		return Verification{}, err
 	}
 	if seal == nil {
-		return Verification{}, fmt.Errorf("delta: it is not sealed and can't be verified: it was made by dds, or with extract --unsealed")
+		store, err := cow.ReadStore(in, in.sizeBytes, cow.StoreOptions{})
+		if err != nil {
+			return Verification{}, err
+		}
+		v.Exceptions = store.Changed.Len()
+		return v, nil
 	}
 	digests, err := cow.ReadDigests(in, *seal)
 	if err != nil {
 		return Verification{}, err
 	}
-	v := Verification{Sealed: true, Delta: digests.Name().String()}
+	v.Sealed, v.Delta, v.Exceptions = true, digests.Name().String(), seal.Exceptions
 	compare := func(stage Stage, body input) ([]Block, error) {
-		var bad []Block
+		bad := []Block{}
 		err := body.verify(ctx, digests, func(block int64) {
 			bad = append(bad, Block{MiB: block})
 		}, func(done int64) { o.progress(stage, done, seal.BodyBytes) })
@@ -114,8 +121,8 @@ func verify(ctx context.Context, in input, targetPath string, o Options) (Verifi
 		return Verification{}, err
 	}
 	store, err := cow.ReadStore(in.ReaderAt, in.sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
-	if err == nil && store.Changed.Len() != seal.Exceptions {
-		err = fmt.Errorf("delta: its seal says %d exceptions at byte 88, and its list has %d", seal.Exceptions, store.Changed.Len())
+	if err == nil {
+		err = store.CheckSeal()
 	}
 	if err != nil {
 		if len(v.BadDelta) > 0 {

@@ -20,7 +20,7 @@ type Base struct {
 // it. It takes 8 bytes of memory for each.
 func ReadBase(r io.ReaderAt, s *Store) (*Base, error) {
 	b := &Base{store: r, changed: s.Changed, newChunks: make([]uint64, s.Changed.Len()), chunk: s.ChunkBytes}
-	areas := areaReader{r: r, chunkBytes: s.ChunkBytes, perArea: s.ChunkBytes / EntryBytes, areasInDevice: s.Areas, once: math.MaxInt64}
+	areas := areaReader{r: r, has: extent{sizeBytes: math.MaxInt64}, chunkBytes: s.ChunkBytes, perArea: s.ChunkBytes / EntryBytes, areasInDevice: s.Areas, once: math.MaxInt64}
 	defer areas.close()
 	for areas.area < s.Areas {
 		window, err := areas.next()

@@ -41,6 +41,8 @@ type Run struct {
 // can.
 type chunkReader interface {
 	readChunks(p []byte, off int64) error
+	// expect says how many bytes the delta has.
+	expect(totalBytes int64)
 }
 
 // NewDecoder returns a decoder for a delta that comes from a pipe. It reads the
@@ -63,29 +65,34 @@ func NewDecoder(r io.Reader) (*Decoder, error) {
 // NewDecoderAt returns a decoder for a delta that r holds in its first sizeBytes
 // bytes, whatever the order of its data. It does not look at digests.
 func NewDecoderAt(r io.ReaderAt, sizeBytes int64) (*Decoder, error) {
-	return newDecoder(fileReader{r}, sizeBytes, false)
+	return newDecoder(&fileReader{r, extent{sizeBytes: sizeBytes}}, sizeBytes, false)
 }
 
 func newDecoder(input chunkReader, sizeBytes int64, ordered bool) (*Decoder, error) {
-	first := make([]byte, HeaderBytes)
-	if err := input.readChunks(first, 0); err != nil {
-		return nil, fmt.Errorf("delta: header: %w", err)
+	sector := make([]byte, SectorBytes)
+	err := input.readChunks(sector, 0)
+	var cut *CutError
+	if errors.As(err, &cut) {
+		sector, err = sector[:cut.EndBytes], nil
 	}
-	h, err := ParseHeader(first)
+	if err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	h, seal, err := ParseFirst(sector)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.CheckValid(); err != nil {
+	if seal != nil {
+		input.expect(seal.TotalBytes())
+	}
+	chunk := append(sector, make([]byte, h.ChunkBytes-SectorBytes)...)
+	if err := input.readChunks(chunk[SectorBytes:], SectorBytes); err != nil {
+		return nil, fmt.Errorf("chunk 0: %w", err)
+	}
+	if err := checkFirst(chunk[SectorBytes:]); err != nil {
 		return nil, err
 	}
-	chunk := append(first, make([]byte, h.ChunkBytes-HeaderBytes)...)
-	if err := input.readChunks(chunk[HeaderBytes:], HeaderBytes); err != nil {
-		return nil, fmt.Errorf("delta: chunk 0: %w", err)
-	}
-	d := &Decoder{header: h, input: input, ordered: ordered, metadata: chunk}
-	if d.seal, err = parseFirstChunk(h, chunk); err != nil {
-		return nil, err
-	}
+	d := &Decoder{header: h, seal: seal, input: input, ordered: ordered, metadata: chunk}
 	var volumeBytes int64
 	if d.seal != nil {
 		volumeBytes = d.seal.VolumeBytes
@@ -186,8 +193,8 @@ func (d *Decoder) finish() error {
 	if d.seal == nil {
 		return io.EOF
 	}
-	if d.parser.exceptions != d.seal.Exceptions {
-		return &FormatError{"number of exceptions", uint64(d.seal.Exceptions), 88, fmt.Sprintf("the list has %d", d.parser.exceptions)}
+	if err := d.seal.checkCount(d.parser.exceptions); err != nil {
+		return err
 	}
 	if d.digester == nil {
 		return io.EOF
@@ -237,14 +244,19 @@ func (d *Decoder) readArea() error {
 }
 
 // fileReader reads chunks of a file.
-type fileReader struct{ r io.ReaderAt }
+type fileReader struct {
+	r io.ReaderAt
+	extent
+}
 
-func (f fileReader) readChunks(p []byte, off int64) error { return readFullAt(f.r, p, off) }
+func (f *fileReader) readChunks(p []byte, off int64) error { return f.readAt(f.r, p, off) }
+
+func (f *fileReader) expect(totalBytes int64) { f.totalBytes = totalBytes }
 
 // streamReader reads chunks of a pipe, and what lies between them is dropped.
 type streamReader struct {
-	r  io.Reader
-	at int64
+	r              io.Reader
+	at, totalBytes int64
 }
 
 func (s *streamReader) readChunks(p []byte, off int64) error {
@@ -258,8 +270,20 @@ func (s *streamReader) readChunks(p []byte, off int64) error {
 			return nil
 		}
 	}
+	return truncated("", s.at, s.totalBytes, err)
+}
+
+func (s *streamReader) expect(totalBytes int64) { s.totalBytes = totalBytes }
+
+// truncated says that a pipe ended at byte end, or could not be read on from there.
+func truncated(what string, end, totalBytes int64, err error) error {
 	if err == nil || err == io.EOF || err == io.ErrUnexpectedEOF {
-		return fmt.Errorf("the data ends at byte %d, before byte %d: %w", s.at, off+int64(len(p)), io.ErrUnexpectedEOF)
+		err = &CutError{end, totalBytes}
+	} else {
+		err = fmt.Errorf("read at byte %d: %w", end, err)
 	}
-	return fmt.Errorf("read at byte %d: %w", s.at, err)
+	if what == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }

@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -35,38 +36,18 @@ type Header struct {
 	ChunkBytes int64
 }
 
-// FormatError says which field of an exception store is wrong, with its value
-// and its offset in bytes from the start of the store.
-type FormatError struct {
-	Field  string
-	Value  uint64
-	Offset int64
-	Reason string
-}
-
-func (e *FormatError) Error() string {
-	value := fmt.Sprint(e.Value)
-	if e.Field == "magic" {
-		value = fmt.Sprintf("0x%08x", e.Value)
-	}
-	return fmt.Sprintf("exception store: %s %s at byte %d: %s", e.Field, value, e.Offset, e.Reason)
-}
-
-// ParseHeader decodes the first HeaderBytes bytes of a store. A store that is
-// not valid is parsed all the same, so that it can be shown: see
+// ParseHeader decodes a store's header from its first bytes, HeaderBytes at least
+// unless it has fewer. More of them help to tell what it is if it is no store. A
+// store that is not valid is parsed all the same, so that it can be shown: see
 // [Header.CheckValid].
 func ParseHeader(b []byte) (Header, error) {
+	if err := checkMagic(b); err != nil {
+		return Header{}, err
+	}
 	if len(b) < HeaderBytes {
-		return Header{}, fmt.Errorf("exception store: header: %d bytes of %d: %w", len(b), HeaderBytes, io.ErrUnexpectedEOF)
+		return Header{}, &CutError{EndBytes: int64(len(b))}
 	}
 	le := binary.LittleEndian
-	switch m := le.Uint32(b[0:]); m {
-	case magic:
-	case 0:
-		return Header{}, &FormatError{"magic", 0, 0, "the store was never activated or is not one: activate the snapshot once, and check that this is its COW device"}
-	default:
-		return Header{}, &FormatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(magic))}
-	}
 	if v := le.Uint32(b[8:]); v != version {
 		return Header{}, &FormatError{"version", uint64(v), 8, "only version 1 is known"}
 	}
@@ -80,6 +61,39 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, &FormatError{"chunk_size", uint64(sectors), 12, err.Error()}
 	}
 	return Header{Valid: valid == 1, ChunkBytes: bytes}, nil
+}
+
+// checkMagic checks the magic, as far as b has it.
+func checkMagic(b []byte) error {
+	want := binary.LittleEndian.AppendUint32(nil, magic)
+	if n := min(len(b), len(want)); bytes.Equal(b[:n], want[:n]) {
+		return nil
+	}
+	if err := identify(b); err != nil {
+		return err
+	}
+	var got [4]byte
+	copy(got[:], b)
+	m := binary.LittleEndian.Uint32(got[:])
+	if m == 0 {
+		return &FormatError{"magic", 0, 0, "it begins with zeros: the COW device of a snapshot that was never activated (activate it once), or a file that was never filled (copy it again)"}
+	}
+	return &FormatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(magic))}
+}
+
+// ParseFirst decodes the header and the seal of a delta or a store from its first
+// SectorBytes bytes, or from all that it has. The seal is nil where there is none. Of a
+// snapshot that is marked invalid, the header is returned with the error.
+func ParseFirst(b []byte) (Header, *Seal, error) {
+	h, err := ParseHeader(b)
+	if err != nil {
+		return Header{}, nil, err
+	}
+	if err := h.CheckValid(); err != nil {
+		return h, nil, err
+	}
+	seal, err := ParseSeal(h, b)
+	return h, seal, err
 }
 
 // CheckValid returns an error if the store is marked invalid, which the kernel
@@ -111,16 +125,7 @@ func checkChunkBytes(bytes int64) error {
 	return nil
 }
 
-// ReadHeader reads the header of the store that r holds.
-func ReadHeader(r io.ReaderAt) (Header, error) {
-	var b [HeaderBytes]byte
-	if err := readFullAt(r, b[:], 0); err != nil {
-		return Header{}, fmt.Errorf("exception store: read the header: %w", err)
-	}
-	return ParseHeader(b[:])
-}
-
-// readFullAt fills p from r at off, or fails: a short read is
+// readFullAt fills p from r, a source, at off, or fails: a short read is
 // io.ErrUnexpectedEOF. It says at which byte.
 func readFullAt(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)

@@ -3,9 +3,7 @@ package cow
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 )
 
@@ -41,19 +39,20 @@ const (
 // Identity returns the name under which a seal can keep id. One that is too long,
 // or has other than visible ASCII characters, is replaced by a digest of it.
 func Identity(id string) string {
-	if len(id) <= identityBytes && checkIdentity([]byte(id)) == nil {
+	if len(id) <= identityBytes && firstOutside([]byte(id)) < 0 {
 		return id
 	}
 	return "blake3-" + digestOf([]byte(id)).String()
 }
 
-func checkIdentity(b []byte) error {
-	for _, c := range b {
+// firstOutside is where the first character is that no identity has, -1 if there is none.
+func firstOutside(id []byte) int {
+	for i, c := range id {
 		if c <= ' ' || c > '~' {
-			return fmt.Errorf("byte 0x%02x in an identity", c)
+			return i
 		}
 	}
-	return nil
+	return -1
 }
 
 // IsFull tells whether the delta holds all of a volume in chunks of that size.
@@ -72,6 +71,22 @@ func (s Seal) lists() int64 {
 // TotalBytes is the size of the body with its trailer.
 func (s Seal) TotalBytes() int64 {
 	return s.BodyBytes + s.lists()*blockCount(s.BodyBytes)*DigestBytes + footerBytes
+}
+
+// CheckSize fails if so many bytes are not all of the delta.
+func (s Seal) CheckSize(bytes int64) error {
+	if bytes < s.TotalBytes() {
+		return &CutError{bytes, s.TotalBytes()}
+	}
+	return nil
+}
+
+// checkCount fails if that is not how many exceptions the list has.
+func (s Seal) checkCount(exceptions int64) error {
+	if exceptions != s.Exceptions {
+		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("the list has %d: the delta is damaged", exceptions)}
+	}
+	return nil
 }
 
 // firstSector returns the first sector of a sealed delta: the header and the
@@ -102,7 +117,7 @@ func (s Seal) firstSector(h Header) [sealBytes]byte {
 // refused.
 func ParseSeal(h Header, sector []byte) (*Seal, error) {
 	if len(sector) < sealBytes {
-		return nil, fmt.Errorf("seal: %d bytes of %d: %w", len(sector), sealBytes, io.ErrUnexpectedEOF)
+		return nil, &CutError{EndBytes: int64(len(sector))}
 	}
 	sector = sector[:sealBytes]
 	if firstNonZero(sector[HeaderBytes:]) < 0 {
@@ -149,8 +164,11 @@ func ParseSeal(h Header, sector []byte) (*Seal, error) {
 	for i, to := range []*string{&s.Base, &s.New, &s.Origin} {
 		at := identityOffset + i*identityBytes
 		id, rest, _ := bytes.Cut(sector[at:at+identityBytes], []byte{0})
-		if err := errors.Join(checkIdentity(id), checkZero(rest)); err != nil {
-			return nil, fmt.Errorf("seal: identity at byte %d: %w", at, err)
+		if bad := firstOutside(id); bad >= 0 {
+			return nil, &FormatError{"byte", uint64(id[bad]), int64(at + bad), "is none of an identity's"}
+		}
+		if bad := firstNonZero(rest); bad >= 0 {
+			return nil, &FormatError{"byte", uint64(rest[bad]), int64(at + identityBytes - len(rest) + bad), "must be zero behind an identity"}
 		}
 		*to = string(id)
 	}
@@ -162,7 +180,7 @@ func (s *Seal) check(h Header) error {
 	l, err := NewLayout(h.ChunkBytes, uint64(s.Exceptions))
 	switch {
 	case err != nil:
-		return fmt.Errorf("seal: number of exceptions at byte 88: %w", err)
+		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, err.Error()}
 	case s.BodyBytes != l.Bytes():
 		return &FormatError{"body length", uint64(s.BodyBytes), 104, fmt.Sprintf("%d exceptions make %d bytes", s.Exceptions, l.Bytes())}
 	case s.VolumeBytes == 0 || s.Exceptions > (s.VolumeBytes-1)/h.ChunkBytes+1:
@@ -184,13 +202,6 @@ func firstNonZero(b []byte) int {
 	return -1
 }
 
-func checkZero(b []byte) error {
-	if at := firstNonZero(b); at >= 0 {
-		return fmt.Errorf("byte 0x%02x behind an identity", b[at])
-	}
-	return nil
-}
-
 // footer is the end of the trailer. Its digest is that of all digests before it,
 // and names the delta.
 func (s Seal) footer(name Digest) [footerBytes]byte {
@@ -207,7 +218,7 @@ func (s Seal) footer(name Digest) [footerBytes]byte {
 func (s Seal) parseFooter(b []byte) (Digest, error) {
 	name := Digest(b[footerSumAt:footerBytes])
 	if want := s.footer(name); !bytes.Equal(b[:footerSumAt], want[:footerSumAt]) {
-		return Digest{}, fmt.Errorf("trailer: footer at byte %d: not the one of this delta: the trailer is damaged or cut off", s.TotalBytes()-footerBytes)
+		return Digest{}, fmt.Errorf("trailer: footer at byte %d: %w: copy it again", s.TotalBytes()-footerBytes, ErrMismatch)
 	}
 	return name, nil
 }

@@ -244,10 +244,7 @@ func verifyAll(b []byte) error {
 	if err != nil {
 		return err
 	}
-	if store.Changed.Len() != seal.Exceptions {
-		return errors.New("another number of exceptions")
-	}
-	return nil
+	return store.CheckSeal()
 }
 
 // smallSealed is a sealed delta with every part, and as small as can be.
@@ -269,7 +266,7 @@ func smallSealed(t testing.TB) []byte {
 }
 
 // A sealed delta of which any single bit is another, or whose end is missing, is
-// refused.
+// refused, and its data is what is said to be at fault.
 func TestSealHoldsEveryBit(t *testing.T) {
 	good := smallSealed(t)
 	if err := verifyAll(good); err != nil {
@@ -282,7 +279,11 @@ func TestSealHoldsEveryBit(t *testing.T) {
 		}
 		return err
 	}
-	if err := stream(good); err != nil {
+	list := func(b []byte) error {
+		_, err := ReadStoreFrom(bytes.NewReader(b))
+		return err
+	}
+	if err := errors.Join(stream(good), list(good)); err != nil {
 		t.Fatal(err)
 	}
 	if err := verifyAll(append(slices.Clone(good), randomBytes(3, 100)...)); err != nil {
@@ -292,18 +293,31 @@ func TestSealHoldsEveryBit(t *testing.T) {
 		for bit := range 8 {
 			b := slices.Clone(good)
 			b[at] ^= 1 << bit
-			if verifyAll(b) == nil {
-				t.Fatalf("bit %d of byte %d: taken", bit, at)
+			if err := verifyAll(b); !errors.Is(err, ErrBadData) {
+				t.Fatalf("bit %d of byte %d: %v", bit, at, err)
 			}
-			if bit == at%8 && stream(b) == nil {
-				t.Fatalf("bit %d of byte %d: taken from a pipe", bit, at)
+			if bit != at%8 {
+				continue
+			}
+			if err := stream(b); !errors.Is(err, ErrBadData) {
+				t.Fatalf("bit %d of byte %d, from a pipe: %v", bit, at, err)
+			}
+			// Who reads only the list is told of all but the data.
+			if _, err := ReadStoreFrom(bytes.NewReader(b)); at < 512 || at >= 5*512 {
+				if !errors.Is(err, ErrBadData) {
+					t.Fatalf("bit %d of byte %d, the list from a pipe: %v", bit, at, err)
+				}
 			}
 		}
-		if verifyAll(good[:at]) == nil {
-			t.Fatalf("cut off at byte %d: taken", at)
-		}
-		if stream(good[:at]) == nil {
-			t.Fatalf("cut off at byte %d: taken from a pipe", at)
+		for way, err := range map[string]error{"file": verifyAll(good[:at]), "pipe": stream(good[:at]), "list": list(good[:at])} {
+			var cut *CutError
+			want := CutError{int64(at), int64(len(good))}
+			if at < 512 {
+				want.TotalBytes = 0 // nobody knows
+			}
+			if !errors.Is(err, ErrBadData) || !errors.As(err, &cut) || *cut != want {
+				t.Fatalf("cut off at byte %d, %s: %v", at, way, err)
+			}
 		}
 	}
 }
@@ -556,7 +570,7 @@ func TestIdentity(t *testing.T) {
 	long := string(bytes.Repeat([]byte("x"), 200))
 	for _, id := range []string{"", "LVM-abc", long, "with space", "newline\n"} {
 		got := Identity(id)
-		if len(got) > identityBytes || checkIdentity([]byte(got)) != nil || Identity(got) != got {
+		if len(got) > identityBytes || firstOutside([]byte(got)) >= 0 || Identity(got) != got {
 			t.Errorf("%q: %q", id, got)
 		}
 	}

@@ -48,20 +48,24 @@ type StoreOptions struct {
 // kernel would not have written is refused with a [*FormatError]. Of a snapshot
 // that is marked invalid, the header is returned with the error.
 func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
-	h, err := ReadHeader(r)
+	h, seal, err := readFirst(r, sizeBytes)
+	if h.ChunkBytes > 0 && !h.Valid {
+		return &Store{Header: h}, err
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := h.CheckValid(); err != nil {
-		return &Store{Header: h}, err
-	}
-	first := make([]byte, sealBytes)
-	if err := readFullAt(r, first, 0); err != nil {
-		return nil, fmt.Errorf("exception store: chunk 0: %w", err)
+	has := extent{sizeBytes: sizeBytes}
+	if seal != nil {
+		has.totalBytes = seal.TotalBytes()
+		// The end of its trailer may lie behind the last whole sector of a loop device.
+		if sizeBytes < seal.BodyBytes {
+			return nil, seal.CheckSize(sizeBytes)
+		}
 	}
 	p := newMetadataParser(h, sizeBytes, o.VolumeBytes)
-	p.seal = knownSeal(h, first)
-	areas := areaReader{r: r, chunkBytes: h.ChunkBytes, perArea: p.perArea, areasInDevice: p.areasInDevice(), once: math.MaxInt64}
+	p.seal = seal
+	areas := areaReader{r: r, has: has, chunkBytes: h.ChunkBytes, perArea: p.perArea, areasInDevice: p.areasInDevice(), once: math.MaxInt64}
 	if o.Live {
 		areas.once = p.areasInUse(o.MetadataBytes)
 	}
@@ -92,27 +96,47 @@ func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
 // ReadStoreFrom is ReadStore for a store that comes from a pipe, which it reads
 // up to the last data chunk that an entry names, or to the end of its trailer.
 func ReadStoreFrom(r io.Reader) (*Store, error) {
-	first := make([]byte, sealBytes)
-	if n, err := io.ReadFull(r, first); err != nil {
-		return nil, truncated("header", 0, int64(n), err)
+	sector := make([]byte, SectorBytes)
+	n, err := io.ReadFull(r, sector)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, truncated("header", int64(n), 0, err)
 	}
-	h, err := ParseHeader(first)
+	h, seal, err := ParseFirst(sector[:n])
+	if h.ChunkBytes > 0 && !h.Valid {
+		return &Store{Header: h}, err
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := h.CheckValid(); err != nil {
-		return &Store{Header: h}, err
+	var totalBytes int64
+	if seal != nil {
+		totalBytes = seal.TotalBytes()
+	}
+	at := int64(SectorBytes)
+	read := func(what string, p []byte) error {
+		n, err := io.ReadFull(r, p)
+		at += int64(n)
+		if err != nil {
+			return truncated(what, at, totalBytes, err)
+		}
+		return nil
+	}
+	metadata := make([]byte, h.ChunkBytes)
+	rest := metadata[SectorBytes:]
+	if err := read("chunk 0", rest); err != nil {
+		return nil, err
+	}
+	if err := checkFirst(rest); err != nil {
+		return nil, err
 	}
 	p := newMetadataParser(h, math.MaxInt64, 0)
-	p.seal = knownSeal(h, first)
-	metadata := make([]byte, h.ChunkBytes)
-	at := int64(sealBytes)
+	p.seal = seal
 	skip := func(what string, to int64) error {
 		n, err := io.CopyN(io.Discard, r, to-at)
+		at += n
 		if err != nil {
-			return truncated(what, at, n, err)
+			return truncated(what, at, totalBytes, err)
 		}
-		at = to
 		return nil
 	}
 	for {
@@ -120,10 +144,9 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 		if err := skip("data chunks", offset); err != nil {
 			return nil, err
 		}
-		if n, err := io.ReadFull(r, metadata); err != nil {
-			return nil, truncated("metadata chunk", offset, int64(n), err)
+		if err := read("metadata chunk", metadata); err != nil {
+			return nil, err
 		}
-		at += h.ChunkBytes
 		used, err := p.parse(metadata)
 		if err != nil {
 			return nil, err
@@ -146,26 +169,20 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 		return nil, err
 	}
 	name, _, err := (&Digester{}).readTrailer(r, *s.Seal)
+	if err != nil {
+		return nil, err
+	}
 	s.Name = &name
-	return s, err
+	return s, nil
 }
 
-// knownSeal is the seal in a store's first sector, nil if there is none. The kernel
-// looks at nothing behind the header, and nor does who reads a store for its list.
-func knownSeal(h Header, sector []byte) *Seal {
-	seal, err := ParseSeal(h, sector)
-	if err != nil {
+// CheckSeal fails if the list of a sealed delta is not as long as the seal says. It is
+// shorter as well where the kernel has begun to use the delta up.
+func (s *Store) CheckSeal() error {
+	if s.Seal == nil {
 		return nil
 	}
-	return seal
-}
-
-// truncated says where a stream ended early.
-func truncated(what string, offset, got int64, err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return fmt.Errorf("exception store: %s at byte %d: the data ends at byte %d: %w", what, offset, offset+got, io.ErrUnexpectedEOF)
-	}
-	return fmt.Errorf("exception store: %s at byte %d: %w", what, offset+got, err)
+	return s.Seal.checkCount(s.Changed.Len())
 }
 
 // metadataParser checks the metadata chunks of a store one after the other and
@@ -266,7 +283,7 @@ func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 		return &FormatError{"old_chunk", e.old, at, fmt.Sprintf("lies past the end of the volume, which has %d chunks of %d bytes", p.volumeChunks, p.header.ChunkBytes)}
 	case e.new-p.goodNew < p.goodNews:
 	case e.new >= p.deviceChunks:
-		return &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged or cut off", p.deviceChunks, p.header.ChunkBytes)}
+		return &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged, or cut: copy it again", p.deviceChunks, p.header.ChunkBytes)}
 	case isMetadataChunk(e.new, uint64(p.perArea)):
 		return &FormatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
 	default:
@@ -372,6 +389,7 @@ const maxWindowBytes = 1 << 20
 // stops at the first area that is not full.
 type areaReader struct {
 	r             io.ReaderAt
+	has           extent
 	chunkBytes    int64
 	perArea       int64
 	areasInDevice int64
@@ -503,15 +521,13 @@ func (a *areaReader) read(buf *[]byte, count int64) (areas int64, err error) {
 	}
 	n, err := readPieces(a.r, a.parts, a.offsets)
 	if n == 0 && err != nil {
-		return 0, fmt.Errorf("exception store: metadata chunk of area %d at byte %d%s: %w", a.area, a.offsets[0], cutOff(err), err)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = &CutError{a.offsets[0], a.has.totalBytes}
+			if a.has.sizeBytes < a.offsets[0]+c {
+				err = &CutError{a.has.sizeBytes, a.has.totalBytes}
+			}
+		}
+		return 0, fmt.Errorf("metadata chunk of area %d at byte %d: %w", a.area, a.offsets[0], err)
 	}
 	return int64(n), nil
-}
-
-// cutOff says what it means that a store ended too early.
-func cutOff(err error) string {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return ": the store is cut off"
-	}
-	return ""
 }

@@ -191,9 +191,8 @@ func TestReadStoreRefuses(t *testing.T) {
 		t.Errorf("a volume that ends within the last chunk: %v", err)
 	}
 	for _, size := range []int{0, 15, 16, c, c + 1, 2*c - 1, area1, area1 + 100} {
-		_, err := ReadStore(bytes.NewReader(b[:size]), int64(size), StoreOptions{})
-		if err == nil {
-			t.Errorf("cut off at byte %d: taken", size)
+		if _, err := ReadStore(bytes.NewReader(b[:size]), int64(size), StoreOptions{}); !errors.Is(err, ErrBadData) {
+			t.Errorf("cut off at byte %d: %v", size, err)
 		}
 	}
 }
@@ -240,7 +239,8 @@ func TestReadStoreFindsTheFirstTwice(t *testing.T) {
 func TestReadStoreFromRefusesTruncated(t *testing.T) {
 	b := buildStore(512, inOrder(512, 1, 2, 3), func(exception) []byte { return nil })
 	for size := range b {
-		if _, err := ReadStoreFrom(bytes.NewReader(b[:size])); !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "byte") {
+		var cut *CutError
+		if _, err := ReadStoreFrom(bytes.NewReader(b[:size])); !errors.As(err, &cut) || cut.EndBytes != int64(size) {
 			t.Errorf("cut off at byte %d: %v", size, err)
 		}
 	}
@@ -453,7 +453,7 @@ func TestReadStoreNamesTheArea(t *testing.T) {
 	device := buildMetadata(c, chunks)
 	at := metadataChunk(3, perArea) * c
 	_, err := ReadStore(io.NewSectionReader(device, 0, at), device.bytes, StoreOptions{})
-	want := fmt.Sprintf("metadata chunk of area 3 at byte %d: the store is cut off", at)
+	want := fmt.Sprintf("metadata chunk of area 3 at byte %d: it ends after %d bytes", at, at)
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
 	}
@@ -528,7 +528,7 @@ func buildMetadata(c int64, chunks []uint64) *metadataOnly {
 
 func (m *metadataOnly) ReadAt(p []byte, off int64) (int, error) {
 	if off < m.chunk {
-		clear(p[copy(p, m.header[off:]):])
+		clear(p[copy(p, m.header[min(off, HeaderBytes):]):])
 		return len(p), nil
 	}
 	area := (off/m.chunk - 1) / (m.chunk/EntryBytes + 1)

@@ -3,15 +3,12 @@ package cow
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"sync"
 )
-
-// ErrMismatch says that data is not what the digests say.
-var ErrMismatch = errors.New("does not match its digests")
 
 // Digests are the digests that the trailer of a sealed delta has of its body, and
 // of the body as it would be with the base's content.
@@ -34,39 +31,46 @@ const (
 )
 
 // ReadSeal reads the header and the seal of the delta that r holds in its first
-// sizeBytes bytes. The seal is nil where there is none.
+// sizeBytes bytes, which must be all of it. The seal is nil where there is none.
 func ReadSeal(r io.ReaderAt, sizeBytes int64) (Header, *Seal, error) {
-	h, err := ReadHeader(r)
+	h, seal, err := readFirst(r, sizeBytes)
+	if err == nil && seal != nil {
+		err = seal.CheckSize(sizeBytes)
+	}
 	if err != nil {
 		return Header{}, nil, err
-	}
-	if err := h.CheckValid(); err != nil {
-		return Header{}, nil, err
-	}
-	first := make([]byte, h.ChunkBytes)
-	if err := readFullAt(r, first, 0); err != nil {
-		return Header{}, nil, fmt.Errorf("delta: chunk 0: %w", err)
-	}
-	seal, err := parseFirstChunk(h, first)
-	if err != nil {
-		return Header{}, nil, err
-	}
-	if seal != nil && sizeBytes < seal.TotalBytes() {
-		return Header{}, nil, fmt.Errorf("delta: the data ends at byte %d, before the end of its trailer at byte %d: %w", sizeBytes, seal.TotalBytes(), io.ErrUnexpectedEOF)
 	}
 	return h, seal, nil
 }
 
-// parseFirstChunk returns the seal in chunk 0, which is zero apart from that.
-func parseFirstChunk(h Header, chunk []byte) (*Seal, error) {
-	seal, err := ParseSeal(h, chunk)
+// readFirst reads chunk 0, of which nothing may be wrong. Of a snapshot that is marked
+// invalid, the header is returned with the error.
+func readFirst(r io.ReaderAt, sizeBytes int64) (Header, *Seal, error) {
+	has := extent{sizeBytes: sizeBytes}
+	sector := make([]byte, max(0, min(SectorBytes, sizeBytes)))
+	if err := has.readAt(r, sector, 0); err != nil {
+		return Header{}, nil, fmt.Errorf("header: %w", err)
+	}
+	h, seal, err := ParseFirst(sector)
 	if err != nil {
-		return nil, err
+		return h, nil, err
 	}
-	if at := firstNonZero(chunk[sealBytes:]); at >= 0 {
-		return nil, &FormatError{"byte", uint64(chunk[sealBytes+at]), int64(sealBytes + at), "chunk 0 must be zero behind its first sector: the delta is damaged"}
+	if seal != nil {
+		has.totalBytes = seal.TotalBytes()
 	}
-	return seal, nil
+	rest := make([]byte, h.ChunkBytes-SectorBytes)
+	if err := has.readAt(r, rest, SectorBytes); err != nil {
+		return Header{}, nil, fmt.Errorf("chunk 0: %w", err)
+	}
+	return h, seal, checkFirst(rest)
+}
+
+// checkFirst checks what chunk 0 has behind its first sector.
+func checkFirst(rest []byte) error {
+	if at := firstNonZero(rest); at >= 0 {
+		return &FormatError{"byte", uint64(rest[at]), int64(SectorBytes + at), "chunk 0 must be zero behind its first sector: the delta is damaged"}
+	}
+	return nil
 }
 
 // ReadDigests reads the trailer of the sealed delta that r holds, and checks that
@@ -74,12 +78,12 @@ func parseFirstChunk(h Header, chunk []byte) (*Seal, error) {
 func ReadDigests(r io.ReaderAt, seal Seal) (*Digests, error) {
 	d := &Digests{seal: seal, r: r}
 	footer := make([]byte, footerBytes)
-	if err := readFullAt(r, footer, seal.TotalBytes()-footerBytes); err != nil {
-		return nil, fmt.Errorf("delta: footer: %w", err)
+	if err := d.readAt(footer, seal.TotalBytes()-footerBytes); err != nil {
+		return nil, fmt.Errorf("footer: %w", err)
 	}
 	var err error
 	if d.name, err = seal.parseFooter(footer); err != nil {
-		return nil, fmt.Errorf("%w: %w", err, ErrMismatch)
+		return nil, err
 	}
 	name := newNamer()
 	for list := range seal.lists() {
@@ -94,9 +98,19 @@ func ReadDigests(r io.ReaderAt, seal Seal) (*Digests, error) {
 		}
 	}
 	if name.digest() != d.name {
-		return nil, fmt.Errorf("delta: trailer at byte %d: its digests don't have the footer's digest: %w", seal.BodyBytes, ErrMismatch)
+		return nil, seal.badNames()
 	}
 	return d, nil
+}
+
+// badNames is the error of a trailer whose digests are not those that it was made with.
+func (s Seal) badNames() error {
+	return fmt.Errorf("trailer at byte %d: its list %w: copy it again", s.BodyBytes, ErrMismatch)
+}
+
+// readAt reads a part of the trailer.
+func (d *Digests) readAt(p []byte, off int64) error {
+	return extent{math.MaxInt64, d.seal.TotalBytes()}.readAt(d.r, p, off)
 }
 
 // Name is the digest of all digests, which names the delta.
@@ -106,8 +120,8 @@ func (d *Digests) Name() Digest { return d.name }
 func (d *Digests) read(list, first, count int64) ([]Digest, error) {
 	blocks := blockCount(d.seal.BodyBytes)
 	b := make([]byte, min(count, blocks-first)*DigestBytes)
-	if err := readFullAt(d.r, b, d.seal.BodyBytes+(list*blocks+first)*DigestBytes); err != nil {
-		return nil, fmt.Errorf("delta: trailer: %w", err)
+	if err := d.readAt(b, d.seal.BodyBytes+(list*blocks+first)*DigestBytes); err != nil {
+		return nil, fmt.Errorf("trailer: %w", err)
 	}
 	digests := make([]Digest, len(b)/DigestBytes)
 	for i := range digests {
@@ -165,6 +179,9 @@ func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad 
 				}
 				p := p[:min(BlockBytes, d.seal.BodyBytes-b.index*BlockBytes)]
 				if n, err := body.ReadAt(p, b.index*BlockBytes); n < len(p) {
+					if err == nil || err == io.EOF {
+						err = &CutError{b.index*BlockBytes + int64(n), d.seal.TotalBytes()}
+					}
 					failed.at(b.index, fmt.Errorf("delta: MiB %d: %w", b.index, err))
 					continue
 				}
@@ -317,8 +334,8 @@ func (d *Digester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64
 	n := newNamer()
 	var want Digest
 	for i := range seal.lists() * blockCount(seal.BodyBytes) {
-		if _, err := io.ReadFull(r, want[:]); err != nil {
-			return Digest{}, nil, truncated("trailer", seal.BodyBytes+i*DigestBytes, 0, err)
+		if got, err := io.ReadFull(r, want[:]); err != nil {
+			return Digest{}, nil, truncated("trailer", seal.BodyBytes+i*DigestBytes+int64(got), seal.TotalBytes(), err)
 		}
 		n.add(want)
 		if i < int64(len(d.digests)) && d.digests[i] != want {
@@ -327,14 +344,11 @@ func (d *Digester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64
 	}
 	footer := make([]byte, footerBytes)
 	if got, err := io.ReadFull(r, footer); err != nil {
-		return Digest{}, nil, truncated("footer", seal.TotalBytes()-footerBytes, int64(got), err)
+		return Digest{}, nil, truncated("footer", seal.TotalBytes()-footerBytes+int64(got), seal.TotalBytes(), err)
 	}
 	name, err = seal.parseFooter(footer)
 	if err == nil && name != n.digest() {
-		err = errors.New("delta: trailer: its digests don't have the footer's digest")
+		err = seal.badNames()
 	}
-	if err != nil {
-		return Digest{}, nil, fmt.Errorf("%w: %w", err, ErrMismatch)
-	}
-	return name, bad, nil
+	return name, bad, err
 }

@@ -6,6 +6,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
+	"ddsfs/cow/pair"
 )
 
 // The exit codes, which scripts may rely on.
@@ -21,7 +22,8 @@ const exitCodesHelp = `  0  done
   1  failed
   2  wrong usage
   3  refused to protect the target; nothing was written
-  4  the data does not verify
+  4  the data does not verify: a delta is empty, cut, damaged or something else, or
+     a target does not hold what it says
 `
 
 // usage is the error of a wrong command line.
@@ -43,6 +45,7 @@ func exitCode(err error) int {
 		said       *reported
 		wrongUsage *usage
 		refused    *apply.RefusedError
+		source     *pair.OpenError
 	)
 	switch {
 	case err == nil:
@@ -53,7 +56,10 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused
-	case errors.Is(err, cow.ErrMismatch):
+	case errors.As(err, &source):
+		// A snapshot that overflowed is none of the data that is sent or received.
+		return exitFailed
+	case errors.Is(err, cow.ErrBadData):
 		return exitDiffers
 	}
 	return exitFailed

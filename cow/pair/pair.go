@@ -90,10 +90,19 @@ func Open(o Options) (*Pair, error) {
 	p := &Pair{source: source, readFrom: []blockdev.Info{source.Info()}}
 	if err := p.open(o); err != nil {
 		p.Close()
-		return nil, err
+		return nil, &OpenError{err}
 	}
 	return p, nil
 }
+
+// OpenError says why a pair can't be opened, of which the source is there. If a store's
+// data is at fault, that is the kernel's own, as of a snapshot that overflowed, and not
+// a delta's that was sent.
+type OpenError struct{ err error }
+
+func (e *OpenError) Error() string { return e.err.Error() }
+
+func (e *OpenError) Unwrap() error { return e.err }
 
 // open makes the delta of the source that is open.
 func (p *Pair) open(o Options) (err error) {
@@ -286,6 +295,9 @@ func ReadDigest(path string, seal cow.Seal) (string, error) {
 		return "", err
 	}
 	defer device.Close()
+	if err := seal.CheckSize(device.Size()); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
 	digests, err := cow.ReadDigests(device, seal)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)

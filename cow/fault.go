@@ -1,0 +1,85 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// ErrBadData says that the data is at fault: a delta or a store that is empty, cut,
+// damaged or something else, or content that is not what its digests say. No error is
+// it; errors.Is finds it in every error of this package that is about what was read,
+// which are [*FormatError], [*CutError], [*ForeignError] and [ErrMismatch], and in none
+// that is about the reading, as that of a disk that fails.
+var ErrBadData = errors.New("the data is at fault")
+
+// ErrMismatch says that data is not what the digests say.
+var ErrMismatch error = mismatch{}
+
+type mismatch struct{}
+
+func (mismatch) Error() string { return "does not match its digests" }
+
+func (mismatch) Is(target error) bool { return target == ErrBadData }
+
+// FormatError says which field of an exception store is wrong, with its value
+// and its offset in bytes from the start of the store.
+type FormatError struct {
+	Field  string
+	Value  uint64
+	Offset int64
+	Reason string
+}
+
+func (e *FormatError) Error() string {
+	value := fmt.Sprint(e.Value)
+	if e.Field == "magic" {
+		value = fmt.Sprintf("0x%08x", e.Value)
+	}
+	return fmt.Sprintf("exception store: %s %s at byte %d: %s", e.Field, value, e.Offset, e.Reason)
+}
+
+// Is tells errors.Is that the data is at fault.
+func (e *FormatError) Is(target error) bool { return target == ErrBadData }
+
+// CutError says that a delta or a store ends too early. It is an
+// io.ErrUnexpectedEOF as well.
+type CutError struct {
+	// EndBytes is how many bytes there are, and TotalBytes how many there must be, 0
+	// if that is not known.
+	EndBytes, TotalBytes int64
+}
+
+func (e *CutError) Error() string {
+	switch {
+	case e.EndBytes == 0:
+		return "it is empty: nothing arrived: look at what the sender said"
+	case e.TotalBytes == 0:
+		return fmt.Sprintf("it ends after %d bytes, too early: copy it again", e.EndBytes)
+	}
+	return fmt.Sprintf("it ends after %d of %d bytes: copy it again", e.EndBytes, e.TotalBytes)
+}
+
+// Is tells errors.Is that the data is at fault.
+func (e *CutError) Is(target error) bool {
+	return target == ErrBadData || target == io.ErrUnexpectedEOF
+}
+
+// extent is how many bytes of a delta or a store there are, and how many there must be,
+// 0 if that is not known.
+type extent struct{ sizeBytes, totalBytes int64 }
+
+// readAt fills p from r, which holds the delta or the store, or fails.
+func (e extent) readAt(r io.ReaderAt, p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	n, err := r.ReadAt(p, off)
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil || err == io.EOF:
+		return &CutError{min(off+int64(n), e.sizeBytes), e.totalBytes}
+	}
+	return fmt.Errorf("%d bytes at byte %d: %w", len(p), off, err)
+}

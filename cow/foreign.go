@@ -1,0 +1,101 @@
+package cow
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ForeignError says what something is that is neither a delta nor a store.
+type ForeignError struct {
+	What string // "compressed with zstd"
+	Way  string // what to do
+}
+
+func (e *ForeignError) Error() string { return "it is " + e.What + ": " + e.Way }
+
+// Is tells errors.Is that the data is at fault.
+func (e *ForeignError) Is(target error) bool { return target == ErrBadData }
+
+// packed is what a delta can be packed in on its way, and what unpacks it.
+var packed = []struct{ begins, what, unpack string }{
+	{"\x1f\x8b", "compressed with gzip", "gzip -dc"},
+	{"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dc"},
+	{"\xfd7zXZ\x00", "compressed with xz", "xz -dc"},
+	{"\x04\x22\x4d\x18", "compressed with lz4", "lz4 -dc"},
+	{"BZh", "compressed with bzip2", "bzip2 -dc"},
+	{"LZIP", "compressed with lzip", "lzip -dc"},
+	{"\x89LZO\x00", "compressed with lzop", "lzop -dc"},
+	{"age-encryption.org/", "encrypted with age", "age -d -i KEY"},
+	{"-----BEGIN AGE ENCRYPTED FILE-----", "encrypted with age", "age -d -i KEY"},
+	{"-----BEGIN PGP MESSAGE-----", "encrypted with gpg", "gpg -d"},
+	{"Salted__", "encrypted with openssl", "openssl enc -d"},
+}
+
+// quotedBytes is how much of a text is quoted to show what it says.
+const quotedBytes = 60
+
+// identify tells what begins with b, which does not begin as a store does, as far as
+// that is known. b is not empty.
+func identify(b []byte) error {
+	for _, p := range packed {
+		if bytes.HasPrefix(b, []byte(p.begins)) {
+			return &ForeignError{p.what, p.unpack + " FILE | ddsfs apply - TARGET unpacks it on its way"}
+		}
+	}
+	switch {
+	case isOpenPGP(b):
+		return &ForeignError{"encrypted with gpg", "gpg -d FILE | ddsfs apply - TARGET unpacks it on its way"}
+	case !isText(b):
+		return nil
+	case isHTML(b):
+		return &ForeignError{"an HTML page", "a server sent it in place of the delta, and says why in it"}
+	}
+	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
+	if len(line) > quotedBytes {
+		line = line[:quotedBytes]
+	}
+	quoted := strings.ToValidUTF8(string(line), "")
+	return &ForeignError{fmt.Sprintf("text that begins with %q", quoted), "the sender, or its shell at the login, said that in place of the delta, or before it"}
+}
+
+// isOpenPGP tells whether b begins with a session key's packet (RFC 4880, 5.1 and 5.3),
+// as what gpg encrypts does.
+func isOpenPGP(b []byte) bool {
+	if len(b) < 4 {
+		return false
+	}
+	switch b[0] {
+	case 0x84: // for a public key, with a length of one byte
+		return b[2] == 3
+	case 0x85: // or of two
+		return b[3] == 3
+	case 0x8c: // for a passphrase
+		return b[2] == 4
+	case 0xc1, 0xc3: // the same in the new form
+		return b[2] == 3 || b[2] == 4 || b[2] == 6
+	}
+	return false
+}
+
+// isText tells whether b is text, whose last character may be cut.
+func isText(b []byte) bool {
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 {
+			return !utf8.FullRune(b)
+		}
+		if !unicode.IsPrint(r) && !unicode.IsSpace(r) && r != '\x1b' {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+func isHTML(b []byte) bool {
+	text := strings.ToLower(string(bytes.TrimSpace(b)))
+	return strings.HasPrefix(text, "<!doctype html") || strings.HasPrefix(text, "<html")
+}
