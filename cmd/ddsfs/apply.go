@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -50,11 +52,21 @@ header is overwritten). A signal ends ddsfs and not the merge; the same command,
 itself is half merged: nothing must use it. If somebody wrote to NAME, the next delta
 must be a full one.
 
-With --json: one object on stdout with what info --json has, base, new and delta
-(names and digest, where known), target_bytes (its size), written_bytes,
-skipped_zero_bytes (zeros that TARGET held already), punched_bytes (zeros that
-became holes), resumed_bytes (what an earlier run had done), dry_run, and of
---kernel device (if it stays) and touched (if it was written to).`,
+With --json: one object on stdout, with all sizes in bytes. Of DELTA: valid (true),
+chunk_bytes, exception_chunks (its metadata chunks), exceptions (its chunks with
+data), meta_bytes, data_bytes and total_bytes; of a sealed one also volume_bytes,
+sealed_bytes (with seal and digests), delta (its digest), and base, new and origin
+(names, where known), and perhaps new_only (see ddsfs-info(8)). Of the merge:
+
+  target_bytes        the size of TARGET
+  written_bytes       what was written
+  skipped_zero_bytes  zeros that TARGET held already
+  punched_bytes       zeros that became holes
+  resumed_bytes       what was merged before this run
+  seconds             how long it took, a number with a fraction
+  dry_run             true with --dry-run, and else not there
+  device              with --kernel, the device that stays, if one does
+  touched             with --kernel, true if the device was written to`,
 		example: `
 ddsfs apply /backup/delta.cow /dev/vg/data
 ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data
@@ -73,7 +85,7 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 			flags.BoolVar(&m.Consume, "consume", false, "with --kernel, use up DELTA itself and not a copy")
 			flags.BoolVar(&m.resume, "resume", false, "with --kernel, finish what was begun")
 			flags.BoolVar(&m.asJSON, "json", false, "print a JSON object")
-			flags.BoolVarP(&m.verbose, "verbose", "v", false, "print the header and the report")
+			flags.BoolVarP(&m.verbose, "verbose", "v", false, "print the header and the report before the summary")
 			flags.BoolVarP(&m.quiet, "quiet", "q", false, "print neither progress nor a summary")
 			return func(args []string) error {
 				if m.kernel && !flags.Changed("spool") {
@@ -101,7 +113,9 @@ func (m *merge) run(args []string) error {
 	m.Warn = warn
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	begun := time.Now()
 	result, err := m.merge(ctx, delta, target)
+	took := time.Since(begun)
 	switch {
 	case errors.Is(err, apply.ErrNoKernelMerge):
 		// Whoever asks at each boot is not to be told that something failed.
@@ -112,13 +126,18 @@ func (m *merge) run(args []string) error {
 	case err != nil:
 		return err
 	case m.asJSON:
-		return json.NewEncoder(os.Stdout).Encode(result)
-	case m.verbose:
-		return printReport(os.Stdout, result.Report, false)
-	case !m.quiet && m.kernel && !m.DryRun:
-		printKernelSummary(target, result)
-	case !m.quiet:
-		printSummary(target, result)
+		return json.NewEncoder(os.Stdout).Encode(struct {
+			apply.Result
+			Seconds float64 `json:"seconds"`
+		}{result, took.Seconds()})
+	}
+	if m.verbose {
+		if err := printReport(os.Stdout, result.Report, false); err != nil {
+			return err
+		}
+	}
+	if !m.quiet {
+		return m.printSummary(os.Stdout, target, result, took)
 	}
 	return nil
 }
@@ -162,26 +181,49 @@ func (m *merge) arguments(args []string) (delta, target string, err error) {
 	return delta, target, nil
 }
 
-func printKernelSummary(target string, r apply.Result) {
-	fmt.Printf("%s: %d chunks, %d bytes merged by the kernel, %d bytes merged before\n", target, r.Exceptions, r.WrittenBytes, r.ResumedBytes)
-	if r.Device != "" {
-		fmt.Printf("%s: stays, as it is in use, and shows %s: ddsfs detach %s\n", r.Device, target, filepath.Base(r.Device))
-	}
+// printSummary says what was done, and how long it took.
+func (m *merge) printSummary(out io.Writer, target string, r apply.Result, took time.Duration) error {
 	if r.Touched {
 		warn(target + ": it was written to while it was merged: the next delta must be a full one")
 	}
+	_, err := io.WriteString(out, m.summary(target, r, took))
+	return err
 }
 
-func printSummary(target string, r apply.Result) {
+func (m *merge) summary(target string, r apply.Result, took time.Duration) string {
+	text := fmt.Sprintf("%s: %d chunks, %s\n", target, r.Exceptions, m.done(r, took))
+	if r.Device != "" {
+		text += fmt.Sprintf("%s: stays, as it is in use, and shows %s: ddsfs detach %s\n", r.Device, target, filepath.Base(r.Device))
+	}
+	return text
+}
+
+// done says what became of the chunks.
+func (m *merge) done(r apply.Result, took time.Duration) string {
 	switch {
 	case r.DryRun:
-		fmt.Printf("%s: %d chunks, %d bytes would be merged\n", target, r.Exceptions, r.DataBytes-r.ResumedBytes)
+		return bytesText(r.DataBytes-r.ResumedBytes) + " would be merged"
 	case r.ResumedBytes == r.DataBytes && r.DataBytes > 0:
-		fmt.Printf("%s: %d chunks, all merged before\n", target, r.Exceptions)
-	default:
-		fmt.Printf("%s: %d chunks, %d bytes written, %d bytes of zeros skipped, %d bytes of holes, %d bytes merged before\n",
-			target, r.Exceptions, r.WrittenBytes, r.SkippedZeroBytes, r.PunchedBytes, r.ResumedBytes)
+		return "all merged before"
 	}
+	how := "written"
+	if m.kernel {
+		how = "merged by the kernel"
+	}
+	text := bytesText(r.WrittenBytes) + " " + how
+	for _, part := range []struct {
+		bytes int64
+		what  string
+	}{
+		{r.SkippedZeroBytes, "of zeros skipped"},
+		{r.PunchedBytes, "of holes"},
+		{r.ResumedBytes, "merged before"},
+	} {
+		if part.bytes > 0 {
+			text += fmt.Sprintf(", %s %s", bytesText(part.bytes), part.what)
+		}
+	}
+	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes, took)
 }
 
 func (m *merge) merge(ctx context.Context, delta, target string) (apply.Result, error) {

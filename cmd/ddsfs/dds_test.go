@@ -217,7 +217,7 @@ func TestDDSMergesPlainStores(t *testing.T) {
 		r.holds(base)
 	}
 	r := newReplica(t)
-	run(t, r.ddsMerge("--cow", filepath.Join(fixtures, "overflow", "cow"))...).fails(1, "overflow")
+	run(t, r.ddsMerge("--cow", filepath.Join(fixtures, "overflow", "cow"))...).fails(4, "overflow")
 }
 
 // largeArea makes a store of one full area, the empty one behind it being larger than
@@ -298,7 +298,7 @@ func TestDDSBrokenPipe(t *testing.T) {
 	delta := buildDelta(t, read(t, fixtures, "fullarea-4k", "cow"), read(t, fixtures, "fullarea-4k", "new"))
 	for _, length := range []int{0, 1, 16, 4096, 5000, 8192, len(delta) / 2, len(delta) - 4096, len(delta) - 1} {
 		_, _, merged := update(t, args("sh", "-c", `n=$1; shift; "$@" 2>/dev/null | head -c "$n"`, "sh", fmt.Sprint(length), extract), r.ddsMerge("-v"))
-		merged.fails(1, "/dev/stdin")
+		merged.fails(4, "/dev/stdin")
 		if merged.stdout != "" {
 			t.Errorf("%d bytes: reports %q", length, merged.stdout)
 		}
@@ -310,7 +310,7 @@ func TestDDSBrokenPipe(t *testing.T) {
 	_, disk := serveSource(t, volume, int64(len(volume))/2, false)
 	extracted, _, merged := update(t, args(ddsLink, "--extract", pair("plain-4k"), "--source", disk), r.ddsMerge())
 	extracted.fails(1, disk, "input/output error")
-	merged.fails(1, "/dev/stdin")
+	merged.fails(4, "/dev/stdin")
 	r.holds(r.base)
 	if text := r.status(); text != "" {
 		t.Errorf("recorded: %s", text)
@@ -373,7 +373,7 @@ func TestDDSAndTheRecord(t *testing.T) {
 	r.apply(full, r.target).ok()
 	cut := read(t, next)
 	cut = cut[:len(cut)/10*9] // behind what is read, and written, at once
-	runWith(t, func(c *exec.Cmd) { c.Stdin = bytes.NewReader(cut) }, executable, "apply", "--state-dir", r.path("state"), "--stream", "-", r.target).fails(1, "HALF MERGED")
+	runWith(t, func(c *exec.Cmd) { c.Stdin = bytes.NewReader(cut) }, executable, "apply", "--state-dir", r.path("state"), "--stream", "-", r.target).fails(4, "HALF MERGED", fmt.Sprintf("after %d of", len(cut)))
 	run(t, r.ddsMerge("--cow", unsealed)...).ok()
 	r.holds(r.after)
 	nameless()

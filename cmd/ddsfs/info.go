@@ -20,7 +20,8 @@ func infoCommand() *command {
 		short: "show the header and the report of a COW device or a delta",
 		long: `
 Reads the metadata of FILE, a snapshot's COW device, a copy of one, or a delta,
-checks it, and prints its header and its report. FILE - is stdin.
+checks it, and prints its header and its report. FILE - is stdin. The data is not
+read: ddsfs verify tells whether that is whole.
 
 With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
 chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta also
@@ -53,7 +54,8 @@ digest).`,
 						return err
 					}
 				}
-				return printReport(os.Stdout, report, *asJSON)
+				// What the kernel uses up can be looked at as well.
+				return errors.Join(store.CheckSeal(), printReport(os.Stdout, report, *asJSON))
 			}
 		},
 	}

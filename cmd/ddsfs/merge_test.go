@@ -3,9 +3,12 @@ package main_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,9 +167,104 @@ func TestVerifyCommand(t *testing.T) {
 	r.holds(r.base)
 
 	unsealed := r.delta("unsealed", pair("plain-4k"), "--unsealed")
-	ddsfs(t, "verify", unsealed).fails(1, "not sealed")
+	ddsfs(t, "verify", unsealed).fails(1, "not sealed", "list is well-formed")
+	for _, c := range []struct {
+		code int
+		args []string
+		want string
+	}{
+		{1, []string{unsealed}, `{"sealed":false,"exceptions":320,"blocks":0,"bad_delta":[],"bad_target":[]}`},
+		{0, []string{delta}, `{"sealed":true,"delta":"DIGEST","exceptions":320,"blocks":2,"bad_delta":[],"bad_target":[]}`},
+		{4, []string{r.path("bad")}, `{"sealed":true,"delta":"DIGEST","exceptions":320,"blocks":2,"bad_delta":[{"mib":1,"first_chunk":MIB1,"last_chunk":MIB1}],"bad_target":[]}`},
+	} {
+		got := ddsfs(t, args("verify", "--json", c.args)...)
+		text := regexp.MustCompile(`"[0-9a-f]{64}"`).ReplaceAllString(got.stdout, `"DIGEST"`)
+		text = regexp.MustCompile(`_chunk":\d+`).ReplaceAllString(text, `_chunk":MIB1`)
+		if got.code != c.code || text != c.want+"\n" {
+			t.Errorf("verify --json %q: exit code %d, %s", c.args, got.code, text)
+		}
+	}
+	// Its list is all that can be checked of it.
+	b := read(t, unsealed)
+	b[4096+15]++
+	must(t, os.WriteFile(r.path("bad list"), b, 0o600))
+	ddsfs(t, "verify", "--json", r.path("bad list")).fails(4)
 	piped := runWith(t, func(c *exec.Cmd) { c.Stdin = bytes.NewReader(read(t, delta)) }, executable, "verify", "-")
 	piped.ok()
+}
+
+// What comes in place of a delta is named, with the way out, wherever it comes from and
+// whoever looks at it; nothing is written.
+func TestNoDelta(t *testing.T) {
+	r := newReplica(t)
+	delta := read(t, r.delta("delta", pair("plain-4k")))
+	must(t, os.WriteFile(r.target, r.base, 0o600))
+	for name, c := range map[string]struct {
+		content []byte
+		says    string
+	}{
+		"empty":      {nil, "nothing arrived: look at what the sender said"},
+		"compressed": {packed(t, "gzip", delta), "compressed with gzip: gzip -dc FILE | ddsfs apply - TARGET"},
+		"cut":        {delta[:len(delta)-1], fmt.Sprintf("it ends after %d of %d bytes: copy it again", len(delta)-1, len(delta))},
+		"zeros":      {make([]byte, 1<<20), "never activated"},
+		"html":       {[]byte("<!doctype html><title>404</title>"), "HTML page"},
+		"text":       {[]byte("Permission denied, please try again.\n"), `text that begins with "Permission denied, please try again."`},
+	} {
+		file := r.path("no delta")
+		must(t, os.WriteFile(file, c.content, 0o600))
+		stdin := func(cmd *exec.Cmd) { cmd.Stdin = bytes.NewReader(c.content) }
+		for _, command := range [][]string{
+			{"apply", "--state-dir", r.path("state"), "DELTA", r.target},
+			{"apply", "--state-dir", r.path("state"), "--dry-run", "DELTA", r.target},
+			{"verify", "DELTA"},
+			{"verify", "--json", "DELTA", r.target},
+			{"info", "DELTA"},
+		} {
+			at := slices.Index(command, "DELTA")
+			for from, with := range map[string]func(*exec.Cmd){file: func(*exec.Cmd) {}, "-": stdin} {
+				command[at] = from
+				res := runWith(t, with, args(executable, command)...)
+				res.fails(4, c.says)
+				if res.stdout != "" {
+					t.Errorf("%s, %q: %s", name, command, res.stdout)
+				}
+			}
+		}
+		if name != "cut" { // which streams in up to there
+			runWith(t, stdin, executable, "apply", "--state-dir", r.path("state"), "--stream", "-", r.target).fails(4, c.says)
+		}
+		run(t, r.ddsMerge("--cow", file)...).fails(4, c.says)
+		r.holds(r.base)
+	}
+}
+
+// packed is content as a tool packs it.
+func packed(t *testing.T, tool string, content []byte) []byte {
+	t.Helper()
+	cmd := exec.Command(tool, "-c")
+	cmd.Stdin = bytes.NewReader(content)
+	out, err := cmd.Output()
+	must(t, err)
+	return out
+}
+
+// The summary says how much in units, how long it took and how fast that was, and
+// stands below what -v prints.
+func TestApplySummary(t *testing.T) {
+	r := newReplica(t)
+	must(t, os.WriteFile(r.target, r.base, 0o600))
+	delta := r.delta("delta", "--full", filepath.Join(fixtures, "plain-4k", "new"), "--new-id", "monday")
+	if out := r.apply("-n", delta, r.target).ok(); !regexp.MustCompile(`: \d+ chunks, \d+\.\d MiB would be merged\n$`).MatchString(out) {
+		t.Errorf("apply -n: %s", out)
+	}
+	summary := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(r.target) + `: \d+ chunks, \d+\.\d MiB written(, \d+\.\d [KM]iB (of zeros skipped|of holes))*, in \d+\.\d s \(\d+\.\d [KMG]iB/s\)\n\z`)
+	out := r.apply("-v", delta, r.target).ok()
+	if !summary.MatchString(out) || !strings.HasPrefix(out, "Snapshot header:\nmagic 0x70416e53\n") || !strings.Contains(out, "\nNew monday\n") {
+		t.Errorf("apply -v:\n%s", out)
+	}
+	if out := r.apply("-v", "-q", delta, r.target).ok(); strings.Contains(out, r.target) || !strings.Contains(out, "\nNew monday\n") {
+		t.Errorf("apply -v -q:\n%s", out)
+	}
 }
 
 // A signal while the delta arrives ends apply, and the target is as it was.

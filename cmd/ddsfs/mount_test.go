@@ -186,7 +186,7 @@ func TestOverflowIsRefused(t *testing.T) {
 		r := runWith(t, func(c *exec.Cmd) {
 			c.Stdin = bytes.NewReader(read(t, fixtures, "overflow", "cow"))
 		}, executable, "info", of)
-		r.fails(1, "valid 0 at byte 4")
+		r.fails(4, "valid 0 at byte 4")
 		if !strings.Contains(r.stdout, "valid no\nchunk_size 4 KB\n") {
 			t.Errorf("info %s: %s", of, r.stdout)
 		}
