@@ -110,7 +110,7 @@ func TestOpenSVC(t *testing.T) {
 			dm.Holds(t, "the target in use", o.dest, before)
 		}
 		if round == 2 {
-			if _, complaint, code := o.update(t, "| head -c 1000000 "); code != 1 || !strings.Contains(complaint, "dds: /dev/stdin: ") {
+			if _, complaint, code := o.update(t, "| head -c 1000000 "); code != 4 || !strings.Contains(complaint, "dds: /dev/stdin: ") {
 				t.Errorf("a pipe that breaks: exit code %d, %s", code, complaint)
 			}
 			dm.Holds(t, "the target of a pipe that broke", o.dest, before)
@@ -159,7 +159,7 @@ func TestDDSOverflow(t *testing.T) {
 
 	target := file(t, make([]byte, 16<<20))
 	_, stderr, code := shell(t, fmt.Sprintf("dds --extract --cow /dev/mapper/ddsover-base-cow --source %s | dds --merge --dest %s", l.path("new"), target))
-	if said := regexp.MustCompile(`(?i)dds: .*(invalid|overflow)`); code != 1 || !said.MatchString(stderr) {
+	if said := regexp.MustCompile(`(?i)dds: .*(invalid|overflow)`); code != 4 || !said.MatchString(stderr) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 	dm.Holds(t, "the target", target, make([]byte, 16<<20))
