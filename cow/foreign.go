@@ -58,7 +58,7 @@ func identify(b []byte) error {
 		line = line[:quotedBytes]
 	}
 	quoted := strings.ToValidUTF8(string(line), "")
-	return &ForeignError{fmt.Sprintf("text that begins with %q", quoted), "the sender, or its shell at the login, said that in place of the delta, or before it"}
+	return &ForeignError{fmt.Sprintf("text that begins with %q", quoted), "no delta, and no COW device: if it was sent, this is what the sender or a login script said"}
 }
 
 // isOpenPGP tells whether b begins with a session key's packet (RFC 4880, 5.1 and 5.3),

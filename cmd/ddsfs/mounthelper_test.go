@@ -113,7 +113,7 @@ func TestMountTypeRefuses(t *testing.T) {
 		{"full,cow=" + cow, 1, helper, "new=NEW"},
 		{"full,base_id=a", 1, command, "--full"},
 		{"cow=" + cow + "x", 32, command, "no such file"},
-		{"cow=" + source, 32, command, "magic"},
+		{"cow=" + source, 32, command, "no COW device"},
 	} {
 		r := u.as(root, "mount", "-t", "ddsfs", source, m, "-o", test.options)
 		r.program = test.program

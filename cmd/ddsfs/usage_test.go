@@ -148,7 +148,7 @@ func TestFailures(t *testing.T) {
 		{"COW of zeros", zeros, volume, []string{zeros, "magic"}},
 		{"COW empty", empty, volume, []string{empty, "it is empty"}},
 		{"COW cut off", short, volume, []string{short, "copy it again"}},
-		{"COW no store", volume, volume, []string{volume, "magic"}},
+		{"COW no store", volume, volume, []string{volume, "no COW device"}},
 		{"source empty", cow, empty, []string{empty, "empty"}},
 		{"source too small", cow, small, []string{"old_chunk", " at byte "}},
 	} {
