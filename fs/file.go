@@ -39,6 +39,7 @@ var (
 	_ gofs.NodeGetattrer = (*fileNode)(nil)
 	_ gofs.NodeOpener    = (*fileNode)(nil)
 	_ gofs.NodeReader    = (*fileNode)(nil)
+	_ gofs.NodeFsyncer   = (*fileNode)(nil)
 
 	_ fuse.ReadResult = (*answer)(nil)
 )
@@ -54,6 +55,9 @@ func (n *fileNode) Open(_ context.Context, flags uint32) (gofs.FileHandle, uint3
 	}
 	return nil, fuse.FOPEN_KEEP_CACHE, gofs.OK
 }
+
+// Fsync has nothing to do, as nothing is written. Backup tools ask all the same.
+func (n *fileNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
 // Read answers with all that was asked for up to the end of the file, or with an
 // error: of a short answer the kernel would make zeros.

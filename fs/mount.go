@@ -15,7 +15,6 @@ import (
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,9 +43,21 @@ type Options struct {
 	Mode     os.FileMode
 	// AllowOther lets other users in, as far as the mode allows.
 	AllowOther bool
+	// SELinux are mount options of SELinux, such as context=CONTEXT. A kernel without
+	// it refuses them.
+	SELinux []string
 	// Log is told of failed reads.
 	Log *log.Logger
 }
+
+// UnableError says that this user, or this machine, can't mount, and not only on that
+// mountpoint.
+type UnableError struct{ err error }
+
+func (u *UnableError) Error() string { return u.err.Error() }
+
+// Unwrap returns what the kernel or fusermount3 said.
+func (u *UnableError) Unwrap() error { return u.err }
 
 // Mounted is a mounted directory that this process serves.
 type Mounted struct {
@@ -55,7 +66,8 @@ type Mounted struct {
 }
 
 // Mount mounts a directory with the files on mountpoint, which must be an empty
-// directory, and serves it. It returns when the files are there.
+// directory, and serves it. It returns when the files are there. It fails with an
+// [UnableError] if another mountpoint would be of no help.
 //
 // Root mounts by itself; everyone else needs the fuse3 package, whose fusermount3
 // does it for them.
@@ -92,7 +104,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 
 	timeout := forever
 	asRoot := os.Geteuid() == 0
-	mountOptions := []string{"default_permissions"}
+	mountOptions := append([]string{"default_permissions"}, o.SELinux...)
 	if !asRoot {
 		// The mount system call takes it as a flag, fusermount3 as a word.
 		mountOptions = append(mountOptions, "ro")
@@ -121,15 +133,17 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	if err != nil {
 		// It may be mounted all the same, and nobody serves it: go-fuse fails
 		// after the kernel has it where this user may not look into it.
-		if mounted, mountsErr := isMounted(path); mountsErr == nil && mounted {
+		if mounted, mountsErr := IsMounted(path); mountsErr == nil && mounted {
 			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
 		}
 	}
 	switch {
+	case errors.Is(err, syscall.EPERM) && asRoot:
+		return nil, &UnableError{fmt.Errorf("mount on %s: %w: mounting takes CAP_SYS_ADMIN and leave to open /dev/fuse, which a container may not have", mountpoint, err)}
 	case err != nil && asRoot:
-		return nil, fmt.Errorf("mount on %s: %w (is the kernel's fuse module loaded, and /dev/fuse there?)", mountpoint, err)
+		return nil, &UnableError{fmt.Errorf("mount on %s: %w (is the kernel's fuse module loaded, and /dev/fuse there?)", mountpoint, err)}
 	case err != nil:
-		return nil, fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and for --allow-other user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))
+		return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and for --allow-other user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
 	}
 	m := &Mounted{server: server, mountpoint: path}
 	m.readAhead()
@@ -144,11 +158,10 @@ const readAheadKiB = 2048
 // readAhead lets the kernel read further ahead. Only root may say so, and not in
 // every container; without it, reading is slower and no worse.
 func (m *Mounted) readAhead() {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.mountpoint))
-	if err != nil || len(mounts) == 0 {
+	last, err := lastMount(m.mountpoint)
+	if err != nil || last == nil {
 		return
 	}
-	last := mounts[len(mounts)-1]
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", last.Major, last.Minor)
 	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
 }
@@ -184,21 +197,37 @@ func checkMountpoint(path string) error {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("mountpoint %s: not a directory", path)
 	case errors.Is(err, syscall.ENOTCONN):
-		return fmt.Errorf("mountpoint %s: an earlier mount lost its server: unmount it first", path)
+		return fmt.Errorf("mountpoint %s: an earlier mount lost its server: unmount it first (ddsfs unmount)", path)
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("mountpoint %s: no such directory: create it first", path)
 	case err != nil:
-		return fmt.Errorf("mountpoint: %w", err)
+		return errors.Join(mountedThere(path), fmt.Errorf("mountpoint: %w", err))
 	}
 	defer dir.Close()
 	switch _, err := dir.Readdirnames(1); err {
 	case io.EOF:
 		return nil
 	case nil:
-		return fmt.Errorf("mountpoint %s: not empty", path)
+		if err := mountedThere(path); err != nil {
+			return err
+		}
+		return fmt.Errorf("mountpoint %s: not empty: name an empty directory", path)
 	default:
-		return fmt.Errorf("mountpoint: %w", err)
+		return errors.Join(mountedThere(path), fmt.Errorf("mountpoint: %w", err))
 	}
+}
+
+// mountedThere says what is mounted on a directory that can't be mounted on, nil if
+// nothing is. What is empty may be: an automount is, for one.
+func mountedThere(path string) error {
+	mount, err := lastMount(path)
+	switch {
+	case err != nil || mount == nil:
+		return nil
+	case isOurs(mount):
+		return fmt.Errorf("mountpoint %s: %s of %s is mounted there already: unmount it first (ddsfs unmount), or name another directory", path, TypeName, mount.Source)
+	}
+	return fmt.Errorf("mountpoint %s: %s (%s) is mounted there: unmount it first, or name another directory", path, mount.Source, mount.FSType)
 }
 
 // Wait returns when the directory was unmounted, by whomever.
@@ -221,6 +250,7 @@ var (
 	_ gofs.NodeGetattrer  = (*rootNode)(nil)
 	_ gofs.NodeGetxattrer = (*rootNode)(nil)
 	_ gofs.NodeStatfser   = (*rootNode)(nil)
+	_ gofs.NodeFsyncer    = (*rootNode)(nil)
 )
 
 func (r *rootNode) OnAdd(ctx context.Context) {
@@ -245,6 +275,9 @@ func (r *rootNode) Getxattr(_ context.Context, name string, dest []byte) (uint32
 	}
 	return uint32(copy(dest, pid)), gofs.OK
 }
+
+// Fsync has nothing to do, as no name ever changes.
+func (r *rootNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
 // Statfs tells df what the directory's files amount to.
 func (r *rootNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {

@@ -144,6 +144,21 @@ func TestReadOnly(t *testing.T) {
 	s.end()
 }
 
+// A tool that makes durable what it copied asks for that here as well.
+func TestFsync(t *testing.T) {
+	s := mustStart(t, spec{Files: []specFile{{Name: "file", Size: 10}}})
+	for _, path := range []string{s.dir, filepath.Join(s.dir, "file")} {
+		file, err := os.Open(path)
+		must(t, err)
+		defer file.Close()
+		for name, sync := range map[string]func(int) error{"fsync": unix.Fsync, "fdatasync": unix.Fdatasync, "syncfs": unix.Syncfs} {
+			if err := sync(int(file.Fd())); err != nil {
+				t.Errorf("%s of %s: %v", name, path, err)
+			}
+		}
+	}
+}
+
 func TestMountpoint(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -170,9 +185,16 @@ func TestMountpoint(t *testing.T) {
 		}, "not empty"},
 		{"mounted", func(t *testing.T, path string) string {
 			must(t, os.Mkdir(path, 0o700))
-			mustStart(t, spec{Mountpoint: path, Files: []specFile{{Name: "x"}}})
+			mustStart(t, spec{Mountpoint: path, Files: []specFile{{Name: "x"}}, Options: fs.Options{Source: "vg/base"}})
 			return path
-		}, "not empty"},
+		}, "ddsfs of vg/base is mounted there already: unmount it first"},
+		{"another's mount", func(t *testing.T, path string) string {
+			must(t, os.Mkdir(path, 0o700))
+			must(t, unix.Mount("some", path, "tmpfs", 0, ""))
+			t.Cleanup(func() { must(t, unix.Unmount(path, 0)) })
+			must(t, os.WriteFile(path+"/file", nil, 0o600))
+			return path
+		}, "some (tmpfs) is mounted there: unmount it first"},
 		{"lost its server", func(t *testing.T, path string) string {
 			must(t, os.Mkdir(path, 0o700))
 			mustStart(t, spec{Mountpoint: path}).kill()
@@ -221,6 +243,22 @@ func TestMountpoint(t *testing.T) {
 			must(t, fs.Unmount(mountpoint))
 			s.wait()
 		})
+	}
+}
+
+// An automount is such a mount. What is unmounted is the one on top, and only that.
+func TestOnAnEmptyMount(t *testing.T) {
+	dir := t.TempDir()
+	must(t, unix.Mount("some", dir, "tmpfs", 0, ""))
+	defer func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) }()
+	s := mustStart(t, spec{Mountpoint: dir, Files: []specFile{{Name: "file", Size: 10}}})
+	if fi, err := os.Stat(filepath.Join(dir, "file")); err != nil || fi.Size() != 10 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	must(t, fs.Unmount(dir))
+	s.wait()
+	if left := mountsBelow(t, dir); len(left) != 1 || !strings.HasPrefix(left[0], "some ") {
+		t.Errorf("mounted there: %q", left)
 	}
 }
 

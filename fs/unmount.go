@@ -23,17 +23,11 @@ const serverEnd = 10 * time.Second
 // another, and waits until the process that served it has ended, so that the
 // devices it had open are free.
 func Unmount(mountpoint string) error {
-	path, err := filepath.Abs(mountpoint)
+	path, err := resolve(mountpoint)
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
 	}
-	if resolved, err := filepath.EvalSymlinks(path); err == nil {
-		path = resolved
-	} else if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		// A mount that lost its server can't be looked at; its parent can.
-		path = filepath.Join(parent, filepath.Base(path))
-	}
-	ours, err := isMounted(path)
+	ours, err := IsMounted(path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
@@ -108,11 +102,40 @@ func unmount(path string, flags int) error {
 	return fmt.Errorf("fusermount3: %w", err)
 }
 
-// isMounted tells whether what is mounted last on path is a file system of ours.
-func isMounted(path string) (bool, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
-	if err != nil || len(mounts) == 0 {
-		return false, err
+// resolve is the path of a mountpoint as the kernel's list of mounts has it.
+func resolve(mountpoint string) (string, error) {
+	path, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return "", err
 	}
-	return mounts[len(mounts)-1].FSType == "fuse."+TypeName, nil
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved, nil
+	}
+	// A mount that lost its server can't be looked at; its parent can.
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(parent, filepath.Base(path))
+	}
+	return path, nil
 }
+
+// IsMounted tells whether what is mounted last on mountpoint is a file system of ours,
+// whichever process serves it.
+func IsMounted(mountpoint string) (bool, error) {
+	mount, err := lastMount(mountpoint)
+	return mount != nil && isOurs(mount), err
+}
+
+// lastMount is what is mounted last on a directory, nil if nothing is.
+func lastMount(mountpoint string) (*mountinfo.Info, error) {
+	path, err := resolve(mountpoint)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false })
+	if err != nil || len(mounts) == 0 {
+		return nil, err
+	}
+	return mounts[len(mounts)-1], nil
+}
+
+func isOurs(mount *mountinfo.Info) bool { return mount.FSType == "fuse."+TypeName }
