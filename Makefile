@@ -57,7 +57,8 @@ install: build documentation
 	install -d $(addprefix $(DESTDIR),$(SBIN) $(MOUNT_HELPERS) $(MAN8) $(BASH_COMPLETE) $(ZSH_COMPLETE) $(FISH_COMPLETE) $(UNITS) $(CONFIG))
 	install -m 755 $(BIN)/ddsfs cmd/ddsfs-replicate/ddsfs-replicate $(DESTDIR)$(SBIN)
 	ln -sf ddsfs $(DESTDIR)$(SBIN)/dds
-	ln -sf $(if $(filter $(SBIN),$(MOUNT_HELPERS)),,$(SBIN)/)ddsfs $(DESTDIR)$(MOUNT_HELPERS)/mount.ddsfs
+	for helper in mount.ddsfs mount.fuse.ddsfs; do \
+	  ln -sf $(if $(filter $(SBIN),$(MOUNT_HELPERS)),,$(SBIN)/)ddsfs $(DESTDIR)$(MOUNT_HELPERS)/$$helper; done
 	install -m 644 $(BIN)/doc/*.8.gz $(DESTDIR)$(MAN8)
 	install -m 644 $(BIN)/doc/ddsfs $(DESTDIR)$(BASH_COMPLETE)
 	install -m 644 $(BIN)/doc/_ddsfs $(DESTDIR)$(ZSH_COMPLETE)
@@ -68,7 +69,7 @@ install: build documentation
 # Not what ddsfs-replicate was told, nor what targets hold.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(SBIN)/,ddsfs ddsfs-replicate dds) \
-	  $(DESTDIR)$(MOUNT_HELPERS)/mount.ddsfs \
+	  $(addprefix $(DESTDIR)$(MOUNT_HELPERS)/,mount.ddsfs mount.fuse.ddsfs) \
 	  $(addprefix $(DESTDIR)$(MAN8)/,ddsfs.8.gz ddsfs-*.8.gz dds.8.gz mount.ddsfs.8.gz) \
 	  $(DESTDIR)$(BASH_COMPLETE)/ddsfs $(DESTDIR)$(ZSH_COMPLETE)/_ddsfs $(DESTDIR)$(FISH_COMPLETE)/ddsfs.fish \
 	  $(addprefix $(DESTDIR)$(UNITS)/ddsfs-replicate@,.service .timer)
@@ -88,7 +89,7 @@ deb:
 	install -m 644 README.md cmd/ddsfs/debian/copyright $(DEB)/usr/share/doc/ddsfs
 	install -m 644 cmd/ddsfs/debian/lintian-overrides $(DEB)/usr/share/lintian/overrides/ddsfs
 	install -m 755 cmd/ddsfs/debian/postinst cmd/ddsfs/debian/prerm cmd/ddsfs/debian/postrm $(DEB)/DEBIAN
-	@set -e; version=$$($(HERE) run ./cmd/ddsfs --version | sed 's/^ddsfs //; s/-/~/'); \
+	@set -e; version=$$($(HERE) run ./cmd/ddsfs --version | sed -n '1{s/^ddsfs //; s/-/~/; p}'); \
 	fill() { sed -e "s/@VERSION@/$$version/" -e 's/@MAINTAINER@/$(MAINTAINER)/' "$$@"; }; \
 	date=$$(LC_ALL=C date -Ru -d @$$SOURCE_DATE_EPOCH); \
 	fill -e "s/@DATE@/$$date/" cmd/ddsfs/debian/changelog | gzip -9n >$(DEB)/usr/share/doc/ddsfs/changelog.gz; \

@@ -133,7 +133,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	if err != nil {
 		// It may be mounted all the same, and nobody serves it: go-fuse fails
 		// after the kernel has it where this user may not look into it.
-		if mounted, mountsErr := IsMounted(path); mountsErr == nil && mounted {
+		if mounted, mountsErr := isMounted(path); mountsErr == nil && mounted {
 			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
 		}
 	}

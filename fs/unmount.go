@@ -27,7 +27,7 @@ func Unmount(mountpoint string) error {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
 	}
-	ours, err := IsMounted(path)
+	ours, err := isMounted(path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
@@ -118,11 +118,20 @@ func resolve(mountpoint string) (string, error) {
 	return path, nil
 }
 
-// IsMounted tells whether what is mounted last on mountpoint is a file system of ours,
-// whichever process serves it.
-func IsMounted(mountpoint string) (bool, error) {
+// isMounted tells whether what is mounted last on a directory is a file system of ours.
+func isMounted(mountpoint string) (bool, error) {
 	mount, err := lastMount(mountpoint)
 	return mount != nil && isOurs(mount), err
+}
+
+// MountedWith returns the options, as the kernel lists them, of the file system of ours
+// that is mounted last on a directory, by whichever process; nil if there is none.
+func MountedWith(mountpoint string) ([]string, error) {
+	mount, err := lastMount(mountpoint)
+	if err != nil || mount == nil || !isOurs(mount) {
+		return nil, err
+	}
+	return strings.Split(mount.Options+","+mount.VFSOptions, ","), nil
 }
 
 // lastMount is what is mounted last on a directory, nil if nothing is.

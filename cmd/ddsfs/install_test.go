@@ -58,7 +58,7 @@ func TestInstall(t *testing.T) {
 	variables := []string{"BIN=" + filepath.Join(dir, "bin"), "DESTDIR=" + to, "PREFIX=/opt"}
 	runMake(t, args("install", variables)...)
 	want := []string{
-		"/sbin/mount.ddsfs", "/opt/sbin/dds", "/opt/sbin/ddsfs", "/opt/sbin/ddsfs-replicate",
+		"/sbin/mount.ddsfs", "/sbin/mount.fuse.ddsfs", "/opt/sbin/dds", "/opt/sbin/ddsfs", "/opt/sbin/ddsfs-replicate",
 		"/opt/share/bash-completion/completions/ddsfs",
 		"/opt/share/fish/vendor_completions.d/ddsfs.fish",
 		"/opt/share/zsh/site-functions/_ddsfs",
@@ -72,7 +72,7 @@ func TestInstall(t *testing.T) {
 	if got := tree(t, to); !slices.Equal(got, want) {
 		t.Errorf("installed %q, want %q", got, want)
 	}
-	for link, want := range map[string]string{"/opt/sbin/dds": "ddsfs", "/sbin/mount.ddsfs": "/opt/sbin/ddsfs"} {
+	for link, want := range map[string]string{"/opt/sbin/dds": "ddsfs", "/sbin/mount.ddsfs": "/opt/sbin/ddsfs", "/sbin/mount.fuse.ddsfs": "/opt/sbin/ddsfs"} {
 		if got, err := os.Readlink(to + link); err != nil || got != want {
 			t.Errorf("%s is a link to %s, %v", link, got, err)
 		}
@@ -212,8 +212,8 @@ func TestPackage(t *testing.T) {
 	if got := dpkg("--verify", "ddsfs"); got != "" {
 		t.Errorf("dpkg misses %s", got)
 	}
-	for _, path := range []string{"ddsfs", "dds", "mount.ddsfs"} {
-		// mount.ddsfs says how it is called, but it is there and runs.
+	for _, path := range []string{"ddsfs", "dds", "mount.ddsfs", "mount.fuse.ddsfs"} {
+		// The helpers say how they are called, but they are there and run.
 		if r := run(t, filepath.Join(to, "usr/sbin", path), "--version"); !strings.Contains(r.stdout+r.stderr, "ddsfs") {
 			t.Errorf("%s: %q, %q", path, r.stdout, r.stderr)
 		}

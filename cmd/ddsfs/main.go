@@ -68,7 +68,7 @@ func main() {
 	switch filepath.Base(os.Args[0]) {
 	case ddsName:
 		name, run = ddsName, runDDS
-	case mountHelperName:
+	case mountHelperName, fuseHelperName:
 		name, run, exitCode = mountHelperName, mountHelper, mountHelperExitCode
 	}
 	err := run(os.Args[1:], os.Stdout)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -57,7 +58,8 @@ ddsfs unmount /mnt/delta`,
 			flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
 			flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
 			flags.IntVar(&m.readyFD, readyFlag, -1, "")
-			if err := flags.MarkHidden(readyFlag); err != nil {
+			flags.StringArrayVar(&m.selinux, selinuxFlag, nil, "")
+			if err := errors.Join(flags.MarkHidden(readyFlag), flags.MarkHidden(selinuxFlag)); err != nil {
 				return func([]string) error { return err }
 			}
 			return m.run
@@ -74,7 +76,11 @@ type mount struct {
 	mode       string
 	quiet      bool
 	readyFD    int
+	selinux    []string
 }
+
+// selinuxFlag is the hidden flag by which mount.ddsfs passes on an option of SELinux.
+const selinuxFlag = "selinux"
 
 func (m *mount) run(args []string) error {
 	args, err := m.pair.check(args)
@@ -124,8 +130,13 @@ func (m *mount) run(args []string) error {
 		GID:        m.gid,
 		Mode:       os.FileMode(mode),
 		AllowOther: m.allowOther,
+		SELinux:    m.selinux,
 		Log:        logger,
 	})
+	var unable *fs.UnableError
+	if errors.As(err, &unable) {
+		return fmt.Errorf("%w; ddsfs extract writes the same delta.cow without a mount", err)
+	}
 	if err != nil {
 		return err
 	}

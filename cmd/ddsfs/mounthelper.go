@@ -12,11 +12,17 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/blockdev"
+	"ddsfs/fs"
 )
 
-// mountHelperName is the name by which mount(8) calls the helper for the type
-// ddsfs.
-const mountHelperName = "mount.ddsfs"
+// mountHelperName is the name by which mount(8) calls the helper for the type ddsfs,
+// and fuseHelperName that for fuse.ddsfs, which lists of mounts show as the type.
+const (
+	mountHelperName = "mount." + fs.TypeName
+	fuseHelperName  = "mount.fuse." + fs.TypeName
+)
 
 // The exit codes of mount(8), and so of its helpers.
 const (
@@ -41,23 +47,85 @@ func mountHelper(args []string, out io.Writer) error {
 	if flags.NArg() != 2 {
 		return mountUsageError("needs a device and a mountpoint, got %d arguments", flags.NArg())
 	}
-	device, mountpoint := flags.Arg(0), flags.Arg(1)
-	mountArgs, err := mountArguments(device, mountpoint, strings.Split(strings.Join(*options, ","), ","), *sloppy)
-	if err != nil || *fake {
-		return err
+	h := helped{device: flags.Arg(0), mountpoint: flags.Arg(1)}
+	all := splitOptions(strings.Join(*options, ","))
+	remount := slices.Contains(all, "remount")
+	if !remount {
+		if err := h.parse(all, *sloppy); err != nil {
+			return err
+		}
+	}
+	if *fake {
+		return nil
 	}
 	if *namespace != "" {
 		if err := enterMountNamespace(*namespace); err != nil {
 			return err
 		}
 	}
-	if err := startInBackground("mount", mountArgs...); err != nil {
+	if remount {
+		return h.remount(all)
+	}
+	said := "mounted on"
+	if absent := h.absent(); h.nofail && absent != "" {
+		said = absent + " is not there: not mounted on"
+	} else if err := startInBackground("mount", h.arguments...); err != nil {
 		return err
 	}
 	if *verbose {
-		fmt.Fprintf(out, "%s: %s mounted on %s\n", mountHelperName, device, mountpoint)
+		fmt.Fprintf(out, "%s: %s %s %s\n", mountHelperName, h.device, said, h.mountpoint)
 	}
 	return nil
+}
+
+// helped is what mount(8) asks its helper for.
+type helped struct {
+	device, mountpoint string
+	others             []string // that the pair is made of, beside the device
+	arguments          []string // of the command mount
+	nofail             bool     // what is not there is no failure
+}
+
+// absent is the first of the devices that is not there, "" if all are.
+func (h *helped) absent() string {
+	for _, name := range append([]string{h.device}, h.others...) {
+		if _, err := blockdev.Find(name); errors.Is(err, os.ErrNotExist) {
+			return name
+		}
+	}
+	return ""
+}
+
+// remount changes nothing, as nothing of a mount can be changed. It is fine where it
+// asks for what is so already, with the names of the pair, which mount(8) takes from
+// fstab.
+func (h *helped) remount(options []string) error {
+	mounted, err := fs.MountedWith(h.mountpoint)
+	if err != nil {
+		return fmt.Errorf("remount %s: %w", h.mountpoint, err)
+	}
+	if mounted == nil {
+		return mountUsageError("remount %s: no %s file system is mounted there", h.mountpoint, fs.TypeName)
+	}
+	for _, option := range options {
+		name, _, _ := strings.Cut(option, "=")
+		switch {
+		case name == "remount" || name == "nofail" || isGenericOption(name) || slices.Contains(pairOptions, name):
+		case !slices.Contains(mounted, strings.ReplaceAll(option, `"`, "")):
+			return mountUsageError("remount %s: option %s: what is mounted can't be changed: unmount it, and mount it again", h.mountpoint, option)
+		}
+	}
+	return nil
+}
+
+// splitOptions splits a list of options at its commas, but for those in quotes, which
+// the context of SELinux may have.
+func splitOptions(list string) []string {
+	quoted := false
+	return strings.FieldsFunc(list, func(r rune) bool {
+		quoted = quoted != (r == '"')
+		return r == ',' && !quoted
+	})
 }
 
 func mountUsageError(format string, args ...any) error {
@@ -77,41 +145,49 @@ func mountHelperExitCode(err error) int {
 	return mountExitSystem
 }
 
-// mountArguments returns the arguments of the command mount that amount to the
-// device and the options of mount(8). In each of the forms the pair is called what
-// mount(8) calls the device, by which mount -a knows what is mounted already.
-func mountArguments(device, mountpoint string, options []string, sloppy bool) ([]string, error) {
+// parse finds the arguments of the command mount that amount to the device and the
+// options of mount(8). In each of the forms the pair is called what mount(8) calls the
+// device, by which mount -a knows what is mounted already.
+func (h *helped) parse(options []string, sloppy bool) error {
 	known := mountOptions()
-	var args []string
 	var pairs [][]string
 	for _, option := range options {
 		name, value, hasValue := strings.Cut(option, "=")
 		flag := known[name]
 		switch {
-		case name == "" || isGenericOption(name):
+		case name == "nofail":
+			h.nofail = true
+		case isGenericOption(name):
 			continue
+		case slices.Contains(selinuxOptions, name):
+			if hasSELinux() {
+				h.arguments = append(h.arguments, "--"+selinuxFlag+"="+option)
+			}
 		case name == "full" && !hasValue:
-			pairs = append(pairs, []string{"--full", "--", device, mountpoint})
+			pairs = append(pairs, []string{"--full", "--", h.device, h.mountpoint})
 		case name == "cow" && value != "":
-			pairs = append(pairs, []string{"--cow=" + value, "--source=" + device, "--", mountpoint})
+			h.others = append(h.others, value)
+			pairs = append(pairs, []string{"--cow=" + value, "--source=" + h.device, "--", h.mountpoint})
 		case name == "new" && value != "":
-			pairs = append(pairs, []string{"--", device, value, mountpoint})
+			h.others = append(h.others, value)
+			pairs = append(pairs, []string{"--", h.device, value, h.mountpoint})
 		case name == "full" || flag != nil && flag.NoOptDefVal != "" && hasValue:
-			return nil, mountUsageError("option %s takes no value", name)
+			return mountUsageError("option %s takes no value", name)
 		case name == "cow" || name == "new" || flag != nil && flag.NoOptDefVal == "" && value == "":
-			return nil, mountUsageError("option %s needs a value", name)
+			return mountUsageError("option %s needs a value", name)
 		case flag != nil && hasValue:
-			args = append(args, "--"+flag.Name+"="+value)
+			h.arguments = append(h.arguments, "--"+flag.Name+"="+value)
 		case flag != nil:
-			args = append(args, "--"+flag.Name)
+			h.arguments = append(h.arguments, "--"+flag.Name)
 		case !sloppy:
-			return nil, mountUsageError("unknown option %q", option)
+			return mountUsageError("unknown option %q", option)
 		}
 	}
 	if len(pairs) != 1 {
-		return nil, mountUsageError("needs one of the options new=NEW, full and cow=COW, got %d", len(pairs))
+		return mountUsageError("needs one of the options new=NEW, full and cow=COW, got %d", len(pairs))
 	}
-	return append(args, pairs[0]...), nil
+	h.arguments = append(h.arguments, pairs[0]...)
+	return nil
 }
 
 // mountOptions are the flags of mount that are options of mount(8), by the option's
@@ -126,6 +202,9 @@ func mountOptions() map[string]*pflag.Flag {
 	})
 	return options
 }
+
+// pairOptions name the devices, beside the one that mount(8) has an argument for.
+var pairOptions = []string{"new", "full", "cow"}
 
 var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet", "help"}
 
@@ -147,20 +226,24 @@ func mountHelperPage() *page {
 	p.synopsis(forms...)
 	p.section("DESCRIPTION")
 	p.text(`
-mount(8) calls mount.ddsfs for the type ddsfs. It does what ddsfs-mount(8) does, whose
-flags are options here. A process in the background serves what is mounted.
+mount(8) calls mount.ddsfs for the type ddsfs, and for fuse.ddsfs the same by the name
+of mount.fuse.ddsfs. It does what ddsfs-mount(8) does, whose flags are options here. A
+process in the background serves what is mounted.
 
 It is read-only, nosuid, nodev and noexec, whatever else the generic options of
 mount(8) ask for. Unknown options are refused, unless mount(8) is called with -s. No
-option's value may have a comma.
+option's value may have a comma. Those of SELinux, as context=, go to the kernel if it
+has SELinux in use.
 
 Lists of mounts show it with the type fuse.ddsfs and the device BASE or SRC. mount -a
-leaves it alone if it is mounted already. umount(8) does not wait until the snapshots
-are closed; ddsfs-unmount(8) does.`)
+leaves it alone if it is mounted already. Nothing of it can be changed by a remount,
+which is refused if it asks for an option that it was not mounted with: unmount it, and
+mount it again. umount(8) does not wait until the snapshots are closed; ddsfs-unmount(8) does.`)
 	p.section("OPTIONS")
 	p.item("**new=***NEW*", "the pair of the snapshots BASE and NEW")
 	p.item("**full**", "all of SRC: the first sync")
 	p.item("**cow=***COW*", "the pair of SRC and the COW device of its base, or a copy of that")
+	p.item("**nofail**", "mount nothing, and do not fail, if one of the devices is not there")
 	options := mountOptions()
 	for _, name := range slices.Sorted(maps.Keys(options)) {
 		f := options[name]
@@ -198,12 +281,21 @@ func isGenericOption(name string) bool {
 }
 
 var genericOptions = []string{
-	"defaults", "ro", "rw", "auto", "noauto", "nofail", "_netdev", "comment",
+	"defaults", "ro", "rw", "auto", "noauto", "_netdev", "comment",
 	"user", "users", "nouser", "owner", "group", "helper", "uhelper",
 	"suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync",
 	"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime",
 	"strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion",
 	"noiversion", "mand", "nomand", "silent", "loud", "symfollow", "nosymfollow",
+}
+
+// selinuxOptions go to the kernel as they are. mount(8) leaves them out where SELinux
+// is not in use; who calls the helper by itself may not.
+var selinuxOptions = []string{"context", "fscontext", "defcontext", "rootcontext", "seclabel"}
+
+func hasSELinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
 }
 
 // enterMountNamespace moves this thread, and so the processes that it starts, to a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ func newHost(t *testing.T) *users {
 		mount -t tmpfs tmpfs "$1"
 		mkdir "$1/sbin" "$1/etc" "$1/work-sbin" "$1/work-etc"
 		ln -s "$2" "$1/sbin/mount.ddsfs"
+		ln -s "$2" "$1/sbin/mount.fuse.ddsfs"
 		mount -t overlay -o "lowerdir=$0,upperdir=$1/sbin,workdir=$1/work-sbin" overlay "$0"
 		mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work-etc" overlay /etc`
 	over := filepath.Join(t.TempDir(), "over")
@@ -185,6 +187,103 @@ func TestFstab(t *testing.T) {
 		t.Errorf("the user's mount is %s", got)
 	}
 	u.umount(owner, noauto)
+}
+
+// What is mounted has the type fuse.ddsfs in all lists, and that can be mounted as well.
+func TestMountTypeOfTheLists(t *testing.T) {
+	u := newHost(t)
+	source := filepath.Join(fixtures, "empty", "new")
+	m := u.mountpoint()
+	u.as(root, "mount", "-t", "fuse.ddsfs", "-o", "full", source, m).ok()
+	if got := u.mounts(m); len(got) != 1 || got[0][0] != "fuse.ddsfs" || got[0][1] != source {
+		t.Errorf("shown as %q", got)
+	}
+	u.umount(root, m)
+	r := u.as(root, "mount", "-t", "fuse.ddsfs", "-o", "full,bogus", source, m)
+	r.program = "mount.ddsfs"
+	r.fails(1, `unknown option "bogus"`)
+}
+
+func TestRemount(t *testing.T) {
+	u := newHost(t)
+	source := filepath.Join(fixtures, "empty", "new")
+	m, listed := u.mountpoint(), u.mountpoint()
+	u.as(root, "sh", "-euc", `echo "$0" > /etc/fstab`, source+" "+listed+" ddsfs noauto,nofail,full 0 0").ok()
+	u.as(root, "mount", "-t", "ddsfs", "-o", "full,allow_other", source, m).ok()
+	u.as(root, "mount", listed).ok()
+	for _, command := range [][]string{
+		{"mount", "-o", "remount", m},
+		{"mount", "-o", "remount,rw,noatime", m},
+		{"mount", "-o", "remount,allow_other", m},
+		{"mount", "-o", "remount", listed},
+		{"mount", "-t", "ddsfs", "-o", "remount,full", source, m},
+	} {
+		before := u.mounts(command[len(command)-1])
+		u.as(root, command...).ok()
+		if after := u.mounts(command[len(command)-1]); !reflect.DeepEqual(after, before) {
+			t.Errorf("%q: mounted %q, and before %q", command, after, before)
+		}
+	}
+	for options, says := range map[string]string{"mode=0444": "mode=0444", "bogus": "bogus", "uid=7,noatime": "uid=7"} {
+		r := u.as(root, "mount", "-o", "remount,"+options, m)
+		r.program = "mount.ddsfs"
+		r.fails(1, "remount "+m, says, "unmount it")
+	}
+	u.umount(root, m)
+	u.umount(root, listed)
+	r := u.as(root, "/sbin/mount.fuse.ddsfs", source, m, "-o", "remount")
+	r.program = "mount.ddsfs"
+	r.fails(1, "remount "+m, "no ddsfs")
+}
+
+// nofail is for devices that are not there, and for nothing else.
+func TestNofail(t *testing.T) {
+	u := newHost(t)
+	m := u.mountpoint()
+	dir := filepath.Join(fixtures, "plain-4k")
+	cow, source, missing := filepath.Join(dir, "cow"), filepath.Join(dir, "new"), filepath.Join(dir, "missing")
+	u.as(root, "sh", "-euc", `echo "$0" > /etc/fstab`, missing+" "+m+" ddsfs nofail,full 0 0").ok()
+	for _, command := range [][]string{
+		{"mount", "-a"},
+		{"mount", m},
+		{"mount", "-t", "ddsfs", missing, m, "-o", "full,nofail"},
+		{"mount", "-t", "ddsfs", source, m, "-o", "nofail,cow=" + missing},
+		{"mount", "-t", "ddsfs", source, m, "-o", "nofail,new=vg/missing"},
+	} {
+		u.as(root, command...).ok()
+		if got := u.mounts(m); len(got) > 0 {
+			t.Fatalf("%q mounted %q", command, got)
+		}
+	}
+	if got := u.as(root, "/sbin/mount.ddsfs", missing, m, "-v", "-o", "full,nofail").ok(); got != fmt.Sprintf("mount.ddsfs: %s %s is not there: not mounted on %s\n", missing, missing, m) {
+		t.Errorf("-v says %q", got)
+	}
+	u.as(root, "mount", "-t", "ddsfs", missing, m, "-o", "full").fails(32, missing, "no such file")
+	u.as(root, "mount", "-t", "ddsfs", source, m, "-o", "nofail,cow="+source).fails(32, "magic")
+	r := u.as(root, "mount", "-t", "ddsfs", missing, m, "-o", "nofail,full,bogus")
+	r.program = "mount.ddsfs"
+	r.fails(1, "bogus")
+	u.as(root, "mount", "-t", "ddsfs", source, m, "-o", "nofail,cow="+cow).ok()
+	u.umount(root, m)
+}
+
+// A kernel without SELinux knows none of its options, and mount(8) passes them only
+// where it is in use; whoever calls the helper by itself may not look.
+func TestMountTypeWithSELinuxOptions(t *testing.T) {
+	u := newHost(t)
+	m := u.mountpoint()
+	source := filepath.Join(fixtures, "empty", "new")
+	context := `"system_u:object_r:tmp_t:s0:c127,c456"`
+	for _, command := range [][]string{
+		{"mount", "-t", "ddsfs", source, m, "-o"},
+		{"/sbin/mount.ddsfs", source, m, "-o"},
+	} {
+		u.as(root, args(command, "context="+context+",fscontext="+context+",defcontext=system_u:object_r:tmp_t:s0,full,rootcontext="+context+",seclabel")...).ok()
+		if got := u.mounts(m); len(got) != 1 {
+			t.Errorf("%q mounted %q", command, got)
+		}
+		u.umount(root, m)
+	}
 }
 
 func TestMountTypeInANamespace(t *testing.T) {
