@@ -15,6 +15,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/pflag"
+
+	_ "ddsfs/cmd/ddsfs/openfiles"
 )
 
 // version is what --version says.
