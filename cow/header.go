@@ -102,7 +102,7 @@ func (h Header) CheckValid() error {
 	if h.Valid {
 		return nil
 	}
-	return &FormatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it; only a full sync helps (mount --full)"}
+	return &FormatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger"}
 }
 
 // Append appends the header's HeaderBytes bytes to b.

@@ -16,25 +16,27 @@ import (
 func infoCommand() *command {
 	return &command{
 		name:  "info",
-		usage: []string{"FILE"},
-		short: "show the header and the report of a COW device or a delta",
+		usage: []string{"BASE", "FILE"},
+		short: "show the header and the report of a snapshot's store or a delta",
 		long: `
-Reads the metadata of FILE, a snapshot's COW device, a copy of one, or a delta,
-checks it, and prints its header and its report. FILE - is stdin. The data is not
-read: ddsfs verify tells whether that is whole.
+Reads the metadata of BASE, a snapshot, by the names that mount takes, or of FILE, a
+COW device, a copy of one, or a delta, checks it, and prints its header and its report.
+FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.
 
 With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
 chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta also
 volume_bytes, new_only (exceptions that only the new snapshot's store had, if there
 are any), base, new and origin (names, where known), sealed_bytes and delta (its
 digest).`,
-		example: `ddsfs info /dev/mapper/vg-base-cow`,
+		example: `
+ddsfs info vg/base
+ddsfs info delta.cow`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			asJSON := flags.Bool("json", false, "print a JSON object")
 			quiet := flags.BoolP("quiet", "q", false, "show no progress")
 			return func(args []string) error {
 				if len(args) != 1 {
-					return usageError("needs one file, got %d", len(args))
+					return usageError("needs one snapshot or file, got %d", len(args))
 				}
 				store, err := readStore(args[0], *quiet)
 				if store == nil {
@@ -48,14 +50,8 @@ digest).`,
 					_, printErr := fmt.Print(headerHeading, report.HeaderText())
 					return errors.Join(err, printErr)
 				}
-				report := store.Report()
-				if store.Seal != nil && args[0] != "-" {
-					if report.Digest, err = pair.ReadDigest(args[0], *store.Seal); err != nil {
-						return err
-					}
-				}
 				// What the kernel uses up can be looked at as well.
-				return errors.Join(store.CheckSeal(), printReport(os.Stdout, report, *asJSON))
+				return errors.Join(store.CheckSeal(), printReport(os.Stdout, store.Report(), *asJSON))
 			}
 		},
 	}
@@ -63,8 +59,8 @@ digest).`,
 
 // readStore reads the metadata of a file, a device or, as "-", of stdin. Of an
 // invalid snapshot it returns the header with the error.
-func readStore(path string, quiet bool) (*cow.Store, error) {
-	if path == "-" {
+func readStore(name string, quiet bool) (*cow.Store, error) {
+	if name == "-" {
 		store, err := cow.ReadStoreFrom(os.Stdin)
 		if err != nil {
 			return store, fmt.Errorf("stdin: %w", err)
@@ -73,7 +69,7 @@ func readStore(path string, quiet bool) (*cow.Store, error) {
 	}
 	bar := newCounter("reading the exception list", quiet)
 	defer bar.done()
-	return pair.ReadStore(path, cow.StoreOptions{Progress: bar.set})
+	return pair.ReadStore(name, cow.StoreOptions{Progress: bar.set})
 }
 
 func printReport(out io.Writer, report cow.Report, asJSON bool) error {

@@ -238,7 +238,22 @@ func parseTargets(b []byte, count uint32) ([]Target, error) {
 	return targets, nil
 }
 
-// CheckSnapshot returns an error if the device is a snapshot whose status says
+// SnapshotError says that what is read from a snapshot can't be trusted.
+type SnapshotError struct {
+	Path string
+	// Status is what the kernel says of it, such as Overflow; "" if it is being merged
+	// into its origin.
+	Status string
+}
+
+func (e *SnapshotError) Error() string {
+	if e.Status == "" {
+		return e.Path + ": the snapshot is being merged into its origin: what it lists goes away"
+	}
+	return fmt.Sprintf("%s: the snapshot's status is %q: what is read from it can't be trusted", e.Path, e.Status)
+}
+
+// CheckSnapshot returns a [SnapshotError] if the device is a snapshot whose status says
 // that it can't be trusted. The valid flag on its COW device does not always tell.
 // A device that is no snapshot is fine.
 func (i Info) CheckSnapshot() error {
@@ -254,13 +269,13 @@ func (i Info) CheckSnapshot() error {
 	}
 	for _, t := range targets {
 		if t.Type == KindMerge {
-			return fmt.Errorf("%s: the snapshot is being merged into its origin: what it lists goes away", i.Path)
+			return &SnapshotError{Path: i.Path}
 		}
 		if t.Type != KindSnapshot {
 			continue
 		}
 		if t.broken() {
-			return fmt.Errorf("%s: the snapshot's status is %q: what is read from it can't be trusted", i.Path, t.Params)
+			return &SnapshotError{i.Path, t.Params}
 		}
 	}
 	return nil

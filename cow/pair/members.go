@@ -34,6 +34,9 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 		return nil, fmt.Errorf("base: %w", err)
 	}
 	kind, err := info.Kind()
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("base: %w: only root may, with CAP_SYS_ADMIN; copies of the devices make a pair without (--cow and --source)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
@@ -44,7 +47,7 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	case blockdev.KindOrigin:
 		return nil, fmt.Errorf("base: %s is a volume that has snapshots, and not one of them", path)
 	case blockdev.KindMerge:
-		return nil, fmt.Errorf("base: %s: a snapshot is being merged into it", path)
+		return nil, fmt.Errorf("base: %w", afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", path)))
 	default:
 		return nil, fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's; of a COW device or a copy of one, --cow and --source make a pair", path)
 	}
@@ -56,6 +59,34 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 		return nil, fmt.Errorf("base: %s: its exception store is in memory, and can't be read: make it with a persistent one (P)", path)
 	}
 	return s, nil
+}
+
+// baseGone says what to do where the base can't be used any more.
+func baseGone(err error) error {
+	var gone *blockdev.SnapshotError
+	switch {
+	case !errors.As(err, &gone):
+		return err
+	case gone.Status == "":
+		return afterMerge(err)
+	}
+	return fmt.Errorf("%w: it overflowed, or its disk failed, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger", err)
+}
+
+// newGone says what to do where the new snapshot can't be used any more.
+func newGone(err error) error {
+	var gone *blockdev.SnapshotError
+	switch {
+	case !errors.As(err, &gone):
+		return err
+	case gone.Status == "":
+		return fmt.Errorf("%w: take another snapshot when that has ended (lvs shows how far it is)", err)
+	}
+	return fmt.Errorf("%w: it overflowed, or its disk failed: take another one, larger, in its place; the base is as good as before", err)
+}
+
+func afterMerge(err error) error {
+	return fmt.Errorf("%w: when that has ended (lvs shows how far it is), the volume holds what the snapshot held: take new snapshots, and begin with a first sync (--full)", err)
 }
 
 func errThin(path string) error {

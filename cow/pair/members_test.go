@@ -1,6 +1,8 @@
 package pair
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -96,5 +98,38 @@ func TestMerge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What the user can do depends on which of the two is gone, and on why.
+func TestGone(t *testing.T) {
+	overflow := fmt.Errorf("some: %w", &blockdev.SnapshotError{Path: "vg/x", Status: "Overflow"})
+	merging := &blockdev.SnapshotError{Path: "vg/x"}
+	other := errors.New("other")
+	for _, c := range []struct {
+		err  error
+		says []string
+	}{
+		{baseGone(overflow), []string{"vg/x", `"Overflow"`, "it overflowed", "only a first sync helps (--full)", "larger"}},
+		{newGone(overflow), []string{"vg/x", `"Overflow"`, "it overflowed", "take another one, larger", "the base is as good as before"}},
+		{baseGone(merging), []string{"vg/x", "merged into its origin", "when that has ended", "take new snapshots", "--full"}},
+		{newGone(merging), []string{"vg/x", "merged into its origin", "take another snapshot when that has ended"}},
+	} {
+		for _, want := range c.says {
+			if !strings.Contains(c.err.Error(), want) {
+				t.Errorf("says %q, and not %q", c.err, want)
+			}
+		}
+		if gone := new(blockdev.SnapshotError); !errors.As(c.err, &gone) {
+			t.Errorf("%v hides what was wrong", c.err)
+		}
+	}
+	for _, err := range []error{baseGone(nil), newGone(nil)} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if baseGone(other) != other || newGone(other) != other {
+		t.Error("another error is not as it was")
 	}
 }

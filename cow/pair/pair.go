@@ -221,7 +221,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 	}
 	store, err := readStore(p.cow, cow.StoreOptions{VolumeBytes: baseBytes, Progress: o.Progress})
 	if err != nil {
-		return nil, changes{}, fmt.Errorf("base: %w", err)
+		return nil, changes{}, fmt.Errorf("base: %w", baseGone(err))
 	}
 	readOnly := p.source.Info().ReadOnly()
 	c := merge(store, new, baseBytes, p.source.Size(), readOnly)
@@ -277,32 +277,67 @@ func (p *Pair) warnOfSource() {
 	}
 }
 
-// ReadStore reads the exception store on a COW device, or on a copy of one, as
-// [cow.ReadStore] does. A device that another one lies on is taken for live.
-func ReadStore(path string, o cow.StoreOptions) (*cow.Store, error) {
+// ReadStore reads the exception store on a COW device, in a copy of one or in a delta,
+// by a name that [blockdev.Find] finds, as [cow.ReadStore] does; that of a snapshot is
+// on its COW device. A device that another one lies on is taken for live. Of a sealed
+// delta it reads the digest that names it as well.
+func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
+	path, err := storePath(name)
+	if err != nil {
+		return nil, err
+	}
 	device, err := blockdev.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("COW device: %w", err)
 	}
 	defer device.Close()
-	return readStore(device, o)
+	store, err := readStore(device, o)
+	if err != nil || store.Seal == nil {
+		return store, baseGone(err)
+	}
+	if err := store.Seal.CheckSize(device.Size()); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	digests, err := cow.ReadDigests(device, *store.Seal)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	digest := digests.Name()
+	store.Name = &digest
+	return store, nil
 }
 
-// ReadDigest reads the digest that names the sealed delta at path.
-func ReadDigest(path string, seal cow.Seal) (string, error) {
-	device, err := blockdev.Open(path)
+// storePath is the path of the device or file that has the exception store of what a
+// name means.
+func storePath(name string) (string, error) {
+	path, err := blockdev.Find(name)
 	if err != nil {
 		return "", err
 	}
-	defer device.Close()
-	if err := seal.CheckSize(device.Size()); err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	digests, err := cow.ReadDigests(device, seal)
+	info, err := blockdev.Lookup(path)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
+		return "", err
 	}
-	return digests.Name().String(), nil
+	kind, err := info.Kind()
+	switch {
+	case err != nil && !notToBeAsked(err):
+		return "", err
+	case kind == blockdev.KindSnapshot:
+		base, err := findBase(path)
+		if err != nil {
+			return "", err
+		}
+		below, err := blockdev.InfoOf(base.COW)
+		if err != nil {
+			return "", fmt.Errorf("%s: its COW device: %w", path, err)
+		}
+		return below.Path, nil
+	case kind == blockdev.KindThin:
+		return "", errThin(path)
+	case kind == blockdev.KindOrigin || kind == blockdev.KindMerge:
+		return "", fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", path)
+	}
+	return path, nil
 }
 
 func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) {
@@ -394,11 +429,11 @@ func (p *Pair) closeCOW(baseCheck bool) error {
 func (p *Pair) CheckSource() error {
 	info := p.source.Info()
 	if err := info.CheckSnapshot(); err != nil {
-		return err
+		return fmt.Errorf("source: %w", newGone(err))
 	}
 	if p.baseData != nil {
 		if err := p.baseData.Info().CheckSnapshot(); err != nil {
-			return fmt.Errorf("base: %w", err)
+			return fmt.Errorf("base: %w", baseGone(err))
 		}
 	}
 	if !info.Block {

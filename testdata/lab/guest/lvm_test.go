@@ -180,7 +180,7 @@ func TestNewOverflows(t *testing.T) {
 	m.unmount(t)
 
 	extracted := filepath.Join(t.TempDir(), "extracted")
-	dm.Fails(t, nil, 1, []string{l.path("new")}, "extract", "--cow", "/dev/mapper/over-base-cow", "--source", l.path("new"), "-o", extracted)
+	dm.Fails(t, nil, 1, []string{l.path("new"), "take another one, larger"}, "extract", "--cow", "/dev/mapper/over-base-cow", "--source", l.path("new"), "-o", extracted)
 	if left := list(t, filepath.Dir(extracted)); len(left) > 0 {
 		t.Errorf("extract left %q", left)
 	}

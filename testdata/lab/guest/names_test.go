@@ -46,7 +46,12 @@ func TestNames(t *testing.T) {
 		{lvUUID(t, "dash-es-/ba-se"), lvUUID(t, "dash-es-/n--ew")},
 	} {
 		dm.Equal(t, "the delta of "+c.base, extract(c.base, c.new), want)
+		if got, want := dm.Ddsfs(t, "info", c.base), dm.Ddsfs(t, "info", "/dev/mapper/"+base+"-cow"); got != want {
+			t.Errorf("info %s:\n%s\nand of its COW device:\n%s", c.base, got, want)
+		}
 	}
+	dm.Fails(t, nil, 1, []string{"dash-es-/data", "name one"}, "info", "dash-es-/data")
+	dm.Fails(t, nil, 1, []string{"dash-es-/none", "no active logical volume"}, "info", "dash-es-/none")
 	dm.Equal(t, "a full delta by name", extract("--full", "dash-es-/n--ew"), extract("--full", "/dev/mapper/"+new))
 
 	// What it is made of is no place for it.
@@ -292,8 +297,8 @@ func TestMerging(t *testing.T) {
 	p := newPair(t, 16384, 8, 100)
 	p.base.Remove(t)
 	merging := dm.Create(t, "merging", p.volume.Sectors, fmt.Sprintf("snapshot-merge %s %s P 8", dm.Blank(t, p.volume.Sectors), p.base.COW.Path))
-	failsBoth(t, []string{"merg"}, "--cow", p.base.COW.Path, "--source", p.new.Path)
-	failsBoth(t, []string{"merg"}, merging.Path, p.new.Path)
+	failsBoth(t, []string{"merg", "take new snapshots"}, "--cow", p.base.COW.Path, "--source", p.new.Path)
+	failsBoth(t, []string{"merg", "take new snapshots"}, merging.Path, p.new.Path)
 }
 
 // A volume that is smaller than the base was is no delta of it.

@@ -285,6 +285,7 @@ func TestOverflow(t *testing.T) {
 	if info, err := os.Stat(extracted); err == nil && info.Size() > 0 {
 		t.Errorf("extract left a delta of %d bytes", info.Size())
 	}
+	failsBoth(t, []string{p.base.Path, "it overflowed", "only a first sync helps (--full)", "larger"}, p.base.Path, p.new.Path)
 	// Whoever refused them holds none of them.
 	p.new.Remove(t)
 	p.base.Remove(t)
