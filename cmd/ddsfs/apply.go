@@ -226,10 +226,10 @@ func (m *merge) done(r apply.Result, took time.Duration) string {
 	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes, took)
 }
 
-func (m *merge) merge(ctx context.Context, delta, target string) (apply.Result, error) {
+func (m *merge) merge(ctx context.Context, delta, target string) (result apply.Result, err error) {
 	stages := newStages(m.quiet)
-	defer stages.done()
-	m.Progress = stages.set
+	defer func() { stages.done(err) }()
+	m.Progress, m.Warn = stages.set, stages.warner(m.Warn)
 	if delta == "-" {
 		widenPipe(os.Stdin)
 	}

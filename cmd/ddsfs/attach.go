@@ -62,9 +62,9 @@ func attach(delta, target, name string, o apply.AttachOptions, quiet bool) error
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	stages := newStages(quiet)
-	o.Progress = stages.set
+	o.Progress, o.Warn = stages.set, stages.warner(o.Warn)
 	result, err := apply.Attach(ctx, delta, target, name, o)
-	stages.done()
+	stages.done(err)
 	if err == nil && !quiet {
 		fmt.Printf("/dev/mapper/%s: %s with %d chunks of %s\n", name, target, result.Exceptions, delta)
 	}

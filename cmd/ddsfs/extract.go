@@ -96,7 +96,7 @@ func (x *extract) write(p *pair.Pair) error {
 	}
 	bar := newProgress("extracting", x.quiet)
 	bar.of(delta.Size())
-	defer bar.done()
+	defer bar.stop()
 	ahead := cow.ReadAhead(delta, delta.Size())
 	defer ahead.Close()
 	for at := int64(0); ; {
@@ -123,7 +123,11 @@ func (x *extract) write(p *pair.Pair) error {
 		}
 		bar.set(at)
 	}
-	return out.commit()
+	if err := out.commit(); err != nil {
+		return err
+	}
+	bar.finish()
+	return nil
 }
 
 // checkOutput refuses to write the delta over what it is made of.

@@ -68,7 +68,7 @@ func readStore(name string, quiet bool) (*cow.Store, error) {
 		return store, nil
 	}
 	bar := newCounter("reading the exception list", quiet)
-	defer bar.done()
+	defer bar.stop()
 	return pair.ReadStore(name, cow.StoreOptions{Progress: bar.set})
 }
 

@@ -87,7 +87,7 @@ func (p *pairFlags) open(quiet bool) (*pair.Pair, error) {
 		BaseID: p.baseID, NewID: p.newID,
 		Progress: bar.set,
 	})
-	bar.done()
+	bar.stop()
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"sync"
+	"sync/atomic"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -11,10 +13,13 @@ import (
 )
 
 // progress shows on stderr how far long work is, if that is a terminal; its
-// methods do nothing if not. A nil progress does nothing either.
+// methods do nothing if not. A nil progress does nothing either. Whatever else is
+// written to the terminal must wait for its end, or it would be written over.
 type progress struct {
-	bars *mpb.Progress
-	bar  *mpb.Bar
+	bars  *mpb.Progress
+	bar   *mpb.Bar
+	what  atomic.Value // a string
+	total int64
 }
 
 func showProgress(quiet bool) bool { return !quiet && term.IsTerminal(int(os.Stderr.Fd())) }
@@ -24,18 +29,21 @@ func newProgress(what string, quiet bool) *progress {
 	if !showProgress(quiet) {
 		return nil
 	}
-	bars := mpb.New(mpb.WithOutput(os.Stderr))
-	return &progress{bars, bars.AddBar(0,
+	p := &progress{bars: mpb.New(mpb.WithOutput(os.Stderr))}
+	p.name(what)
+	p.bar = p.bars.AddBar(0,
 		mpb.BarRemoveOnComplete(),
 		mpb.PrependDecorators(
-			decor.Name(what+" "),
+			decor.Any(func(decor.Statistics) string { return p.what.Load().(string) + " " }),
 			decor.Counters(decor.SizeB1024(0), "% .1f / % .1f"),
 		),
 		mpb.AppendDecorators(
-			decor.AverageSpeed(decor.SizeB1024(0), "% .1f "),
+			decor.NewPercentage("% d"),
+			decor.AverageSpeed(decor.SizeB1024(0), " % .1f "),
 			decor.AverageETA(decor.ET_STYLE_GO),
 		),
-	)}
+	)
+	return p
 }
 
 // newCounter shows a number whose end is not known.
@@ -44,15 +52,23 @@ func newCounter(what string, quiet bool) *progress {
 		return nil
 	}
 	bars := mpb.New(mpb.WithOutput(os.Stderr))
-	return &progress{bars, bars.AddSpinner(0,
+	return &progress{bars: bars, bar: bars.AddSpinner(0,
 		mpb.BarRemoveOnComplete(),
 		mpb.AppendDecorators(decor.Name(what+" "), decor.CurrentNoUnit("%d")),
 	)}
 }
 
+// name says what is being done from now on.
+func (p *progress) name(what string) {
+	if p != nil {
+		p.what.Store(what)
+	}
+}
+
 // of sets the total; 0 is unknown.
 func (p *progress) of(total int64) {
 	if p != nil {
+		p.total = total
 		p.bar.SetTotal(total, false)
 	}
 }
@@ -64,8 +80,16 @@ func (p *progress) set(done int64) {
 	}
 }
 
-// done takes the bar away.
-func (p *progress) done() {
+// finish shows that all is done, and takes the bar away.
+func (p *progress) finish() {
+	if p != nil && p.total > 0 {
+		p.bar.SetTotal(p.total, true)
+	}
+	p.stop()
+}
+
+// stop takes the bar away, however far it is.
+func (p *progress) stop() {
 	if p != nil {
 		p.bar.Abort(true)
 		p.bars.Wait()
@@ -75,6 +99,8 @@ func (p *progress) done() {
 // stages shows a progress for each stage of apply, one after the other.
 type stages struct {
 	quiet bool
+
+	mu    sync.Mutex
 	stage apply.Stage
 	bar   *progress
 }
@@ -82,12 +108,44 @@ type stages struct {
 func newStages(quiet bool) *stages { return &stages{quiet: quiet} }
 
 func (s *stages) set(stage apply.Stage, done, total int64) {
-	if s.stage != stage {
-		s.bar.done()
-		s.stage, s.bar = stage, newProgress(string(stage), s.quiet)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.stage == stage:
+	case isWriting(s.stage) && isWriting(stage):
+		s.bar.name(string(stage))
+	default:
+		s.bar.finish()
+		s.bar = newProgress(string(stage), s.quiet)
 	}
+	s.stage = stage
 	s.bar.of(total)
 	s.bar.set(done)
 }
 
-func (s *stages) done() { s.bar.done() }
+// isWriting tells whether a stage is one of the two that take turns: what was written
+// is flushed now and then.
+func isWriting(stage apply.Stage) bool { return stage == apply.Writing || stage == apply.Flushing }
+
+// warner returns what warns of something where the bar does not write over it.
+func (s *stages) warner(warn func(message string)) func(message string) {
+	return func(message string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.bar.stop()
+		s.bar, s.stage = nil, ""
+		warn(message)
+	}
+}
+
+// done takes the last stage's bar away: all is done, unless err says otherwise.
+func (s *stages) done(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.bar.finish()
+	} else {
+		s.bar.stop()
+	}
+	s.bar, s.stage = nil, ""
+}

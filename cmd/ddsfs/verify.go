@@ -75,7 +75,7 @@ func runVerify(delta, target, spool string, asJSON, quiet bool) error {
 	} else {
 		v, err = apply.VerifyFile(ctx, delta, target, o)
 	}
-	stages.done()
+	stages.done(err)
 	if err != nil {
 		return err
 	}
