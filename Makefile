@@ -33,7 +33,7 @@ all: build
 build: $(BIN)/ddsfs
 
 $(BIN)/ddsfs: FORCE
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(GO_LDFLAGS)' -o $@ ./cmd/ddsfs
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '$(GO_LDFLAGS)' -o $@ ./cmd/ddsfs
 
 FORCE:
 

@@ -22,10 +22,12 @@ type Seal struct {
 	Base, New, Origin string
 }
 
+// SealVersion is the version of the seals that are written, and can be read.
+const SealVersion = 1
+
 const (
 	sealOffset     = 64
 	sealMagic      = "ddsfseal"
-	sealVersion    = 1
 	sealBaseCheck  = 1 << 0
 	sealBytes      = SectorBytes // of chunk 0
 	identityBytes  = 120
@@ -96,7 +98,7 @@ func (s Seal) firstSector(h Header) [sealBytes]byte {
 	le := binary.LittleEndian
 	h.Append(b[:0])
 	copy(b[sealOffset:], sealMagic)
-	le.PutUint32(b[72:], sealVersion)
+	le.PutUint32(b[72:], SealVersion)
 	if s.BaseCheck {
 		le.PutUint32(b[76:], sealBaseCheck)
 	}
@@ -128,7 +130,7 @@ func ParseSeal(h Header, sector []byte) (*Seal, error) {
 		at := firstNonZero(sector[HeaderBytes:]) + HeaderBytes
 		return nil, &FormatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero behind its header nor sealed: the delta is damaged"}
 	}
-	if v := le.Uint32(sector[72:]); v != sealVersion {
+	if v := le.Uint32(sector[72:]); v != SealVersion {
 		return nil, &FormatError{"seal version", uint64(v), 72, "only version 1 is known: a later ddsfs made this delta, or it is damaged"}
 	}
 	if sum := digestOf(sector[:sealSumOffset]); !bytes.Equal(sum[:], sector[sealSumOffset:]) {
@@ -207,7 +209,7 @@ func firstNonZero(b []byte) int {
 func (s Seal) footer(name Digest) [footerBytes]byte {
 	var b [footerBytes]byte
 	copy(b[:], footerMagic)
-	binary.LittleEndian.PutUint32(b[8:], sealVersion)
+	binary.LittleEndian.PutUint32(b[8:], SealVersion)
 	binary.LittleEndian.PutUint64(b[16:], uint64(s.BodyBytes))
 	binary.LittleEndian.PutUint64(b[24:], uint64(s.lists()*blockCount(s.BodyBytes)))
 	copy(b[footerSumAt:], name[:])

@@ -19,9 +19,6 @@ import (
 	_ "ddsfs/cmd/ddsfs/openfiles"
 )
 
-// version is what --version says.
-const version = "0.1.0"
-
 // overview says what all the commands are for.
 const overview = `ddsfs shows what changed between two snapshots of a volume as files, which any
 tool can copy, and merges the copy on another host.`
@@ -93,7 +90,7 @@ func run(args []string, out io.Writer) error {
 	args = top.Args()
 	switch {
 	case top.Changed("version"):
-		fmt.Fprintf(out, "ddsfs %s\n", version)
+		printVersion(out)
 		return nil
 	case top.Changed("help") || len(args) == 1 && args[0] == "help":
 		printHelp(out, top)
@@ -118,7 +115,7 @@ func topFlags() *pflag.FlagSet {
 	flags := newFlags("ddsfs")
 	flags.SetInterspersed(false)
 	flags.BoolP("help", "h", false, "show this help")
-	flags.BoolP("version", "V", false, "show the version")
+	flags.BoolP("version", "V", false, "show the version, the commit, the format, and what the kernel has")
 	return flags
 }
 

@@ -48,8 +48,24 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help has no %q", code)
 		}
 	}
-	if got := ddsfs(t, "--version").ok(); !regexp.MustCompile(`^ddsfs \d+\.\d+\.\d+\S*\n$`).MatchString(got) {
-		t.Errorf("--version: %q", got)
+}
+
+func TestVersion(t *testing.T) {
+	var name unix.Utsname
+	must(t, unix.Uname(&name))
+	fuse := "yes"
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		fuse = "no: .*"
+	}
+	want := `ddsfs \d+\.\d+\.\d+\S*
+commit ([0-9a-f]{40} \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ( and changes to it)?|unknown: .*)
+seal 1
+kernel ` + regexp.QuoteMeta(unix.ByteSliceToString(name.Release[:])) + `
+fuse ` + fuse + `
+device-mapper (no: .*|\d+\.\d+\.\d+(, [a-z-]+ \d+\.\d+\.\d+)*)
+`
+	if got := ddsfs(t, "--version").ok(); !regexp.MustCompile("^" + want + "$").MatchString(got) {
+		t.Errorf("--version says\n%swant\n%s", got, want)
 	}
 }
 

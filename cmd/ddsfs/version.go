@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// version is what the first line of --version says.
+const version = "0.1.0"
+
+// printVersion says what this program is and what it finds here, a line each that
+// begins with a word for scripts.
+func printVersion(out io.Writer) {
+	fmt.Fprintf(out, "ddsfs %s\n", version)
+	info, _ := debug.ReadBuildInfo()
+	fmt.Fprintf(out, "commit %s\n", commitOf(info))
+	fmt.Fprintf(out, "seal %d\n", cow.SealVersion)
+	fmt.Fprintf(out, "kernel %s\n", kernelRelease())
+	fmt.Fprintf(out, "fuse %s\n", fuseFound())
+	fmt.Fprintf(out, "device-mapper %s\n", mapperFound(blockdev.MapperVersions()))
+}
+
+// commitOf is the commit that a program was built from, and when that was made.
+func commitOf(info *debug.BuildInfo) string {
+	settings := map[string]string{}
+	if info != nil {
+		for _, s := range info.Settings {
+			settings[s.Key] = s.Value
+		}
+	}
+	commit := settings["vcs.revision"]
+	if commit == "" {
+		return "unknown: it was not built in a repository"
+	}
+	if at := settings["vcs.time"]; at != "" {
+		commit += " " + at
+	}
+	if settings["vcs.modified"] == "true" {
+		commit += " and changes to it"
+	}
+	return commit
+}
+
+func kernelRelease() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// fuseFound tells whether something can be mounted.
+func fuseFound() string {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+		return "yes"
+	}
+	var path *os.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return fmt.Sprintf("no: /dev/fuse: %v", err)
+}
+
+// mapperFound tells which of the targets that ddsfs reads or makes devices of the
+// device mapper has loaded.
+func mapperFound(mapper blockdev.Version, targets map[string]blockdev.Version, err error) string {
+	if err != nil {
+		return fmt.Sprintf("no: %v", err)
+	}
+	parts := []string{mapper.String()}
+	for _, kind := range []string{blockdev.KindSnapshot, blockdev.KindOrigin, blockdev.KindMerge, blockdev.KindThin, "thin-pool"} {
+		if v, loaded := targets[kind]; loaded {
+			parts = append(parts, fmt.Sprintf("%s %s", kind, v))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
