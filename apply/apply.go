@@ -139,7 +139,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 	defer in.Close()
 	m, err := open(targetPath, toWrite, o)
 	if err != nil {
-		return Result{}, err
+		return Result{}, sizedFor(in, err)
 	}
 	defer m.close()
 	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {

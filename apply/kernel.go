@@ -174,7 +174,9 @@ func openKernel(targetPath string, o KernelOptions) (*kernelMerger, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = m.target.sectors()
+	if err = m.target.checkWritable(); err == nil {
+		_, err = m.target.sectors()
+	}
 	if err == nil && m.known.Record != nil && m.known.ByKernel() != nil {
 		err = m.target.refused("another apply has just begun to have the kernel merge into it")
 	}

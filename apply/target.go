@@ -34,13 +34,19 @@ func openTarget(s storage, path string, how access) (*target, error) {
 		return nil, &RefusedError{path, inUse(path)}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return nil, notOpened(path, err)
 	}
 	t, err := newTarget(f, path)
 	if err != nil {
 		return nil, err
 	}
-	if err = t.checkUnused(ours{opens: 1}); err == nil && isOurs(t.info.DMUUID()) {
+	if how == toWrite {
+		err = t.checkWritable()
+	}
+	if err == nil {
+		err = t.checkUnused(ours{opens: 1})
+	}
+	if err == nil && isOurs(t.info.DMUUID()) {
 		err = t.refused("ddsfs made it to show another volume: apply to that one")
 	}
 	if err != nil {

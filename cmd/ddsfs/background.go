@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/blockdev"
 )
 
 // readyFlag is the hidden flag by which a command that was started in the
@@ -20,6 +22,9 @@ const readyFlag = "ready-fd"
 // the foreground there, and returns when that process says that it is ready. If it
 // ends before, it has said why on stderr, and its exit code is returned.
 func startInBackground(command string, args ...string) error {
+	if err := blockdev.CheckProc(); err != nil {
+		return fmt.Errorf("start in the background: %w", err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("start in the background: %w", err)

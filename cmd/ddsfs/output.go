@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/blockdev"
 )
 
 // output is a file that is written from its beginning to its end: complete under
@@ -48,15 +50,18 @@ func createOutput(path string) (*output, error) {
 			return nil, fmt.Errorf("output: %w", err)
 		}
 	}
-	// Without a name nothing is left of it however this process ends.
+	// Without a name nothing is left of it however this process ends. To get one later,
+	// it needs /proc.
 	file, err := os.OpenFile(filepath.Dir(path), os.O_WRONLY|unix.O_TMPFILE, 0o600)
 	if err == nil {
-		return &output{File: file, path: path}, nil
-	}
-	if !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
+		if blockdev.CheckProc() == nil {
+			return &output{File: file, path: path}, nil
+		}
+		file.Close()
+	} else if !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
 		return nil, fmt.Errorf("output: %w", err)
 	}
-	// A file system without unnamed files.
+	// A file system without unnamed files, or no /proc.
 	if file, err = os.CreateTemp(filepath.Dir(path), partPattern(path)); err != nil {
 		return nil, fmt.Errorf("output: %w", err)
 	}

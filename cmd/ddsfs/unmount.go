@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/pflag"
 
+	"ddsfs/cow/blockdev"
 	"ddsfs/fs"
 )
 
@@ -19,6 +22,9 @@ snapshots can be removed at once. umount does as well, without waiting.`,
 			return func(args []string) error {
 				if len(args) != 1 {
 					return usageError("needs one mountpoint, got %d", len(args))
+				}
+				if err := blockdev.CheckProc(); err != nil {
+					return fmt.Errorf("unmount %s: %w", args[0], err)
 				}
 				return fs.Unmount(args[0])
 			}

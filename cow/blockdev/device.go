@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -109,7 +110,7 @@ func Reopen(file *os.File, flags int) (*os.File, error) {
 	// The kernel follows this link to the device or the file itself.
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), flags|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%s: open it once more: %w", file.Name(), err)
+		return nil, fmt.Errorf("%s: open it once more: %w", file.Name(), cmp.Or(CheckProc(), error(err)))
 	}
 	return os.NewFile(uintptr(fd), file.Name()), nil
 }

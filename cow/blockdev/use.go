@@ -22,6 +22,9 @@ func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command,
 // user may see: an open that claims nothing, as a virtual machine's, does not
 // show in any other way.
 func (i Info) Users() ([]User, error) {
+	if err := CheckProc(); err != nil {
+		return nil, err // it may be there and empty, as if nobody had anything open
+	}
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
