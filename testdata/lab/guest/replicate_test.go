@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,8 @@ type replication struct {
 	volume *logical
 	target string
 	dir    string // where the volume is mounted
+	bin    string // stands in front of the programs that a run calls
+	config string // the directory of the configurations
 	env    []string
 	steps  string // the file that counts the steps of a run
 }
@@ -36,11 +39,16 @@ if [ $n = "$(cat %[1]s.last)" ]; then kill -9 0; fi
 exec %[2]s "$@" 8>&-
 `
 
-// ssh runs the command here. Its host says whether the line breaks down.
+// ssh runs the command here. Its host says whether the line breaks down, and whether
+// anybody hears of that.
 const ssh = `#!/bin/sh
 host=$1
 shift
-if [ "$host" = breaks ]; then head -c 100000 | sh -c "$*"; else exec sh -c "$*"; fi
+case $host in
+breaks) head -c 100000 | sh -c "$*" ;;
+loses) head -c 100000 | sh -c "$*"; exit 0 ;;
+*) exec sh -c "$*" ;;
+esac
 `
 
 func newReplication(t *testing.T, name string) *replication {
@@ -51,23 +59,29 @@ func newReplication(t *testing.T, name string) *replication {
 	t.Cleanup(func() { dm.Run(t, "umount", r.dir) })
 	r.target = newLogical(t, name+"-target").path("data")
 
-	bin, config := t.TempDir(), t.TempDir()
-	write := func(path, content string) {
-		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.steps = filepath.Join(bin, "steps")
+	r.bin, r.config = t.TempDir(), t.TempDir()
+	r.steps = filepath.Join(r.bin, "steps")
 	for _, program := range []string{"lvs", "lvcreate", "lvremove", "lvrename", "ddsfs"} {
-		write(filepath.Join(bin, program), fmt.Sprintf(shim, r.steps, "/bin/"+program))
+		place(t, filepath.Join(r.bin, program), fmt.Sprintf(shim, r.steps, "/bin/"+program))
 	}
-	write(filepath.Join(bin, "ssh"), ssh)
-	for _, host := range []string{"here", "breaks"} {
-		write(filepath.Join(config, host+".conf"), fmt.Sprintf(
-			"VOLUME=%s/data\nHOST=%s\nTARGET=%s\nSNAPSHOT_SIZE=12M\nSSH=%s/ssh\n", name, host, r.target, bin))
-	}
-	r.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DDSFS_CONFIG_DIR="+config)
+	place(t, filepath.Join(r.bin, "ssh"), ssh)
+	r.configure(t, "here", "here", r.target)
+	r.env = append(os.Environ(), "PATH="+r.bin+":"+os.Getenv("PATH"), "DDSFS_CONFIG_DIR="+r.config)
 	return r
+}
+
+func place(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// configure writes a configuration.
+func (r *replication) configure(t *testing.T, name, host, target string) {
+	t.Helper()
+	place(t, filepath.Join(r.config, name+".conf"), fmt.Sprintf(
+		"VOLUME=%s/data\nHOST=%s\nTARGET=%s\nSNAPSHOT_SIZE=12M\nSSH=%s/ssh\n", r.volume.group, host, target, r.bin))
 }
 
 // run runs ddsfs-replicate until it is done or, if last is not 0, the power fails
@@ -111,16 +125,23 @@ func (r *replication) work(t *testing.T, round int) {
 	}
 }
 
-// check compares the target with the snapshot that it should hold, and has its file
-// system checked.
-func (r *replication) check(t *testing.T, what string) {
+// check compares a configuration's target with the snapshot that it should hold, and
+// has its file system checked.
+func (r *replication) check(t *testing.T, what, name, target string) {
 	t.Helper()
-	dm.Holds(t, what+": the target", r.target, dm.Read(t, r.volume.path("data-ddsfs-base"), true))
-	if out, err := exec.Command("e2fsck", "-fn", r.target).CombinedOutput(); err != nil {
+	dm.Holds(t, what+": the target", target, dm.Read(t, r.volume.path("data-ddsfs-"+name+"-base"), true))
+	if out, err := exec.Command("e2fsck", "-fn", target).CombinedOutput(); err != nil {
 		t.Errorf("%s: the target's file system: %v\n%s", what, err, out)
 	}
-	if got := strings.Fields(dm.Run(t, "lvs", "--noheadings", "-o", "lv_name", r.volume.group)); len(got) != 2 {
-		t.Errorf("%s: the volumes are %q", what, got)
+}
+
+// snapshots checks which snapshots there are.
+func (r *replication) snapshots(t *testing.T, what string, want ...string) {
+	t.Helper()
+	got := strings.Fields(dm.Run(t, "lvs", "--noheadings", "-o", "lv_name", r.volume.group))
+	slices.Sort(got)
+	if want = append([]string{"data"}, want...); !slices.Equal(got, want) {
+		t.Errorf("%s: the volumes are %q, want %q", what, got, want)
 	}
 }
 
@@ -128,6 +149,11 @@ func (r *replication) check(t *testing.T, what string) {
 // alone.
 func TestReplicate(t *testing.T) {
 	r := newReplication(t, "replicate")
+	check := func(what string) {
+		t.Helper()
+		r.check(t, what, "here", r.target)
+		r.snapshots(t, what, "data-ddsfs-here-base")
+	}
 	if _, err := r.run(t, 0, "here"); err == nil || !strings.Contains(err.Error(), "--first") {
 		t.Errorf("without a first sync: %v", err)
 	}
@@ -135,13 +161,13 @@ func TestReplicate(t *testing.T) {
 	if _, err := r.run(t, 0, "--first", "here"); err != nil {
 		t.Fatal(err)
 	}
-	r.check(t, "after the first sync")
+	check("after the first sync")
 	r.work(t, 1)
 	steps, err := r.run(t, 0, "here")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.check(t, "after a round")
+	check("after a round")
 	for last := 1; last <= steps; last++ {
 		r.work(t, 2*last)
 		var exit *exec.ExitError
@@ -152,15 +178,34 @@ func TestReplicate(t *testing.T) {
 		if _, err := r.run(t, 0, "here"); err != nil {
 			t.Fatalf("after the power failed before step %d: %v", last, err)
 		}
-		r.check(t, fmt.Sprintf("after the power failed before step %d", last))
+		check(fmt.Sprintf("after the power failed before step %d", last))
 	}
 
-	r.work(t, 1)
-	if _, err := r.run(t, 0, "breaks"); err == nil {
-		t.Error("the line breaks down, and nothing is said")
+	for _, line := range []string{"breaks", "loses"} {
+		r.work(t, 1)
+		r.configure(t, "here", line, r.target)
+		if _, err := r.run(t, 0, "here"); err == nil {
+			t.Errorf("the line %s, and nothing is said", line)
+		}
+		r.snapshots(t, "after a run on a line that "+line, "data-ddsfs-here-base")
+		r.configure(t, "here", "here", r.target)
+		if _, err := r.run(t, 0, "here"); err != nil {
+			t.Fatal(err)
+		}
+		check("after a line that " + line)
 	}
-	if _, err := r.run(t, 0, "here"); err != nil {
-		t.Fatal(err)
+
+	// A base by the name that it once had, and another replication of the volume.
+	dm.Run(t, "lvrename", r.volume.group, "data-ddsfs-here-base", "data-ddsfs-base")
+	other := newLogical(t, "replicate-other").path("data")
+	r.configure(t, "there", "there", other)
+	for _, args := range [][]string{{"--first", "there"}, {"here"}, {"there"}} {
+		r.work(t, 0)
+		if _, err := r.run(t, 0, args...); err != nil {
+			t.Fatal(err)
+		}
 	}
-	r.check(t, "after the line broke down")
+	r.check(t, "of two", "here", r.target)
+	r.check(t, "of two", "there", other)
+	r.snapshots(t, "of two", "data-ddsfs-here-base", "data-ddsfs-there-base")
 }
