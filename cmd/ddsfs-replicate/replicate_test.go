@@ -616,6 +616,24 @@ func TestFirstWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// All of a first sync was sent, and the target is known to be at it: no delta from the
+// last base will be taken any more, and the new one will be asked for.
+func TestFirstThatIsBeingMerged(t *testing.T) {
+	l := newLab(t)
+	l.run(t, "--first", "here").ok()
+	next := strings.ReplaceAll(l.id(t, "data-ddsfs-here-base"), "000001", "000002")
+	l.write(t, "says", fmt.Sprintf("echo '[{\"merging\":{\"new\":{\"snapshot\":\"%s\"}}}]'\n", next))
+	l.configure(t, "here", "says", "target")
+	l.run(t, "--first", "here").fails("all of vg/data was sent", "ddsfs-replicate here,")
+	l.has(t, "here-new")
+	l.configure(t, "here", "here", "target")
+	if said := l.run(t, "here").ok(); !strings.Contains(said, "from "+next+" to ") {
+		t.Errorf("said %q, want it to be from %s", said, next)
+	}
+	l.has(t, "here-base")
+	l.holds(t, "target", "here-base")
+}
+
 // The power fails after the target has confirmed, and before that is known: a new
 // snapshot that the target holds is the base, and one that it does not hold goes.
 func TestAfterACrash(t *testing.T) {
@@ -624,7 +642,9 @@ func TestAfterACrash(t *testing.T) {
 	held := l.id(t, "data-ddsfs-here-base")
 	l.snapshot(t, "data-ddsfs-here-new")
 	l.change(t, "one")
-	l.run(t, "here").ok()
+	if said := l.run(t, "here").ok(); !strings.Contains(said, "from "+held+" to ") {
+		t.Errorf("said %q, want it to be from %s", said, held)
+	}
 	l.has(t, "here-base")
 	l.holds(t, "target", "here-base")
 
