@@ -95,9 +95,9 @@ func Open(o Options) (*Pair, error) {
 	return p, nil
 }
 
-// OpenError says why a pair can't be opened, of which the source is there. If a store's
-// data is at fault, that is the kernel's own, as of a snapshot that overflowed, and not
-// a delta's that was sent.
+// OpenError says why no delta can be made of a pair. If data is at fault, it is that of
+// the kernel's own store, as of a snapshot that overflowed, and not of a delta that was
+// sent.
 type OpenError struct{ err error }
 
 func (e *OpenError) Error() string { return e.err.Error() }
