@@ -88,16 +88,25 @@ func TestReadOnlyTarget(t *testing.T) {
 	file, delta, state := filepath.Join(dir, "file"), filepath.Join(dir, "delta"), filepath.Join(dir, "state")
 	must(t, os.WriteFile(file, read(t, fixtures, "plain-4k", "base"), 0o600))
 	ddsfs(t, "extract", "--full", filepath.Join(fixtures, "plain-4k", "new"), "-o", delta).ok()
-	for _, test := range []struct{ attach, then string }{
-		{`losetup --read-only --find --show "$1"`, "true"},
-		{`losetup --find --show "$1"`, `blockdev --setro "$1"`},
-	} {
-		device := strings.TrimSpace(run(t, "sh", "-c", test.attach, "sh", file).ok())
-		t.Cleanup(func() {
-			// It is detached below, unless the test has failed before.
-			_ = exec.Command("losetup", "--detach", device).Run()
-		})
-		run(t, "sh", "-c", test.then, "sh", device).ok()
+	for _, how := range []string{"losetup", "blockdev"} {
+		attach := args("losetup", "--find", "--show")
+		if how == "losetup" {
+			attach = append(attach, "--read-only")
+		}
+		device := strings.TrimSpace(run(t, append(attach, file)...).ok())
+		after := func(command ...string) {
+			t.Cleanup(func() {
+				if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+					t.Errorf("%q: %v\n%s", command, err, out)
+				}
+			})
+		}
+		after("losetup", "--detach", device)
+		if how == "blockdev" {
+			// It would stay so when another file is attached to it.
+			after("blockdev", "--setrw", device)
+			run(t, "blockdev", "--setro", device).ok()
+		}
 		says := []string{device, "refused", "read-only", "blockdev --setrw"}
 		for _, flags := range [][]string{nil, {"--dry-run"}, {"--undo", filepath.Join(dir, "undo")}} {
 			ddsfs(t, args("apply", "--state-dir", state, flags, delta, device)...).fails(3, says...)
@@ -108,7 +117,6 @@ func TestReadOnlyTarget(t *testing.T) {
 		}
 		nothingIn(t, state)
 		nothingIn(t, filepath.Join(dir, "undo"))
-		run(t, "losetup", "--detach", device).ok()
 	}
 }
 
