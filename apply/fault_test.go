@@ -133,7 +133,7 @@ func TestFaultOfTheDelta(t *testing.T) {
 		if left = slices.DeleteFunc(left, func(name string) bool { return name == o.StateDir }); len(left) > 0 {
 			t.Fatalf("%s at byte %d: left %v", what, at, left)
 		}
-		if records, err := Records(o.StateDir); err != nil || len(records) > 0 {
+		if records, err := Status(o.StateDir); err != nil || len(records) > 0 {
 			t.Fatalf("%s at byte %d: recorded: %v, %v", what, at, records, err)
 		}
 	}

@@ -40,7 +40,10 @@ type TargetStatus struct {
 	Holds     *Held       `json:"holds"`
 	Since     *time.Time  `json:"since,omitempty"`
 	LastMerge *record.Run `json:"last_merge,omitempty"`
-	Merging   *Job        `json:"merging,omitempty"`
+	// WrittenSince is the state since which it is known what was written: a delta from
+	// there that has all of that is taken as well.
+	WrittenSince *record.Content `json:"written_since,omitempty"`
+	Merging      *Job            `json:"merging,omitempty"`
 	// PID is the process that is at it.
 	PID int `json:"pid,omitempty"`
 	// Undos are the files that undo merges, the last one at the end.
@@ -154,7 +157,7 @@ func recordOf(dir record.Dir, records []*record.Record, target string) (*record.
 func statusOf(dir record.Dir, r *record.Record) TargetStatus {
 	s := TargetStatus{
 		Target: r.Target, Name: volumeName(r.Key), Key: r.Key, State: Whole, LastMerge: r.Last, Undos: []UndoFile{},
-		PID: dir.LockedBy(r.Key), Problem: r.Touched,
+		WrittenSince: r.WrittenSince, PID: dir.LockedBy(r.Key), Problem: r.Touched,
 	}
 	if r.Holds != nil {
 		s.Holds = &Held{*r.Holds, volumeName("dm:" + r.Holds.Snapshot)}

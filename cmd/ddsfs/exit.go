@@ -16,6 +16,8 @@ const (
 	exitUsage   = 2
 	exitRefused = 3 // to protect the target
 	exitDiffers = 4 // the data does not verify
+	// exitInterrupted is that of status alone, for monitoring.
+	exitInterrupted = 5
 )
 
 const exitCodesHelp = `  0  done
@@ -24,6 +26,7 @@ const exitCodesHelp = `  0  done
   3  refused to protect the target; nothing was written
   4  the data does not verify: a delta is empty, cut, damaged or something else, or
      a target does not hold what it says
+  5  status: a target is half merged, and nobody is at it
 `
 
 // usage is the error of a wrong command line.

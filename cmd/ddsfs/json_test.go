@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ddsfs/apply"
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 )
 
@@ -35,6 +36,11 @@ func TestJSONIsDocumented(t *testing.T) {
 		{verifyCommand(), apply.Verification{}},
 		{verifyCommand(), apply.Block{}},
 		{infoCommand(), cow.Report{}},
+		{statusCommand(), apply.TargetStatus{}},
+		{statusCommand(), apply.Held{}},
+		{statusCommand(), apply.Job{}},
+		{statusCommand(), apply.UndoFile{}},
+		{statusCommand(), record.Run{}},
 	} {
 		_, text, _ := strings.Cut(c.command.long, "With --json:")
 		names := fields(reflect.TypeOf(c.of))

@@ -2,9 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -17,11 +20,36 @@ func statusCommand() *command {
 		usage: []string{"[TARGET]"},
 		short: "show what targets are recorded to hold",
 		long: `
-Prints what TARGET, or each target, is recorded to hold, and the merge that was
-begun and not finished, if there is one.
+Prints what TARGET, or each target, is recorded to hold, since when, and the merge
+that is under way or was interrupted. The device is not read: apply compares it with
+the record before it builds on that.
 
-With --json: an array of the records as they are in the state directory.`,
-		example: `ddsfs status /dev/vg/data`,
+Exit code 5: a target is half merged, and nobody is at it. Exit code 1: a record can't
+be understood; the others are shown all the same.
+
+With --json: an array, [] if nothing is recorded, of objects with
+  target (its absolute path), name (VG/LV, of a logical volume that is active), key (by
+  which it is known again),
+  state: whole, running (an apply is at it), interrupted (half merged, and nobody is at
+  it), touched (others wrote to it while the kernel merged) or damaged (the record can't
+  be understood),
+  holds: what it holds, or held before what is under way, null if that is not known:
+  snapshot (the identity of the state), delta (the digest of the delta that led there),
+  volume_bytes, name (VG/LV, of a snapshot that is active on this host),
+  since (UTC), last_merge: the last merge that was done: delta, undo (digest of the
+  delta that undoes it), began (UTC), seconds, chunks, data_bytes (of those chunks),
+  written_bytes (of them, by the run that finished it),
+  written_since: an earlier state; a delta from there that has all that was written
+  since is taken as well,
+  merging: what is under way or was interrupted: base, new (snapshot, delta,
+  volume_bytes), began, done_bytes and total_bytes (of the delta's data; 0 if not
+  known), undo (the file that undoes it), device (through which the kernel merges),
+  pid (the process that is at it), problem (what is wrong), and
+  undos: merges that can be undone, the last one at the end: file, delta (its digest),
+  holds (what the target then holds), undoes (digest of the delta that it undoes).`,
+		example: `
+ddsfs status /dev/vg/data
+ddsfs status --json`,
 		define: func(flags *pflag.FlagSet) func([]string) error {
 			asJSON := flags.Bool("json", false, "print a JSON array")
 			dir := flags.String("state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
@@ -29,45 +57,97 @@ With --json: an array of the records as they are in the state directory.`,
 				if len(args) > 1 {
 					return usageError("needs one target at most, got %d", len(args))
 				}
-				records, err := apply.Records(*dir, args...)
+				targets, err := apply.Status(*dir, args...)
 				if err != nil {
 					return err
 				}
 				if *asJSON {
-					return json.NewEncoder(os.Stdout).Encode(records)
+					err = json.NewEncoder(os.Stdout).Encode(targets)
+				} else {
+					err = printTargets(os.Stdout, targets)
 				}
-				for _, r := range records {
-					if err := printRecord(os.Stdout, r); err != nil {
-						return err
-					}
-				}
-				return nil
+				return errors.Join(err, problemOf(targets))
 			}
 		},
 	}
 }
 
-func printRecord(out io.Writer, r *apply.Record) error {
-	text := r.Target + "\n"
-	if r.Holds != nil && r.Merging == nil {
-		text += "  holds " + r.Holds.String() + "\n"
-	}
-	if m := r.Merging; m != nil {
-		if r.Holds != nil {
-			text += "  held " + r.Holds.String() + "\n"
-		}
-		finish := "apply that delta again to finish"
-		if m.Kernel != nil {
-			finish = fmt.Sprintf("by the kernel, as /dev/mapper/%s: ddsfs apply --kernel --resume %s to finish", m.Kernel.Name, r.Target)
-		}
-		text += fmt.Sprintf("  HALF MERGED, to %s: %s\n", m.New, finish)
-		if m.Undo != "" {
-			text += fmt.Sprintf("  or apply %s to undo it\n", m.Undo)
+// problemOf is the error of targets that somebody must look at.
+func problemOf(targets []apply.TargetStatus) error {
+	code := exitDone
+	for _, t := range targets {
+		switch {
+		case t.State == apply.Damaged:
+			return errors.New(t.Problem + ": a full delta replaces it (mount --full)")
+		case t.State == apply.Interrupted:
+			code = exitInterrupted
 		}
 	}
-	if r.Touched != "" {
-		text += "  and more: " + r.Touched + "\n"
+	if code != exitDone {
+		return &reported{code}
 	}
-	_, err := io.WriteString(out, text)
+	return nil
+}
+
+func printTargets(out io.Writer, targets []apply.TargetStatus) error {
+	var b strings.Builder
+	for _, t := range targets {
+		if t.State != apply.Damaged {
+			writeTarget(&b, t)
+		}
+	}
+	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+func writeTarget(b *strings.Builder, t apply.TargetStatus) {
+	line := func(format string, args ...any) { fmt.Fprintf(b, "  "+format+"\n", args...) }
+	b.WriteString(t.Target)
+	if t.Name != "" && !strings.HasSuffix(t.Target, "/"+t.Name) {
+		fmt.Fprintf(b, " (%s)", t.Name)
+	}
+	b.WriteString("\n")
+	if t.Holds != nil {
+		verb := "holds"
+		if t.Merging != nil {
+			verb = "held"
+		}
+		text := t.Holds.String()
+		if t.Holds.Name != "" {
+			text = t.Holds.Name + ", " + text
+		}
+		line("%s %s", verb, text)
+	}
+	if t.Since != nil {
+		text := "since " + t.Since.Format(time.DateTime) + " UTC"
+		if r := t.LastMerge; r != nil && t.Merging == nil {
+			text += fmt.Sprintf(": %s of %d chunks, %s written in %s", bytesText(r.DataBytes), r.Chunks, bytesText(r.WrittenBytes), rateText(0, time.Duration(r.Seconds*float64(time.Second))))
+		}
+		line("%s", text)
+	}
+	m := t.Merging
+	switch {
+	case t.State == apply.Running && m == nil:
+		line("RUNNING: process %d is at it, and has not begun to write", t.PID)
+	case t.State == apply.Running:
+		line("RUNNING: process %d merges, to %s%s", t.PID, m.New, progressText(m))
+	case m != nil && m.Device != "":
+		line("HALF MERGED, to %s: by the kernel, as %s: ddsfs apply --kernel --resume %s to finish", m.New, m.Device, t.Target)
+	case m != nil:
+		line("HALF MERGED, to %s%s: apply that delta again to finish", m.New, progressText(m))
+	}
+	if m != nil && m.Undo != "" {
+		line("or apply %s to undo it", m.Undo)
+	}
+	if t.Problem != "" {
+		line("and more: %s", t.Problem)
+	}
+}
+
+// progressText says how far a merge is, if that is known.
+func progressText(m *apply.Job) string {
+	if m.TotalBytes <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d %% of %s", m.DoneBytes*100/m.TotalBytes, bytesText(m.TotalBytes))
 }
