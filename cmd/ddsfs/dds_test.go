@@ -384,7 +384,7 @@ func TestDDSAndTheRecord(t *testing.T) {
 		t.Fatalf("%q, %v", records, err)
 	}
 	must(t, os.WriteFile(records[0], []byte("{"), 0o600))
-	r.apply(full, r.target).fails(1, records[0])
+	r.apply(next, r.target).fails(3, records[0], "--full")
 	run(t, r.ddsMerge("--cow", unsealed)...).ok()
 	nameless()
 
