@@ -27,31 +27,23 @@ var lvmConf []byte
 // time, through a modprobe that the guest does not have.
 func modules() []string {
 	return []string{
-		"crc32c_generic", "virtio_pci", "virtio_blk", "loop", "fuse", "ext4",
+		"crc32c_generic", "loop", "fuse", "ext4",
 		"dm-snapshot", "dm-thin-pool", "dm-flakey", "dm-log-writes", "dm-delay", "dm-zero",
 	}
 }
 
 // programs come from Debian's packages; busybox does the rest.
 func programs() []string {
-	return []string{"dmsetup", "lvm", "mkfs.ext4", "e2fsck", "cat", "cp", "dd", "sha256sum", "flock", "udevadm"}
-}
-
-// kernel returns the path of the kernel image in the unpacked packages.
-func kernel(root string) (string, error) {
-	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil {
-		return "", err
+	return []string{
+		"dmsetup", "lvm", "thin_check", "thin_dump", "thin_restore", "thin_delta",
+		"mkfs.ext4", "e2fsck", "mount", "umount", "losetup", "sfdisk", "blockdev", "blkdiscard",
+		"cat", "cp", "dd", "sha256sum", "flock", "udevadm",
 	}
-	if len(images) != 1 {
-		return "", fmt.Errorf("%d kernels in %s, want one", len(images), filepath.Join(root, "boot"))
-	}
-	return images[0], nil
 }
 
 // initramfs writes the guest's root file system to path: from the packages
 // unpacked in root, and binaries and links by the name they get in the guest's /bin.
-func initramfs(path, root string, binaries, links map[string]string) (err error) {
+func initramfs(path, root string, kernel Kernel, binaries, links map[string]string) (err error) {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
@@ -79,7 +71,7 @@ func initramfs(path, root string, binaries, links map[string]string) (err error)
 	if err := a.addRules(root); err != nil {
 		return err
 	}
-	if err := a.addModules(root); err != nil {
+	if err := a.addModules(root, kernel); err != nil {
 		return err
 	}
 	if a.err != nil {
@@ -238,7 +230,7 @@ func lookup(root, name string, dirs ...string) (string, error) {
 // addModules adds the kernel modules and /modules, the order to load them in.
 // The order is in the modules themselves: the package's modules.dep would be
 // made by depmod at its installation.
-func (a *archive) addModules(root string) error {
+func (a *archive) addModules(root string, kernel Kernel) error {
 	files := map[string]string{}
 	builtin := ""
 	collect := func(path string, d fs.DirEntry, err error) error {
@@ -252,10 +244,9 @@ func (a *archive) addModules(root string) error {
 		}
 		return err
 	}
-	for _, dir := range []string{"lib/modules", "usr/lib/modules"} {
-		if err := filepath.WalkDir(filepath.Join(root, dir), collect); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("look for kernel modules: %w", err)
-		}
+	dir, drivers := kernel.modules()
+	if err := filepath.WalkDir(filepath.Join(root, dir), collect); err != nil {
+		return fmt.Errorf("look for kernel modules: %w", err)
 	}
 
 	inKernel := map[string]bool{}
@@ -285,7 +276,7 @@ func (a *archive) addModules(root string) error {
 		a.addFile("modules.d/"+name, path)
 		return nil
 	}
-	for _, name := range modules() {
+	for _, name := range append(drivers, modules()...) {
 		if err := load(moduleName(name)); err != nil {
 			return err
 		}

@@ -1,13 +1,14 @@
 // Package lab runs Go tests on a real Linux kernel with device mapper, on
-// machines that have none: it boots Debian's kernel in QEMU, in software
-// emulation, and runs a test binary there as root.
+// machines that have none: it boots a kernel of Debian's, and runs a test binary
+// there as root. [UML] runs as a process, at the machine's own speed; [QEMU]
+// emulates a machine with two processors.
 //
-// The guest is an initramfs made at every boot: busybox, dmsetup, LVM2,
-// e2fsprogs, the kernel modules, the test binary and whatever binaries the
-// tests are about. Debian's packages are fetched once a machine, and unpacked
-// without being installed. The tests print to a serial port of their own, in
-// the form that test2json reads, and can leave files on a disk; Report turns
-// what came back into subtests.
+// The guest is an initramfs made at every boot: busybox, dmsetup, LVM2, thin
+// pools' tools, e2fsprogs, util-linux, the kernel modules, the test binary and
+// whatever binaries the tests are about. Debian's packages are fetched once a
+// machine, and unpacked without being installed. The tests print to a serial port
+// of their own, in the form that test2json reads, and can leave files on a disk;
+// Report turns what came back into subtests.
 //
 // The tests of the guest are packages of their own ([Config].Package) and
 // import ddsfs/testdata/lab/dm for what they need there.
@@ -27,19 +28,20 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
 
-// Disk is a drive of the guest, which finds it as dm.Disk(t, Name).
+// Disk is a drive of the guest, which finds it as dm.Disk(t, Name). The guest's
+// names for its drives follow from their order alone: a drive has no serial number
+// and no other name of its own.
 type Disk struct {
-	Name string // at most 20 characters
+	Name string // letters, digits and -
 	Path string // a raw image
-	// Cache is QEMU's word: "writeback" where it is empty. With "unsafe" a
-	// flush that the guest forgot goes unnoticed when it is killed.
-	Cache string
 }
 
 // Config says what to boot.
@@ -50,18 +52,21 @@ type Config struct {
 	Binaries map[string]string // packages to build into the guest's /bin, by name
 	Scripts  []string          // files to put there as well
 	Links    map[string]string // what links in the guest's /bin point to, by name
+	Kernel   Kernel            // UML where it is nil
 	Disks    []Disk
-	Memory   int           // in MiB; 1024 where it is 0
-	Timeout  time.Duration // the guest is killed after it; defaultTimeout where it is 0
-	Log      io.Writer     // gets what the guest prints as it comes; may be nil
+	Memory   int       // in MiB; 1024 where it is 0
+	Log      io.Writer // gets what the guest prints as it comes; may be nil
 }
 
-const defaultTimeout = 20 * time.Minute
+// silence is how long a guest prints nothing before it is taken to hang for good.
+// A machine with much else to do is slow, and no test is silent for so long on it.
+const silence = time.Hour
 
 // Guest is a running kernel.
 type Guest struct {
 	cmd    *exec.Cmd
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
+	hangs  *time.Timer // kills it
 	dir    string
 	done   chan struct{}
 	result Result
@@ -99,14 +104,17 @@ func Boot(t testing.TB, cfg Config) *Guest {
 	if cfg.Log == nil && testing.Verbose() {
 		cfg.Log = t.Output()
 	}
+	ctx := t.Context()
 	// A test binary that runs out of time prints its goroutines, and nothing
 	// that a guest said.
 	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
 		if at, ok := d.Deadline(); ok {
-			cfg.Timeout = min(cmp.Or(cfg.Timeout, defaultTimeout), time.Until(at)-10*time.Second)
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadlineCause(ctx, at.Add(-10*time.Second), errors.New("go test's -timeout is over: 0 is none"))
+			t.Cleanup(cancel)
 		}
 	}
-	g, err := Start(t.Context(), cfg)
+	g, err := Start(ctx, cfg)
 	if err != nil {
 		t.Fatalf("boot the guest: %v", err)
 	}
@@ -125,32 +133,40 @@ func Start(ctx context.Context, cfg Config) (g *Guest, err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	args, err := prepare(dir, cfg)
+	cfg.Disks = append([]Disk{{Name: "results", Path: filepath.Join(dir, "results")}}, cfg.Disks...)
+	if err := makeSparse(cfg.Disks[0].Path, 1<<30); err != nil {
+		return nil, err
+	}
+	if cfg.Kernel == nil {
+		cfg.Kernel = UML
+	}
+	cmd, err := prepare(dir, cfg)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(cfg.Timeout, defaultTimeout))
-	g = &Guest{cmd: exec.CommandContext(ctx, args[0], args[1:]...), cancel: cancel, dir: dir, log: cfg.Log, done: make(chan struct{})}
+	ctx, cancel := context.WithCancelCause(ctx)
+	g = &Guest{cmd: cmd, cancel: cancel, dir: dir, log: cfg.Log, done: make(chan struct{})}
 	g.grown = sync.NewCond(&g.mu)
+	g.hangs = time.AfterFunc(silence, func() { cancel(fmt.Errorf("it has printed nothing for %v", silence)) })
 	if err := g.start(ctx); err != nil {
-		cancel()
+		g.hangs.Stop()
+		cancel(nil)
 		return nil, err
 	}
 	return g, nil
 }
 
-// prepare builds all that the guest needs into dir and returns QEMU's command
-// line.
-func prepare(dir string, cfg Config) ([]string, error) {
-	binary, err := qemu()
-	if err != nil {
-		return nil, err
+// makeSparse makes a file of so many zeros.
+func makeSparse(path string, bytes int64) error {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
 	}
+	return os.Truncate(path, bytes)
+}
+
+// prepare builds all that the guest needs into dir and returns what runs it.
+func prepare(dir string, cfg Config) (*exec.Cmd, error) {
 	root, err := packages()
-	if err != nil {
-		return nil, err
-	}
-	image, err := kernel(root)
 	if err != nil {
 		return nil, err
 	}
@@ -167,67 +183,83 @@ func prepare(dir string, cfg Config) ([]string, error) {
 	for _, path := range cfg.Scripts {
 		binaries[filepath.Base(path)] = path
 	}
-	initrd := filepath.Join(dir, "initramfs")
-	if err := initramfs(initrd, root, binaries, cfg.Links); err != nil {
-		return nil, err
-	}
-	results := filepath.Join(dir, "results")
-	if err := os.WriteFile(results, nil, 0o600); err != nil {
-		return nil, err
-	}
-	if err := os.Truncate(results, 1<<30); err != nil {
+	if err := initramfs(filepath.Join(dir, "initramfs"), root, cfg.Kernel, binaries, cfg.Links); err != nil {
 		return nil, err
 	}
 
 	// An oops ends the guest at once: what runs on after it proves nothing.
-	// What Linux calls a lockup, or a dead timer, is an emulated machine on a
-	// busy host.
-	kernelArgs := "console=ttyS0 quiet panic=-1 oops=panic nowatchdog no_timer_check -- -test.v=test2json"
+	args := []string{"quiet", "panic=-1", "oops=panic"}
+	var images []string
+	for i, d := range cfg.Disks {
+		// By a name without anything in it that a command line takes apart.
+		path, err := filepath.Abs(d.Path)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, fmt.Sprintf("disk%d", i))
+		if err := os.Symlink(path, filepath.Join(dir, images[i])); err != nil {
+			return nil, err
+		}
+		args = append(args, fmt.Sprintf("lab.disk.%s=%s", d.Name, cfg.Kernel.disk(i)))
+	}
+	tests := []string{"-test.v=test2json", "-test.timeout=0"}
 	if cfg.Run != "" {
-		kernelArgs += " -test.run=" + cfg.Run
+		tests = append(tests, "-test.run="+cfg.Run)
 	}
 	if cfg.Skip != "" {
-		kernelArgs += " -test.skip=" + cfg.Skip
+		tests = append(tests, "-test.skip="+cfg.Skip)
 	}
-	args := []string{
-		binary, "-nodefaults", "-display", "none", "-no-reboot",
-		"-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(cmp.Or(cfg.Memory, 1024)),
-		"-kernel", image, "-initrd", initrd, "-append", kernelArgs,
-		"-serial", "file:/dev/fd/3", "-serial", "file:/dev/fd/4",
+	cmd, err := cfg.Kernel.command(root, cmp.Or(cfg.Memory, 1024), images, args, tests)
+	if err != nil {
+		return nil, err
 	}
-	disks := append([]Disk{{Name: "results", Path: results, Cache: "unsafe"}}, cfg.Disks...)
-	for _, d := range disks {
-		// In QEMU's lists of options a comma is doubled to stand for itself.
-		args = append(args,
-			"-drive", fmt.Sprintf("if=none,id=%s,format=raw,cache=%s,file=%s", d.Name, cmp.Or(d.Cache, "writeback"), strings.ReplaceAll(d.Path, ",", ",,")),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.Name, d.Name))
-	}
-	return args, nil
+	cmd.Dir = dir
+	// In a group of its own, which can be killed as a whole, and with whoever
+	// started it, who could not do that any more.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return cmd, nil
 }
 
-// start runs QEMU, with a pipe for each of the guest's two serial ports.
+// start runs the guest, with a pipe for its console and one for its tests.
 func (g *Guest) start(ctx context.Context) error {
 	var stderr bytes.Buffer
 	g.cmd.Stderr = &stderr
 	var readers sync.WaitGroup
+	var pipes []*os.File
+	defer func() {
+		for _, f := range g.cmd.ExtraFiles {
+			f.Close()
+		}
+	}()
 	for _, to := range []*bytes.Buffer{&g.console, &g.tests} {
 		r, w, err := os.Pipe()
 		if err != nil {
 			return err
 		}
-		defer w.Close()
-		g.cmd.ExtraFiles = append(g.cmd.ExtraFiles, w)
+		pipes = append(pipes, w)
 		readers.Go(func() {
 			defer r.Close()
 			g.read(r, to)
 		})
 	}
-	if err := g.cmd.Start(); err != nil {
-		return err
-	}
+	g.cmd.ExtraFiles = append(pipes, g.cmd.ExtraFiles...)
+	started := make(chan error)
 	go func() {
-		err := g.cmd.Wait()
+		// The kernel takes the end of a thread for that of who started it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := g.cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		killed := context.AfterFunc(ctx, g.kill)
+		err = g.cmd.Wait()
+		killed()
+		g.kill()
+		// All who had the guest's disks open had these pipes as well.
 		readers.Wait()
+		g.hangs.Stop()
 		g.mu.Lock()
 		g.ended = true
 		g.mu.Unlock()
@@ -235,19 +267,23 @@ func (g *Guest) start(ctx context.Context) error {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("the guest was killed: %w", context.Cause(ctx))
 		} else if err != nil {
-			err = fmt.Errorf("qemu: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+			err = fmt.Errorf("%s: %w: %s", filepath.Base(g.cmd.Path), err, bytes.TrimSpace(stderr.Bytes()))
 		}
 		g.result = result(g.console.String(), g.tests.String(), err)
 		close(g.done)
 	}()
-	return nil
+	return <-started
 }
+
+// kill kills all processes of the guest. That there is none any more is no error.
+func (g *Guest) kill() { _ = syscall.Kill(-g.cmd.Process.Pid, syscall.SIGKILL) }
 
 // read keeps what a serial port prints, line by line.
 func (g *Guest) read(from io.Reader, to *bytes.Buffer) {
 	lines := bufio.NewReader(from)
 	for {
 		line, err := lines.ReadString('\n')
+		g.hangs.Reset(silence)
 		g.mu.Lock()
 		to.WriteString(line)
 		if g.log != nil && !strings.HasPrefix(line, mark+"=== NAME") {
@@ -283,10 +319,10 @@ func (g *Guest) WaitFor(marker string) error {
 }
 
 // Kill ends the guest as a power failure would, and waits until it is gone:
-// then its disks can be given to another. What reached them depends on their
-// Cache.
+// then its disks can be given to another. They hold what the guest's kernel had
+// handed to them, flushed or not.
 func (g *Guest) Kill() {
-	g.cancel()
+	g.cancel(errors.New("as a power failure would"))
 	<-g.done
 }
 

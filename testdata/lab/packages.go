@@ -13,10 +13,13 @@ import (
 	"strings"
 )
 
-// wanted are the Debian packages that the guest is made of. The kernel is
+// wanted are the Debian packages that the guests are made of. QEMU's kernel is
 // named by its meta package, so that it is whatever version Debian has now.
 func wanted() []string {
-	return []string{"linux-image-cloud-amd64", "busybox-static", "coreutils", "dmsetup", "e2fsprogs", "lvm2", "udev", "util-linux"}
+	return []string{
+		"user-mode-linux", "linux-image-cloud-amd64",
+		"busybox-static", "coreutils", "dmsetup", "e2fsprogs", "fdisk", "lvm2", "mount", "thin-provisioning-tools", "udev", "util-linux",
+	}
 }
 
 // packages returns the directory below which the wanted packages and the
@@ -109,32 +112,6 @@ func download(dir string) error {
 	// into a private directory, and goes on as root.
 	_, err := command(dir, "apt-get", append([]string{"download", "-o", "APT::Sandbox::User=root"}, names...)...)
 	return err
-}
-
-// qemu returns the emulator's path, and installs it where that is possible.
-func qemu() (string, error) {
-	const name = "qemu-system-x86_64"
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path, nil
-	}
-	if os.Geteuid() != 0 {
-		return "", fmt.Errorf("%w: install the package qemu-system-x86", err)
-	}
-	install := func() error {
-		// Another guest may be at it at the same time.
-		_, err := command("", "apt-get", "install", "-o", "DPkg::Lock::Timeout=300", "-y", "--no-install-recommends", "qemu-system-x86")
-		return err
-	}
-	if err := install(); err != nil {
-		if _, updateErr := command("", "apt-get", "update"); updateErr != nil {
-			return "", fmt.Errorf("%s cannot be had: %w", name, errors.Join(err, updateErr))
-		}
-		if err := install(); err != nil {
-			return "", fmt.Errorf("%s cannot be had: %w", name, err)
-		}
-	}
-	return exec.LookPath(name)
 }
 
 // command runs a program to its end and returns what it printed; an error

@@ -38,17 +38,17 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Disk returns the path of the drive that the host gave this name.
+// Disk returns the path of the drive that the host gave this name: the kernel's
+// command line tells which it is.
 func Disk(t testing.TB, name string) string {
 	t.Helper()
-	serials, err := filepath.Glob("/sys/block/*/serial")
+	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range serials {
-		// The kernel has no serial to show for some drives.
-		if serial, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(serial)) == name {
-			return filepath.Join("/dev", filepath.Base(filepath.Dir(path)))
+	for _, word := range strings.Fields(string(line)) {
+		if path, ok := strings.CutPrefix(word, "lab.disk."+name+"="); ok {
+			return path
 		}
 	}
 	t.Fatalf("the guest has no disk %q", name)

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"ddsfs/testdata/lab/dm"
@@ -204,14 +205,35 @@ func countLines(text []byte) int {
 
 // The base's store grows while it is read.
 func TestGrowingStore(t *testing.T) {
-	const sectors, chunk = 65536, 8
+	const sectors, chunk, rounds = 65536, 8, 3
 	p := newPair(t, sectors, chunk, 100)
-	stop, stopped := make(chan struct{}), make(chan error)
-	started := make(chan struct{})
 	order := p.random.Perm(sectors / chunk)
+	var deltas []string
+	for part := range slices.Chunk(order, len(order)/rounds+1) {
+		before := p.base.Status(t)
+		halt := p.keepWriting(t, part)
+		m := mount(t, p.base.COW.Path, p.new.Path)
+		if after := p.base.Status(t); before == after {
+			t.Errorf("a precondition: the store did not grow while it was mounted, it is %s", after)
+		}
+		deltas = append(deltas, copied(t, m.delta()))
+		m.unmount(t)
+		halt()
+	}
+	for _, delta := range deltas {
+		p.apply(t, delta)
+	}
+}
+
+// keepWriting writes to chunks of the volume, until all are written or the caller
+// halts it.
+func (p *pair) keepWriting(t *testing.T, chunks []int) (halt func()) {
+	t.Helper()
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	started := make(chan struct{})
 	go func() {
-		for i, c := range order {
-			if err := p.volume.TryWrite("later", int64(c)*chunk, chunk); err != nil {
+		for i, c := range chunks {
+			if err := p.volume.TryWrite("later", int64(c)*p.base.Chunk, p.base.Chunk); err != nil {
 				stopped <- err
 				return
 			}
@@ -225,36 +247,22 @@ func TestGrowingStore(t *testing.T) {
 			default:
 			}
 		}
-		stopped <- fmt.Errorf("all %d chunks are written", len(order))
+		stopped <- nil
 	}()
 	// The writer ends before the volume does, however the test ends.
-	writing := true
-	halt := func() {
-		if writing {
-			writing = false
-			close(stop)
-			if err := <-stopped; err != nil {
-				t.Errorf("the writer: %v", err)
-			}
+	halt = sync.OnceFunc(func() {
+		close(stop)
+		if err := <-stopped; err != nil {
+			t.Errorf("the writer: %v", err)
 		}
-	}
+	})
 	t.Cleanup(halt)
-	<-started
-
-	var deltas []string
-	for range 3 {
-		before := p.base.Status(t)
-		m := mount(t, p.base.COW.Path, p.new.Path)
-		if after := p.base.Status(t); before == after {
-			t.Errorf("a precondition: the store did not grow while it was mounted, it is %s", after)
-		}
-		deltas = append(deltas, copied(t, m.delta()))
-		m.unmount(t)
+	select {
+	case <-started:
+	case err := <-stopped:
+		t.Fatalf("the writer: %v", err)
 	}
-	halt()
-	for _, delta := range deltas {
-		p.apply(t, delta)
-	}
+	return halt
 }
 
 // A store that overflowed misses changes: nothing can be made of it.
