@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -24,8 +25,11 @@ type Kernel interface {
 	// disks' images. The kernel gets the arguments args, and process 1 those for
 	// the tests. The console prints to file descriptor 3, and the second serial
 	// port to 4.
-	command(root string, memoryMiB int, images, args, tests []string) (*exec.Cmd, error)
+	command(root string, memoryMiB int, disks []Disk, args, tests []string) (*exec.Cmd, error)
 }
+
+// image is the name of a disk's image in the directory of the guest.
+func image(i int) string { return fmt.Sprintf("disk%d", i) }
 
 var (
 	// UML is user-mode-linux, Debian's kernel as a process, with one processor.
@@ -42,7 +46,7 @@ func (uml) modules() (string, []string) { return "usr/lib/uml/modules", nil }
 
 func (uml) disk(i int) string { return "/dev/ubd" + string(rune('a'+i)) }
 
-func (uml) command(root string, memoryMiB int, images, args, tests []string) (*exec.Cmd, error) {
+func (uml) command(root string, memoryMiB int, disks []Disk, args, tests []string) (*exec.Cmd, error) {
 	if err := checkShm(memoryMiB); err != nil {
 		return nil, err
 	}
@@ -56,8 +60,9 @@ func (uml) command(root string, memoryMiB int, images, args, tests []string) (*e
 		fmt.Sprintf("mem=%dM", memoryMiB), "initrd=initramfs", "rdinit=/init", "root=/dev/ram0",
 		"console=tty0", "con=null", "con0=null,fd:3", "ssl=null", "ssl1=null,fd:4",
 	}
-	for i, image := range images {
-		line = append(line, fmt.Sprintf("ubd%d=%s", i, image))
+	for i, d := range disks {
+		// Where it gets none, the kernel has a drive call itself "(null)".
+		line = append(line, fmt.Sprintf(`ubd%d="%s,,%s"`, i, image(i), cmp.Or(d.Serial, " ")))
 	}
 	line = append(append(line, args...), "--")
 	cmd := exec.Command(binary, append(line, tests...)...)
@@ -131,7 +136,7 @@ func (qemu) modules() (string, []string) { return "lib/modules", []string{"virti
 
 func (qemu) disk(i int) string { return "/dev/vd" + string(rune('a'+i)) }
 
-func (qemu) command(root string, memoryMiB int, images, args, tests []string) (*exec.Cmd, error) {
+func (qemu) command(root string, memoryMiB int, disks []Disk, args, tests []string) (*exec.Cmd, error) {
 	binary, err := emulator()
 	if err != nil {
 		return nil, err
@@ -152,8 +157,9 @@ func (qemu) command(root string, memoryMiB int, images, args, tests []string) (*
 		"-kernel", kernels[0], "-initrd", "initramfs", "-append", strings.Join(args, " "),
 		"-serial", "file:/dev/fd/3", "-serial", "file:/dev/fd/4",
 	}
-	for _, image := range images {
-		line = append(line, "-drive", "if=virtio,format=raw,file="+image)
+	for i, d := range disks {
+		line = append(line, "-drive", "if=none,format=raw,id="+image(i)+",file="+image(i),
+			"-device", "virtio-blk-pci,drive="+image(i)+",serial="+d.Serial)
 	}
 	return exec.Command(binary, line...), nil
 }

@@ -29,19 +29,22 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"ddsfs/testdata/lab/dm"
 )
 
-// Disk is a drive of the guest, which finds it as dm.Disk(t, Name). The guest's
-// names for its drives follow from their order alone: a drive has no serial number
-// and no other name of its own.
+// Disk is a drive of the guest, which finds it as dm.Disk(t, Name). What the guest's
+// kernel calls it, follows from its place among the others.
 type Disk struct {
-	Name string // letters, digits and -
-	Path string // a raw image
+	Name   string // letters, digits and -
+	Path   string // a raw image
+	Serial string // letters and digits, at most 20; a drive without one where it is empty
 }
 
 // Config says what to boot.
@@ -56,6 +59,8 @@ type Config struct {
 	Disks    []Disk
 	Memory   int       // in MiB; 1024 where it is 0
 	Log      io.Writer // gets what the guest prints as it comes; may be nil
+
+	boot int // its number, which Boots counts
 }
 
 // silence is how long a guest prints nothing before it is taken to hang for good.
@@ -93,6 +98,7 @@ type Result struct {
 type Test struct {
 	Name    string
 	Passed  bool
+	Ended   bool // it passed, failed or was skipped: it was not cut off
 	Elapsed time.Duration
 	Output  string
 }
@@ -120,6 +126,36 @@ func Boot(t testing.TB, cfg Config) *Guest {
 	}
 	t.Cleanup(g.Close)
 	return g
+}
+
+// Boots boots one guest after the other and reports the tests of all of them. Where
+// they have the same disks, what one left on them is there for the next; a test that
+// runs in several asks dm.Boot which one it is in. A guest whose tests call
+// dm.CutPower is killed at that moment. The guests after one that failed are not
+// booted.
+func Boots(t *testing.T, configs ...Config) {
+	t.Helper()
+	for i, cfg := range configs {
+		cfg.boot = i + 1
+		g := Boot(t, cfg)
+		if g.WaitFor(dm.CutPowerMarker) == nil {
+			g.Kill()
+		}
+		g.Wait().Report(t)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// BlankDisk makes a disk of zeros, which goes away with the test.
+func BlankDisk(t testing.TB, name string, bytes int64) Disk {
+	t.Helper()
+	d := Disk{Name: name, Path: filepath.Join(t.TempDir(), name)}
+	if err := makeSparse(d.Path, bytes); err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // Start builds the guest and boots it. The caller closes it.
@@ -189,19 +225,18 @@ func prepare(dir string, cfg Config) (*exec.Cmd, error) {
 
 	// An oops ends the guest at once: what runs on after it proves nothing.
 	args := []string{"quiet", "panic=-1", "oops=panic"}
-	var images []string
 	for i, d := range cfg.Disks {
 		// By a name without anything in it that a command line takes apart.
 		path, err := filepath.Abs(d.Path)
 		if err != nil {
 			return nil, err
 		}
-		images = append(images, fmt.Sprintf("disk%d", i))
-		if err := os.Symlink(path, filepath.Join(dir, images[i])); err != nil {
+		if err := os.Symlink(path, filepath.Join(dir, image(i))); err != nil {
 			return nil, err
 		}
-		args = append(args, fmt.Sprintf("lab.disk.%s=%s", d.Name, cfg.Kernel.disk(i)))
+		args = append(args, dm.DiskArgument(d.Name)+cfg.Kernel.disk(i))
 	}
+	args = append(args, fmt.Sprint(dm.BootArgument, cmp.Or(cfg.boot, 1)))
 	tests := []string{"-test.v=test2json", "-test.timeout=0"}
 	if cfg.Run != "" {
 		tests = append(tests, "-test.run="+cfg.Run)
@@ -209,7 +244,7 @@ func prepare(dir string, cfg Config) (*exec.Cmd, error) {
 	if cfg.Skip != "" {
 		tests = append(tests, "-test.skip="+cfg.Skip)
 	}
-	cmd, err := cfg.Kernel.command(root, cmp.Or(cfg.Memory, 1024), images, args, tests)
+	cmd, err := cfg.Kernel.command(root, cmp.Or(cfg.Memory, 1024), cfg.Disks, args, tests)
 	if err != nil {
 		return nil, err
 	}
@@ -264,12 +299,15 @@ func (g *Guest) start(ctx context.Context) error {
 		g.ended = true
 		g.mu.Unlock()
 		g.grown.Broadcast()
-		if ctx.Err() != nil {
+		cut := errors.Is(context.Cause(ctx), errCut)
+		if cut {
+			err = nil
+		} else if ctx.Err() != nil {
 			err = fmt.Errorf("the guest was killed: %w", context.Cause(ctx))
 		} else if err != nil {
 			err = fmt.Errorf("%s: %w: %s", filepath.Base(g.cmd.Path), err, bytes.TrimSpace(stderr.Bytes()))
 		}
-		g.result = result(g.console.String(), g.tests.String(), err)
+		g.result = result(g.console.String(), g.tests.String(), err, cut)
 		close(g.done)
 	}()
 	return <-started
@@ -322,9 +360,11 @@ func (g *Guest) WaitFor(marker string) error {
 // then its disks can be given to another. They hold what the guest's kernel had
 // handed to them, flushed or not.
 func (g *Guest) Kill() {
-	g.cancel(errors.New("as a power failure would"))
+	g.cancel(errCut)
 	<-g.done
 }
+
+var errCut = errors.New("its power was cut")
 
 // Close kills the guest if it still runs, and removes what Start made.
 func (g *Guest) Close() {
@@ -363,18 +403,24 @@ const mark = "\x16"
 // crash is how the kernel says that nothing after it can be trusted.
 var crash = regexp.MustCompile(`Kernel panic|Oops:|BUG:|general protection fault|lab: cannot load .*`)
 
-func result(console, output string, err error) Result {
+// result is what a guest came to. Of one whose power was cut, the tests that ended
+// before count.
+func result(console, output string, err error, cut bool) Result {
 	r := Result{Console: console, Output: output, Err: err}
 	if line := crash.FindString(console); line != "" {
 		r.Err = errors.Join(r.Err, fmt.Errorf("the guest's kernel failed: %s", line))
 	}
 	printed, exit, finished := strings.Cut(output, "lab: exit ")
-	if !finished {
-		r.Err = errors.Join(r.Err, errors.New("the guest ended before its tests"))
-	}
 	var testsErr error
 	r.Tests, testsErr = parse(printed)
 	r.Err = errors.Join(r.Err, testsErr)
+	if cut {
+		r.Tests = slices.DeleteFunc(r.Tests, func(t Test) bool { return !t.Ended })
+		return r
+	}
+	if !finished {
+		r.Err = errors.Join(r.Err, errors.New("the guest ended before its tests"))
+	}
 	failed := false
 	for _, test := range r.Tests {
 		failed = failed || !test.Passed
@@ -422,6 +468,7 @@ func parse(output string) ([]Test, error) {
 		tests[i].Elapsed += time.Duration(event.Elapsed * float64(time.Second))
 		// A skipped test has shown nothing: it stays one that did not pass.
 		tests[i].Passed = tests[i].Passed || event.Action == "pass"
+		tests[i].Ended = tests[i].Ended || slices.Contains([]string{"pass", "fail", "skip"}, event.Action)
 	}
 }
 

@@ -38,23 +38,6 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Disk returns the path of the drive that the host gave this name: the kernel's
-// command line tells which it is.
-func Disk(t testing.TB, name string) string {
-	t.Helper()
-	line, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, word := range strings.Fields(string(line)) {
-		if path, ok := strings.CutPrefix(word, "lab.disk."+name+"="); ok {
-			return path
-		}
-	}
-	t.Fatalf("the guest has no disk %q", name)
-	return ""
-}
-
 // Results is where a test leaves files for the host. There is one archive, so
 // only one test of a boot can.
 func Results(t testing.TB) *tar.Writer {

@@ -143,7 +143,7 @@ func (h *held) onDisk(t *testing.T, disk string) []byte {
 	return dm.ReadPart(t, disk, h.start, volumeBytes)
 }
 
-// TestBefore brings all merges to their moments. A marker tells the host.
+// TestBefore brings all merges to their moments.
 func TestBefore(t *testing.T) {
 	makeFS(t, dm.Disk(t, "deltas"), deltas)
 	s := dm.NewStates(volumeBytes)
@@ -155,13 +155,7 @@ func TestBefore(t *testing.T) {
 	for _, c := range kernelCuts() {
 		holdKernel(t, s, c, ended)
 	}
-	select {
-	case message := <-ended:
-		t.Fatal(message)
-	default:
-	}
-	fmt.Println("powercut: now")
-	t.Fatal(<-ended)
+	dm.CutPower(t, ended)
 }
 
 func hold(t *testing.T, s *dm.States, i int, c cut, ended chan string) {
