@@ -1,11 +1,11 @@
 #!/bin/busybox sh
 # The guest's process 1: loads the modules, runs the tests on the second serial
 # port, where no kernel message gets between their lines, and powers off. Its
-# arguments are the tests', from behind the -- of the kernel's command line.
+# arguments are the tests', from behind the -- of the kernel's command line. In this
+# shell, all programs are busybox's.
 
 /bin/busybox mkdir -p /busybox /proc /sys /dev /tmp /run /root /var
 /bin/busybox --install -s /busybox
-/bin/busybox ln -s busybox /bin/sh
 export PATH=/bin:/busybox HOME=/root LD_LIBRARY_PATH=/lib
 export DM_DISABLE_UDEV=1 DDSFS_LAB=guest
 

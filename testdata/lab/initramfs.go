@@ -37,7 +37,7 @@ func programs() []string {
 	return []string{
 		"dmsetup", "lvm", "thin_check", "thin_dump", "thin_restore", "thin_delta",
 		"mkfs.ext4", "e2fsck", "mount", "umount", "losetup", "sfdisk", "blockdev", "blkdiscard",
-		"cat", "cp", "dd", "sha256sum", "flock", "udevadm",
+		"dash", "cat", "cp", "dd", "sha256sum", "flock", "udevadm",
 	}
 }
 
@@ -65,6 +65,8 @@ func initramfs(path, root string, kernel Kernel, binaries, links map[string]stri
 		return err
 	}
 	a.addFile("bin/busybox", busybox)
+	// Busybox's own shell would take its own programs before those of the packages.
+	a.addLink("bin/sh", "dash")
 	if err := a.addPrograms(root); err != nil {
 		return err
 	}

@@ -27,6 +27,18 @@ func TestDevices(t *testing.T) {
 	Boots(t, named(cfg))
 }
 
+// smpTests are those in which ddsfs and the kernel are at the same thing at the same
+// time, and one of everything else.
+const smpTests = "^Test(GrowingStore|KernelMergeServes|KernelMergeSignal|Attach|LVM)$"
+
+// TestTwoProcessors boots an emulated machine: user-mode-linux has one processor.
+func TestTwoProcessors(t *testing.T) {
+	t.Parallel()
+	cfg := guest("guest")
+	cfg.Kernel, cfg.Run = QEMU, smpTests
+	Boots(t, named(cfg))
+}
+
 // TestReboot boots two, one after the other. In the second one, the twins have changed
 // places.
 func TestReboot(t *testing.T) {

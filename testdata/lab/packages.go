@@ -18,7 +18,7 @@ import (
 func wanted() []string {
 	return []string{
 		"user-mode-linux", "linux-image-cloud-amd64",
-		"busybox-static", "coreutils", "dmsetup", "e2fsprogs", "fdisk", "lvm2", "mount", "thin-provisioning-tools", "udev", "util-linux",
+		"busybox-static", "coreutils", "dash", "dmsetup", "e2fsprogs", "fdisk", "lvm2", "mount", "thin-provisioning-tools", "udev", "util-linux",
 	}
 }
 
