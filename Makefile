@@ -26,7 +26,7 @@ SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y g
 endif
 export SOURCE_DATE_EPOCH
 
-.PHONY: all build documentation install uninstall deb demo test lint unit lab bench fuzz fixtures clean tools
+.PHONY: all build documentation install uninstall deb demo test lint unit completions lab bench fuzz fixtures clean
 
 all: build
 
@@ -107,22 +107,39 @@ demo: build
 	@sh testdata/demo.sh bin/ddsfs
 
 # All tests, the kernel lab included.
-test: lint unit lab
+test: lint unit completions lab
 
 lint:
 	@unformatted=$$(gofmt -l cmd cow fs apply testdata); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
-	$(GO) vet $(PACKAGES)
-	$(STATICCHECK) $(PACKAGES)
+	$(GO) vet -tags shells $(PACKAGES)
+	$(STATICCHECK) -tags shells $(PACKAGES)
 	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/ddsfs
 
-unit: tools
-	$(GO) test -race -count=1 -timeout 15m ./...
+# What tests take from Debian, as PROGRAM:PACKAGE.
+need = @missing=; \
+	for pair in $(1); do \
+	  PATH=$$PATH:/usr/sbin:/sbin command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair\#*:}"; \
+	done; \
+	[ -z "$$missing" ] || { echo "installing$$missing"; \
+	  { apt-get install -y --no-install-recommends $$missing || \
+	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >/dev/null; }
 
-# Boots Debian's kernel in QEMU with a device mapper, and runs the tests of
-# testdata/lab/guest and testdata/lab/powercut there.
-lab: tools
-	$(GO) test -count=1 -v -parallel 2 -timeout 20m ./testdata/lab
+# A timeout is for what hangs for good: a machine with much else to do is slow.
+unit:
+	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc)
+	$(GO) test -race -count=1 -timeout 2h ./...
+
+# The completions in shells that not everybody has.
+completions:
+	$(call need,zsh:zsh fish:fish)
+	$(GO) test -count=1 -tags shells -run '^Test(Fish|Zsh)Completion$$' ./cmd/ddsfs
+
+# Boots kernels with a device mapper, and runs the tests of testdata/lab/guest,
+# testdata/lab/reboot and testdata/lab/powercut there. The lab itself fetches what it
+# needs, and ends guests that hang.
+lab:
+	$(GO) test -count=1 -v -parallel 2 -timeout 0 ./testdata/lab
 
 # Speed as ratios, side by side with what a user would take instead.
 bench: build
@@ -137,19 +154,6 @@ fuzz:
 # Has a kernel write the stores of testdata/stores again.
 fixtures:
 	$(GO) run ./testdata/lab/fixtures
-
-# What the tests take from Debian: the real tools that they run on the mount, who
-# reads manual pages and completions, the C compiler that the race detector needs, and
-# what boots the lab's guests.
-tools:
-	@missing=; \
-	for pair in rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc \
-	    man:man-db mandoc:mandoc zsh:zsh fish:fish qemu-system-x86_64:qemu-system-x86; do \
-	  PATH=$$PATH:/usr/sbin:/sbin command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; \
-	done; \
-	[ -z "$$missing" ] || { echo "installing$$missing"; \
-	  { apt-get install -y --no-install-recommends $$missing || \
-	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >/dev/null; }
 
 clean:
 	rm -rf $(BIN)
