@@ -60,6 +60,7 @@ install: build documentation
 	for helper in mount.ddsfs mount.fuse.ddsfs; do \
 	  ln -sf $(if $(filter $(SBIN),$(MOUNT_HELPERS)),,$(SBIN)/)ddsfs $(DESTDIR)$(MOUNT_HELPERS)/$$helper; done
 	install -m 644 $(BIN)/doc/*.8.gz $(DESTDIR)$(MAN8)
+	ln -sf mount.ddsfs.8.gz $(DESTDIR)$(MAN8)/mount.fuse.ddsfs.8.gz
 	install -m 644 $(BIN)/doc/ddsfs $(DESTDIR)$(BASH_COMPLETE)
 	install -m 644 $(BIN)/doc/_ddsfs $(DESTDIR)$(ZSH_COMPLETE)
 	install -m 644 $(BIN)/doc/ddsfs.fish $(DESTDIR)$(FISH_COMPLETE)
@@ -70,7 +71,7 @@ install: build documentation
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(SBIN)/,ddsfs ddsfs-replicate dds) \
 	  $(addprefix $(DESTDIR)$(MOUNT_HELPERS)/,mount.ddsfs mount.fuse.ddsfs) \
-	  $(addprefix $(DESTDIR)$(MAN8)/,ddsfs.8.gz ddsfs-*.8.gz dds.8.gz mount.ddsfs.8.gz) \
+	  $(addprefix $(DESTDIR)$(MAN8)/,ddsfs.8.gz ddsfs-*.8.gz dds.8.gz mount.ddsfs.8.gz mount.fuse.ddsfs.8.gz) \
 	  $(DESTDIR)$(BASH_COMPLETE)/ddsfs $(DESTDIR)$(ZSH_COMPLETE)/_ddsfs $(DESTDIR)$(FISH_COMPLETE)/ddsfs.fish \
 	  $(addprefix $(DESTDIR)$(UNITS)/ddsfs-replicate@,.service .timer)
 	[ ! -d $(DESTDIR)$(CONFIG) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(CONFIG)

@@ -68,11 +68,12 @@ func TestInstall(t *testing.T) {
 	for _, page := range manualPages(t) {
 		want = append(want, "/opt/share/man/man8/"+page+".8.gz")
 	}
+	want = append(want, "/opt/share/man/man8/mount.fuse.ddsfs.8.gz")
 	slices.Sort(want)
 	if got := tree(t, to); !slices.Equal(got, want) {
 		t.Errorf("installed %q, want %q", got, want)
 	}
-	for link, want := range map[string]string{"/opt/sbin/dds": "ddsfs", "/sbin/mount.ddsfs": "/opt/sbin/ddsfs", "/sbin/mount.fuse.ddsfs": "/opt/sbin/ddsfs"} {
+	for link, want := range map[string]string{"/opt/sbin/dds": "ddsfs", "/sbin/mount.ddsfs": "/opt/sbin/ddsfs", "/sbin/mount.fuse.ddsfs": "/opt/sbin/ddsfs", "/opt/share/man/man8/mount.fuse.ddsfs.8.gz": "mount.ddsfs.8.gz"} {
 		if got, err := os.Readlink(to + link); err != nil || got != want {
 			t.Errorf("%s is a link to %s, %v", link, got, err)
 		}
