@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -136,4 +137,13 @@ func info(t *testing.T, path string) blockdev.Info {
 		t.Fatal(err)
 	}
 	return i
+}
+
+// Of the device mapper, --version says its own version, and those of the targets that
+// are loaded.
+func TestVersion(t *testing.T) {
+	newPair(t, 8192, 8, 10)
+	if got := dm.Ddsfs(t, "--version"); !regexp.MustCompile(`(?m)^device-mapper 4\.\d+\.\d+, snapshot 1\.\d+\.\d+, snapshot-origin 1\.`).MatchString(got) {
+		t.Errorf("it says\n%s", got)
+	}
 }

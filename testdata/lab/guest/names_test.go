@@ -50,8 +50,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("info %s:\n%s\nand of its COW device:\n%s", c.base, got, want)
 		}
 	}
-	dm.Fails(t, nil, 1, []string{"dash-es-/data", "name one"}, "info", "dash-es-/data")
-	dm.Fails(t, nil, 1, []string{"dash-es-/none", "no active logical volume"}, "info", "dash-es-/none")
+	dm.Fails(t, nil, 1, []string{"dash--es---data", "name one"}, "info", "dash-es-/data")
+	dm.Fails(t, nil, 1, []string{"dash-es-/none", "active logical volume"}, "info", "dash-es-/none")
 	dm.Equal(t, "a full delta by name", extract("--full", "dash-es-/n--ew"), extract("--full", "/dev/mapper/"+new))
 
 	// What it is made of is no place for it.

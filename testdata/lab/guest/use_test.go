@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -55,4 +56,22 @@ func TestTargetInUse(t *testing.T) {
 	// It was for their use alone that it was refused.
 	m.apply(t, m.Forth, target.Path)
 	dm.Holds(t, "the target that nobody uses", target.Path, m.New)
+}
+
+// A read-only target is refused before anything is kept of the delta or of it, by the
+// kernel's merge as well.
+func TestReadOnlyTarget(t *testing.T) {
+	m := newMerges(t)
+	target := dm.Create(t, "read-only", mergeSectors, "linear "+dm.Blank(t, mergeSectors)+" 0", "--readonly")
+	state, spool := filepath.Join(t.TempDir(), "state"), t.TempDir()
+	for _, args := range [][]string{{m.Full}, {"-"}, {"--stream", "-"}, {"--kernel", m.Full}, {"--kernel", "-"}} {
+		args = append([]string{"apply", "--state-dir", state, "--spool", spool}, args...)
+		dm.Fails(t, dm.Read(t, m.Full, false), 3, []string{target.Path, "refused", "read-only"}, append(args, target.Path)...)
+	}
+	if records, err := filepath.Glob(state + "/*.json"); err != nil || len(records) > 0 {
+		t.Errorf("recorded %q, %v", records, err)
+	}
+	if left := list(t, spool); len(left) > 0 {
+		t.Errorf("spooled %q", left)
+	}
 }
