@@ -145,7 +145,7 @@ func (m *merger) touched(r *record.Record, written record.Chunks) (string, error
 	defer done()
 	why, err := r.Evidence.Touched(subject, m.state.Writes(r, written))
 	if err != nil {
-		return "", fmt.Errorf("target %s: compare it with what was recorded: %w", m.target.path, err)
+		return "", m.asBefore(fmt.Errorf("compare it with what was recorded: %w", err))
 	}
 	return why, nil
 }
@@ -558,7 +558,7 @@ func (m *merger) begin(facts record.Delta, how record.Decision, job record.Mergi
 		before = m.known.Evidence
 	}
 	if r.Evidence, err = m.evidence(before, m.places(how)); err != nil {
-		return nil, err
+		return nil, m.asBefore(err)
 	}
 	if how.Since != nil {
 		if r.Written, err = m.state.SaveWritten(m.key, how.Written); err != nil {
@@ -583,7 +583,8 @@ func (m *merger) refresh() error {
 	if !m.target.info.Block {
 		return nil
 	}
-	if err := m.target.Sync(); err != nil {
+	halfMerged := m.known.Record != nil && m.known.Merging != nil
+	if err := m.target.Sync(); err != nil && !halfMerged {
 		m.o.warn(fmt.Sprintf("target %s: something that was written to it before did not get to its disk: %v", m.target.path, err))
 	}
 	if err := m.target.dropCached(0, m.target.size); err != nil {
@@ -619,11 +620,7 @@ func (m *merger) evidence(before *record.Evidence, changed []record.Sample) (*re
 		return nil, err
 	}
 	defer done()
-	e, err := record.Take(subject, before, changed, m.random)
-	if err != nil {
-		return nil, fmt.Errorf("target %s: %w", m.target.path, err)
-	}
-	return e, nil
+	return record.Take(subject, before, changed, m.random)
 }
 
 // alreadyDone is the result of a merge that was done before. It may have been
@@ -684,7 +681,7 @@ func (m *merger) saveStreamed(r *record.Record, how record.Decision, streamed re
 func (m *merger) finish(r *record.Record, run record.Run) error {
 	evidence, err := m.evidence(r.Evidence, r.Merging.Changes)
 	if err != nil {
-		return err
+		return fmt.Errorf("target %s: HALF MERGED: all is written, and it can't be read back: apply the same delta again to finish: %w", m.target.path, err)
 	}
 	r.Finish(time.Now(), run, evidence)
 	if err := m.state.Save(r); err != nil {
@@ -708,14 +705,18 @@ func (m *merger) interrupted(err error, done Result) error {
 		err = errSignal
 	}
 	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
-		err = errors.Join(err, m.takeBack())
-		if m.known.Record != nil && m.known.Merging != nil {
-			return fmt.Errorf("target %s: HALF MERGED as before, nothing more was written: apply the same delta again to finish: %w", m.target.path, &brokenOff{err})
-		}
-		return fmt.Errorf("target %s: nothing was written: %w", m.target.path, err)
+		return m.asBefore(errors.Join(err, m.takeBack()))
 	}
 	// What was a refusal is none any more, as the target is not what it was.
 	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.target.path, done.WrittenBytes, &brokenOff{err})
+}
+
+// asBefore is an error that came before anything was written to the target.
+func (m *merger) asBefore(err error) error {
+	if m.known.Record != nil && m.known.Merging != nil {
+		return fmt.Errorf("target %s: HALF MERGED as before, nothing more was written: apply the same delta again to finish: %w", m.target.path, &brokenOff{err})
+	}
+	return fmt.Errorf("target %s: nothing was written: %w", m.target.path, err)
 }
 
 // takeBack puts the record back that was there before a merge that wrote nothing.

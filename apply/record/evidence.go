@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -73,7 +74,8 @@ func Take(s Subject, before *Evidence, changes []Sample, random *rand.Rand) (*Ev
 	if before == nil {
 		before = &Evidence{}
 	}
-	e.Samples, err = takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
+	taken, err := takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
+	e.Samples = slices.DeleteFunc(taken, func(s Sample) bool { return s.Digest == "" })
 	return e, err
 }
 

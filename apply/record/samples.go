@@ -104,22 +104,34 @@ func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, sizeBytes 
 	return append(all, changed[max(0, len(changed)-changedPlaces):]...)
 }
 
-// takeSamples reads what the target holds at the places.
+// maxUnreadable is how many places that can't be read are left out. A disk on which
+// there are more is given up.
+const maxUnreadable = 8
+
+// takeSamples reads what the target holds at the places. One that can't be read has no
+// digest: a disk's bad sector is for a full delta to write again.
 func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
 	taken := slices.Clone(list)
 	pieces, offsets := make([][]byte, len(list)), make([]int64, len(list))
 	for i, s := range list {
+		taken[i].Digest = ""
 		pieces[i], offsets[i] = make([]byte, s.Bytes), s.At
 	}
-	n, err := target.ReadPieces(pieces, offsets)
-	if err == nil && n < len(pieces) {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return nil, fmt.Errorf("samples of what it holds: %w", err)
-	}
-	for i, p := range pieces {
-		taken[i].Digest = digestOf(p)
+	for at, unreadable := 0, 0; at < len(list); {
+		n, err := target.ReadPieces(pieces[at:], offsets[at:])
+		for i := at; i < at+n; i++ {
+			taken[i].Digest = digestOf(pieces[i])
+		}
+		if at += n; at == len(list) {
+			break
+		}
+		if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		if unreadable++; unreadable > maxUnreadable {
+			return nil, fmt.Errorf("samples of what it holds: %w", err)
+		}
+		at++
 	}
 	return taken, nil
 }
@@ -128,6 +140,9 @@ func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
 type errOther struct{ Sample }
 
 func (e errOther) Error() string {
+	if e.Digest == "" {
+		return fmt.Sprintf("byte %d of it can't be read", e.At)
+	}
 	return fmt.Sprintf("it holds something else at byte %d", e.At)
 }
 
@@ -140,6 +155,9 @@ func compareSamples(target cow.PiecesReaderAt, list []Sample) error {
 	}
 	for i, s := range list {
 		if now[i].Digest != s.Digest {
+			if now[i].Digest == "" {
+				s.Digest = ""
+			}
 			return errOther{s}
 		}
 	}

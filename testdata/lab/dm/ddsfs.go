@@ -41,6 +41,17 @@ func Ddsfs(t testing.TB, args ...string) string {
 	return stdout
 }
 
+// Status is what ddsfs status says of a target, in the given state directory. It ends
+// with exit code 5 if the target is half merged and nobody is at it.
+func Status(t testing.TB, stateDir, target string) string {
+	t.Helper()
+	stdout, stderr, code := Try(t, nil, "status", "--state-dir", stateDir, target)
+	if want := strings.Contains(stdout, "HALF MERGED"); code != 0 && code != 5 || want != (code == 5) {
+		t.Fatalf("ddsfs status %s: exit code %d\n%s%s", target, code, stdout, stderr)
+	}
+	return stdout
+}
+
 // Fails runs ddsfs, which must end with that exit code and complain in one line
 // that has all of the words.
 func Fails(t testing.TB, stdin []byte, want int, words []string, args ...string) {

@@ -44,7 +44,7 @@ func (m *merges) apply(t *testing.T, args ...string) {
 
 func (m *merges) status(t *testing.T, target string) string {
 	t.Helper()
-	return dm.Ddsfs(t, "status", "--state-dir", m.state, target)
+	return dm.Status(t, m.state, target)
 }
 
 // wantStatus checks what is recorded of a target.

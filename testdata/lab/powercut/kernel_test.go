@@ -144,7 +144,7 @@ func holdKernel(t *testing.T, s *dm.States, c kernelCut, ended chan string) {
 			t.Fatal(err)
 		}
 		until("it is recorded that somebody wrote to the device", func() bool {
-			return strings.Contains(dm.Ddsfs(t, "status", "--state-dir", c.dir(), target.Path), "written to")
+			return strings.Contains(dm.Status(t, c.dir(), target.Path), "written to")
 		})
 	}
 	if !c.merged {

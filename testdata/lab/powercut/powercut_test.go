@@ -362,7 +362,7 @@ func (c cut) undoIt(t *testing.T, s *dm.States, target string) {
 
 func (c cut) wantStatus(t *testing.T, target string, words ...string) {
 	t.Helper()
-	got := dm.Ddsfs(t, "status", "--state-dir", c.dir(), target)
+	got := dm.Status(t, c.dir(), target)
 	for _, want := range words {
 		if !strings.Contains(got, want) {
 			t.Errorf("status says %q, want %q", got, want)
