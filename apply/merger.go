@@ -25,6 +25,8 @@ type merger struct {
 	key    string
 	// alias is another key that the record was found under, "" if it was not.
 	alias string
+	// notCompared is why the target could not be compared with its record.
+	notCompared error
 	// page says how much was written, nil where that is not known.
 	page   *record.Page
 	random *rand.Rand
@@ -125,9 +127,11 @@ func (m *merger) readKnown() error {
 		}
 	}
 	if m.known.Touched = r.Touched; m.known.Touched == "" {
-		if m.known.Touched, err = m.touched(r, m.known.Written); err != nil {
-			return err
-		}
+		m.known.Touched, m.notCompared = m.touched(r, m.known.Written)
+	}
+	if m.notCompared != nil {
+		// A delta that does without the record may write to what can't be read.
+		m.known.Touched = "it can't be compared with what was recorded"
 	}
 	if k := r.ByKernel(); k != nil && k.Unwatched && m.known.Touched == "" {
 		m.known.Touched = k.TouchedBy()
@@ -145,7 +149,7 @@ func (m *merger) touched(r *record.Record, written record.Chunks) (string, error
 	defer done()
 	why, err := r.Evidence.Touched(subject, m.state.Writes(r, written))
 	if err != nil {
-		return "", m.asBefore(fmt.Errorf("compare it with what was recorded: %w", err))
+		return "", fmt.Errorf("compare it with what was recorded: %w", err)
 	}
 	return why, nil
 }
@@ -338,6 +342,9 @@ func (m *merger) decide(facts record.Delta, d *delta) (record.Decision, error) {
 		decide = func() record.Decision { return record.DecideAny(facts, m.known) }
 	}
 	how := decide()
+	if m.notCompared != nil && how.Verdict == record.Refuse {
+		return how, m.asBefore(m.notCompared)
+	}
 	if how.Verdict == record.Refuse {
 		return how, m.target.refused("%s", how.Reason)
 	}
@@ -576,17 +583,14 @@ func (m *merger) begin(facts record.Delta, how record.Decision, job record.Mergi
 	return r, m.state.Save(r)
 }
 
-// refresh has what is read of the target from now on be what its disk holds. An error
-// of what others wrote before is told once, and is theirs: it must not end a merge that
-// begins here.
+// refresh has what is read of the target from now on be what its disk holds. The kernel
+// tells once, to whoever flushes next, what could not be written before: that is none of
+// the merge that begins here, whose evidence was read from the disk.
 func (m *merger) refresh() error {
 	if !m.target.info.Block {
 		return nil
 	}
-	halfMerged := m.known.Record != nil && m.known.Merging != nil
-	if err := m.target.Sync(); err != nil && !halfMerged {
-		m.o.warn(fmt.Sprintf("target %s: something that was written to it before did not get to its disk: %v", m.target.path, err))
-	}
+	_ = m.target.Sync()
 	if err := m.target.dropCached(0, m.target.size); err != nil {
 		return fmt.Errorf("target %s: %w", m.target.path, err)
 	}

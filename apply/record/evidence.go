@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -74,8 +73,7 @@ func Take(s Subject, before *Evidence, changes []Sample, random *rand.Rand) (*Ev
 	if before == nil {
 		before = &Evidence{}
 	}
-	taken, err := takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
-	e.Samples = slices.DeleteFunc(taken, func(s Sample) bool { return s.Digest == "" })
+	e.Samples, err = takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
 	return e, err
 }
 

@@ -108,60 +108,62 @@ func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, sizeBytes 
 // there are more is given up.
 const maxUnreadable = 8
 
-// takeSamples reads what the target holds at the places. One that can't be read has no
-// digest: a disk's bad sector is for a full delta to write again.
+// takeSamples reads what the target holds at the places, and leaves out those that
+// can't be read: a disk's bad sector is for a full delta to write again.
 func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
-	taken := slices.Clone(list)
-	pieces, offsets := make([][]byte, len(list)), make([]int64, len(list))
-	for i, s := range list {
-		taken[i].Digest = ""
-		pieces[i], offsets[i] = make([]byte, s.Bytes), s.At
-	}
-	for at, unreadable := 0, 0; at < len(list); {
-		n, err := target.ReadPieces(pieces[at:], offsets[at:])
-		for i := at; i < at+n; i++ {
-			taken[i].Digest = digestOf(pieces[i])
-		}
-		if at += n; at == len(list) {
-			break
-		}
+	var taken []Sample
+	for unreadable := 0; len(list) > 0; {
+		read, err := readSamples(target, list)
+		taken, list = append(taken, read...), list[len(read):]
 		if err == nil {
-			err = io.ErrUnexpectedEOF
+			continue
 		}
 		if unreadable++; unreadable > maxUnreadable {
-			return nil, fmt.Errorf("samples of what it holds: %w", err)
+			return nil, err
 		}
-		at++
+		list = list[1:]
 	}
 	return taken, nil
+}
+
+// readSamples reads what the target holds at the places, up to the first that can't be
+// read.
+func readSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
+	pieces, offsets := make([][]byte, len(list)), make([]int64, len(list))
+	for i, s := range list {
+		pieces[i], offsets[i] = make([]byte, s.Bytes), s.At
+	}
+	n, err := target.ReadPieces(pieces, offsets)
+	if err == nil && n < len(list) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		err = fmt.Errorf("samples of what it holds: %w", err)
+	}
+	read := slices.Clone(list[:n])
+	for i := range read {
+		read[i].Digest = digestOf(pieces[i])
+	}
+	return read, err
 }
 
 // errOther says that a sample is not what it was.
 type errOther struct{ Sample }
 
 func (e errOther) Error() string {
-	if e.Digest == "" {
-		return fmt.Sprintf("byte %d of it can't be read", e.At)
-	}
 	return fmt.Sprintf("it holds something else at byte %d", e.At)
 }
 
 // compareSamples compares the target with the samples. It is nil if all are as they
 // were, and errOther for the first that is not.
 func compareSamples(target cow.PiecesReaderAt, list []Sample) error {
-	now, err := takeSamples(target, list)
-	if err != nil {
-		return err
-	}
-	for i, s := range list {
-		if now[i].Digest != s.Digest {
-			if now[i].Digest == "" {
-				s.Digest = ""
-			}
+	now, err := readSamples(target, list)
+	for i, s := range now {
+		if s.Digest != list[i].Digest {
 			return errOther{s}
 		}
 	}
-	return nil
+	return err
 }
 
 // isOther tells whether an error is that of a sample which is not what it was.
