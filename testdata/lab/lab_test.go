@@ -6,36 +6,37 @@ import (
 	"testing"
 )
 
-// deviceTests are about the devices that ddsfs makes, and some more, so that they and
-// TestPowerCut take as long as the rest.
-const deviceTests = "^Test(Attach|Kernel|Mapped|Udev|Rounds)"
+// The scenarios run in several guests, two at a time, which take about as long as each
+// other: the longer the longest, the longer a processor has nothing to do at the end.
+const (
+	replicationTests = "^Test(Replicate|OpenSVC|DDS|Killed)"
+	deviceTests      = "^Test(Attach|Mapped|Udev|Rounds)"
+	kernelTests      = "^TestKernel"
+)
 
-// TestScenarios boots one guest for all of them but those of TestDevices, or for
-// those below it that go test -run names: TestScenarios/TestPair/chunk=512.
+// TestScenarios boots a guest for all that no other of them has, or for those below it
+// that go test -run names, whichever they are: TestScenarios/TestPair/chunk=512.
 func TestScenarios(t *testing.T) {
 	t.Parallel()
 	cfg := guest("guest")
-	cfg.Skip = deviceTests
+	cfg.Skip = replicationTests + "|" + deviceTests + "|" + kernelTests
 	Boots(t, named(cfg))
 }
 
-// TestDevices boots another one, at the same time.
-func TestDevices(t *testing.T) {
-	t.Parallel()
-	cfg := guest("guest")
-	cfg.Run = deviceTests
-	Boots(t, named(cfg))
-}
+func TestReplication(t *testing.T) { some(t, UML, replicationTests) }
+func TestDevices(t *testing.T)     { some(t, UML, deviceTests) }
+func TestKernel(t *testing.T)      { some(t, UML, kernelTests) }
 
-// smpTests are those in which ddsfs and the kernel are at the same thing at the same
-// time, and one of everything else.
-const smpTests = "^Test(GrowingStore|KernelMergeServes|KernelMergeSignal|Attach|LVM)$"
-
-// TestTwoProcessors boots an emulated machine: user-mode-linux has one processor.
+// TestTwoProcessors is for those in which ddsfs and the kernel are at the same thing
+// at the same time, and one of everything else: user-mode-linux has one processor.
 func TestTwoProcessors(t *testing.T) {
+	some(t, QEMU, "^Test(GrowingStore|KernelMergeServes|KernelMergeSignal|Attach|LVM)$")
+}
+
+func some(t *testing.T, kernel Kernel, tests string) {
 	t.Parallel()
 	cfg := guest("guest")
-	cfg.Kernel, cfg.Run = QEMU, smpTests
+	cfg.Kernel, cfg.Run = kernel, tests
 	Boots(t, named(cfg))
 }
 

@@ -22,7 +22,7 @@ func Try(t testing.TB, stdin []byte, args ...string) (stdout, stderr string, cod
 	}
 	// A mount that serves from the background and still holds its caller's
 	// stdout or stderr would hang every script that reads them.
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = time.Minute
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -67,10 +67,11 @@ func Fails(t testing.TB, stdin []byte, want int, words []string, args ...string)
 	}
 }
 
-// Until waits until the condition holds.
+// Until waits until the condition holds. Ten minutes are for what never comes true: a
+// machine with much else to do is slow.
 func Until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()

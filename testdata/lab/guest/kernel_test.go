@@ -1,11 +1,9 @@
 package guest
 
 import (
-	"context"
 	"fmt"
 	"regexp"
 	"testing"
-	"time"
 
 	"ddsfs/testdata/lab/dm"
 )
@@ -60,23 +58,12 @@ var healthy = regexp.MustCompile(`^(\d+)/\d+ (\d+)$`)
 // waitMerged waits until all that the store still has is metadata.
 func waitMerged(t *testing.T, merge *dm.Device) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	poll := time.NewTicker(20 * time.Millisecond)
-	defer poll.Stop()
-	for {
+	dm.Until(t, "all is merged", func() bool {
 		status := merge.Status(t)
 		part := healthy.FindStringSubmatch(status)
 		if part == nil {
 			t.Fatalf("the kernel says %q of the merge", status)
 		}
-		if part[1] == part[2] {
-			return
-		}
-		select {
-		case <-poll.C:
-		case <-ctx.Done():
-			t.Fatalf("the merge does not end: %s", status)
-		}
-	}
+		return part[1] == part[2]
+	})
 }

@@ -122,22 +122,28 @@ func TestKernelMerge(t *testing.T) {
 // all while its gate is closed. It is read at any time.
 type slow struct {
 	*dm.Device
-	disk string
-	gate *dm.Device
+	disk    string
+	sectors int64
+	gate    *dm.Device
 }
 
 func newSlow(t *testing.T, name string, delayMS int) *slow {
 	t.Helper()
-	s := &slow{disk: dm.Blank(t, mergeSectors)}
-	s.gate = dm.Create(t, name+"-gate", mergeSectors, "linear "+s.disk+" 0")
-	s.Device = dm.Create(t, name, mergeSectors, fmt.Sprintf("delay %s 0 0 %s 0 %d", s.disk, s.gate.Path, delayMS), "--uuid", "lab-"+name)
+	return newSlowOver(t, name, dm.Blank(t, mergeSectors), mergeSectors, delayMS)
+}
+
+func newSlowOver(t *testing.T, name, disk string, sectors int64, delayMS int) *slow {
+	t.Helper()
+	s := &slow{disk: disk, sectors: sectors}
+	s.gate = dm.Create(t, name+"-gate", sectors, "linear "+disk+" 0")
+	s.Device = dm.Create(t, name, sectors, fmt.Sprintf("delay %s 0 0 %s 0 %d", disk, s.gate.Path, delayMS), "--uuid", "lab-"+name)
 	return s
 }
 
 // faster takes the delay away.
 func (s *slow) faster(t *testing.T) {
 	t.Helper()
-	s.Load(t, fmt.Sprintf("0 %d linear %s 0", mergeSectors, s.disk))
+	s.Load(t, fmt.Sprintf("0 %d linear %s 0", s.sectors, s.disk))
 }
 
 func (s *slow) close(t *testing.T) { dm.Run(t, "dmsetup", "suspend", "--nolockfs", s.gate.Name) }

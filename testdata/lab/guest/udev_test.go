@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,9 +29,8 @@ func TestUdev(t *testing.T) {
 	withUdev(t)
 	base, new := ext4(t, true)
 	m := newMergesOf(t, base, new, 4096).onDisk(t)
-	// It takes its time for a write, so that there is a middle of the merge.
-	disk, sectors := block(t, base), int64(len(base))/dm.SectorSize
-	target := dm.Create(t, "target", sectors, fmt.Sprintf("delay %s 0 0 %[1]s 0 20", disk), "--uuid", "lab-target").Path
+	slow := newSlowOver(t, "target", block(t, base), int64(len(base))/dm.SectorSize, 200)
+	target := slow.Path
 	m.apply(t, m.Full, target)
 	dm.Run(t, "udevadm", "settle")
 	before := kernelDevices(t)
@@ -58,6 +56,8 @@ func TestUdev(t *testing.T) {
 		}
 	}
 
+	// The merge does not end before somebody has its device open. It may not stand
+	// still either: udev reads what is being merged, and waits for that.
 	user := make(chan *os.File, 1)
 	r := start(t, m.kernelArgs(m.Forth, target)...)
 	dm.Until(t, "the device of the merge has its name", func() bool {
@@ -69,6 +69,7 @@ func TestUdev(t *testing.T) {
 		user <- f
 		return true
 	})
+	slow.faster(t)
 	if out := r.end(t, 0); !strings.Contains(out, "stays") {
 		t.Errorf("says %q", out)
 	}
