@@ -22,6 +22,13 @@ import (
 // detaches it when its last user is gone: this process, however it ends.
 func loopDevice(t *testing.T, path string) string {
 	t.Helper()
+	return loopWindow(t, path, 0, 0)
+}
+
+// loopWindow is one over so many bytes of the file from start on, or to its end if
+// they are 0.
+func loopWindow(t *testing.T, path string, start, bytes uint64) string {
+	t.Helper()
 	backing, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +49,10 @@ func loopDevice(t *testing.T, path string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{
+			Offset: start, Sizelimit: bytes,
+			Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_PARTSCAN, // its partitions are gone with it
+		}}
 		err = unix.IoctlLoopConfigure(int(device.Fd()), &config)
 		if errors.Is(err, unix.EBUSY) {
 			device.Close() // somebody else was faster

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
-
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -113,14 +111,23 @@ type ours struct {
 }
 
 // checkUnused refuses a target that somebody else uses without having claimed it: a
-// loop device over a file, and whoever just opened it, as virtual machines do. The
-// device mapper claims a device for all of its devices together.
+// loop device over a file, and whoever just opened it, as virtual machines do; or who
+// has the same sectors by way of another device or file. The device mapper claims a
+// device for all of its devices together.
 func (t *target) checkUnused(o ours) error {
-	loops, err := t.info.LoopDevices()
+	overlaps, err := t.info.Overlaps()
 	if err != nil {
 		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
 	}
-	loops = slices.DeleteFunc(loops, func(l blockdev.Info) bool { return slices.ContainsFunc(o.loops, l.Same) })
+	overlaps = slices.DeleteFunc(overlaps, func(other blockdev.Overlap) bool {
+		return slices.ContainsFunc(append(o.loops, o.mapped), other.Same)
+	})
+	var loops []blockdev.Info
+	for _, other := range overlaps {
+		if other.Loop && !other.IsBelow() {
+			loops = append(loops, other.Info)
+		}
+	}
 	if len(loops) > 0 {
 		if text, err := usedByOurs(t.info, t.path); err == nil && text != "" {
 			return t.refused("%s", text)
@@ -138,7 +145,7 @@ func (t *target) checkUnused(o ours) error {
 	// apply before this one.
 	const tries, pause = 5, 100 * time.Millisecond
 	for try := 1; ; try++ {
-		err = t.checkOpeners(o.opens)
+		err = t.checkOpeners(o.opens, overlaps)
 		var refused *RefusedError
 		if !errors.As(err, &refused) || try == tries {
 			return err
@@ -155,14 +162,27 @@ func paths(infos []blockdev.Info) string {
 	return strings.Join(list, ", ")
 }
 
-// checkOpeners refuses a target that others have open.
-func (t *target) checkOpeners(own int) error {
-	users, err := t.info.Users()
+// checkOpeners refuses a target that others have open, or that has sectors of what
+// they have open.
+func (t *target) checkOpeners(own int, overlaps []blockdev.Overlap) error {
+	users, err := usersOf(t.info, overlaps)
 	if err != nil {
 		return fmt.Errorf("target %s: who uses it: %w", t.path, err)
 	}
-	if len(users) > 0 {
-		return t.refused("%s has it open", users[0])
+	if len(users[0]) > 0 {
+		return t.refused("%s has it open", users[0][0])
+	}
+	for n, other := range overlaps {
+		text, err := mountedAs(other.Info)
+		if err == nil && text == "" {
+			text, err = openedBy(other, users[1+n])
+		}
+		if err != nil {
+			return fmt.Errorf("target %s: who uses it: %w", t.path, err)
+		}
+		if text != "" {
+			return t.refused("%s %s", other, text)
+		}
 	}
 	if !t.info.IsDM() {
 		return nil
@@ -190,11 +210,8 @@ func inUse(path string) string {
 	if err != nil {
 		return unknown
 	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.Major != int(info.Major) || m.Minor != int(info.Minor), false
-	})
-	if err == nil && len(mounts) > 0 {
-		return fmt.Sprintf("it is mounted on %s: unmount it first", mounts[0].Mountpoint)
+	if text, err := mountedAs(info); err == nil && text != "" {
+		return "it " + text
 	}
 	if text, err := usedByOurs(info, path); err == nil && text != "" {
 		return text
@@ -202,8 +219,33 @@ func inUse(path string) string {
 	if holders, err := info.HolderInfos(); err == nil && len(holders) > 0 {
 		return fmt.Sprintf("it is in use by %s, which is stacked on it", paths(holders))
 	}
-	if users, err := info.Users(); err == nil && len(users) > 0 {
-		return fmt.Sprintf("%s has claimed it", users[0])
+	// Who claims a partition claims its disk, and the other way round.
+	overlaps, err := info.Overlaps()
+	if err != nil {
+		return unknown
+	}
+	for _, other := range overlaps {
+		if text, err := mountedAs(other.Info); err == nil && text != "" {
+			return fmt.Sprintf("%s %s", other, text)
+		}
+		if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
+			continue
+		}
+		if holders, err := other.HolderInfos(); err == nil && len(holders) > 0 {
+			return fmt.Sprintf("%s is in use by %s, which is stacked on it", other, paths(holders))
+		}
+	}
+	users, err := usersOf(info, overlaps)
+	if err != nil {
+		return unknown
+	}
+	if len(users[0]) > 0 {
+		return fmt.Sprintf("%s has claimed it", users[0][0])
+	}
+	for n, other := range overlaps {
+		if text, err := openedBy(other, users[1+n]); err == nil && text != "" {
+			return fmt.Sprintf("%s %s", other, text)
+		}
 	}
 	return unknown
 }
@@ -214,12 +256,14 @@ func (t *target) refused(format string, args ...any) error {
 
 // checkApart refuses a delta that is read from the target itself.
 func (t *target) checkApart(delta blockdev.Info) error {
-	same, err := t.info.Shares(delta)
-	if err != nil {
+	shares, err := t.info.Shares(delta)
+	switch {
+	case err != nil:
 		return fmt.Errorf("target %s: is it the delta: %w", t.path, err)
-	}
-	if same {
+	case t.info.Same(delta):
 		return t.refused("it is the delta itself")
+	case shares:
+		return t.refused("it has the same sectors as the delta, %s", delta.Path)
 	}
 	return nil
 }

@@ -21,6 +21,9 @@ const (
 	dmHeaderBytes = 312
 	dmTablesBytes = 64 << 10 // room for tables that are asked for
 
+	// dmTablesBytesMax is as much as is tried where that is not enough.
+	dmTablesBytesMax = dmTablesBytes * 8 * 8
+
 	dmDevCreate   = 0xc138fd03
 	dmDevRemove   = 0xc138fd04
 	dmDevSuspend  = 0xc138fd06 // or resume, without dmSuspendFlag
@@ -106,11 +109,17 @@ func (i Info) Table() ([]Target, error) { return i.targets(dmTableFlag) }
 func (i Info) Status() ([]Target, error) { return i.targets(0) }
 
 func (i Info) targets(flags uint32) ([]Target, error) {
-	targets, err := i.dmRequest(dmTablesBytes).askTargets(flags)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", i.Path, err)
+	// A volume of many segments has a long table.
+	for bytes := dmTablesBytes; ; bytes *= 8 {
+		targets, err := i.dmRequest(bytes).askTargets(flags)
+		if errors.Is(err, errLongTable) && bytes < dmTablesBytesMax {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", i.Path, err)
+		}
+		return targets, nil
 	}
-	return targets, nil
 }
 
 // dmRequest is a request about the device, which the device mapper finds by its
@@ -163,6 +172,8 @@ func (r dmRequest) dev() Number {
 // than fs.ErrNotExist, as which a device that is asked for may come back.
 var ErrNoMapper = errors.New("there is none here (modprobe dm-mod)")
 
+var errLongTable = errors.New("its device-mapper table is longer")
+
 // call asks the device mapper.
 func (r dmRequest) call(request uintptr) error {
 	control, err := os.OpenFile(dmControl, os.O_RDWR, 0)
@@ -187,7 +198,7 @@ func (r dmRequest) askTargets(flags uint32) ([]Target, error) {
 		return nil, err
 	}
 	if r.flags()&dmBufferFullFlag != 0 {
-		return nil, fmt.Errorf("its device-mapper table is larger than %d bytes", dmTablesBytes)
+		return nil, fmt.Errorf("%w than %d bytes", errLongTable, len(r)-dmHeaderBytes)
 	}
 	first := binary.NativeEndian.Uint32(r[dmDataStartAt:])
 	targets, err := parseTargets(r[min(int(first), len(r)):], binary.NativeEndian.Uint32(r[dmTargetCountAt:]))

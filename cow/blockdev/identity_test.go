@@ -46,8 +46,11 @@ func attachTo(t *testing.T, name string, backing *os.File, start, bytes uint64) 
 		t.Fatal(err)
 	}
 	err = unix.IoctlLoopConfigure(int(device.Fd()), &unix.LoopConfig{
-		Fd:   uint32(backing.Fd()),
-		Info: unix.LoopInfo64{Offset: start, Sizelimit: bytes, Flags: unix.LO_FLAGS_AUTOCLEAR},
+		Fd: uint32(backing.Fd()),
+		Info: unix.LoopInfo64{
+			Offset: start, Sizelimit: bytes,
+			Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_PARTSCAN, // its partitions are gone with it
+		},
 	})
 	if errors.Is(err, unix.EBUSY) {
 		device.Close()

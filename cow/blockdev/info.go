@@ -57,24 +57,7 @@ func (i Info) Same(other Info) bool {
 	return i.stat.Dev == other.stat.Dev && i.stat.Ino == other.stat.Ino
 }
 
-// Shares tells whether both are the same device or file, or show the same one by
-// way of loop devices.
-func (i Info) Shares(other Info) (bool, error) {
-	if i.Same(other) {
-		return true, nil
-	}
-	mine, err := i.backing()
-	if err != nil {
-		return false, err
-	}
-	theirs, err := other.backing()
-	if err != nil {
-		return false, err
-	}
-	return mine == theirs, nil
-}
-
-// storeID is what is at the bottom of a loop device, or a device or file itself.
+// storeID is which device or file something is, whatever its names.
 type storeID struct {
 	block  bool
 	device uint64 // of the block device, or that the file is on
@@ -83,21 +66,9 @@ type storeID struct {
 
 func (i Info) id() storeID {
 	if i.Block {
-		return storeID{block: true, device: i.Number().device()}
+		return i.Number().store()
 	}
 	return storeID{device: i.stat.Dev, inode: i.stat.Ino}
-}
-
-// backing is what a loop device shows; of anything else, itself.
-func (i Info) backing() (storeID, error) {
-	loop, err := i.loopDevice()
-	if err != nil {
-		return storeID{}, err
-	}
-	if loop == nil || loop.shows == (storeID{}) {
-		return i.id(), nil
-	}
-	return loop.shows, nil
 }
 
 // Holders are the kernel's names of the devices that are stacked on this one,
@@ -129,26 +100,6 @@ func (i Info) HolderInfos() ([]Info, error) {
 			holder.Path = filepath.Join(mapperDir, name)
 		}
 		infos = append(infos, holder)
-	}
-	return infos, nil
-}
-
-// LoopDevices are the other loop devices that show this device or file, or what
-// this one shows if it is a loop device itself.
-func (i Info) LoopDevices() ([]Info, error) {
-	mine, err := i.backing()
-	if err != nil {
-		return nil, err
-	}
-	loops, err := loopDevices()
-	if err != nil {
-		return nil, err
-	}
-	var infos []Info
-	for _, l := range loops {
-		if (l.shows == mine || l.shows == i.id()) && !(i.Block && l.Same(i)) {
-			infos = append(infos, l.Info)
-		}
 	}
 	return infos, nil
 }
@@ -214,6 +165,12 @@ func (i Info) dir() string { return filepath.Join(sysfs, i.Number().String()) }
 func (i Info) attribute(name string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(i.dir(), name))
 	return strings.TrimSpace(string(b)), err
+}
+
+// isGone tells whether an error says that a device, or what sysfs has of it, is not
+// there any more.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO)
 }
 
 func (i Info) list(name string) ([]string, error) {

@@ -35,7 +35,7 @@ func loopDevices() ([]loopDevice, error) {
 	var loops []loopDevice
 	for _, attribute := range all {
 		i, err := folderInfo(filepath.Dir(filepath.Dir(attribute)))
-		if errors.Is(err, fs.ErrNotExist) {
+		if isGone(err) {
 			continue // it was removed meanwhile
 		}
 		if err != nil {
@@ -65,7 +65,7 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	l := &loopDevice{Info: i, name: name}
 	for attribute, value := range map[string]*int64{"offset": &l.start, "sizelimit": &l.length} {
 		text, err := i.attribute("loop/" + attribute)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		if isGone(err) {
 			return nil, nil // it was detached meanwhile
 		}
 		if err == nil {
@@ -78,11 +78,11 @@ func (i Info) loopDevice() (*loopDevice, error) {
 			return nil, fmt.Errorf("%s: the part of %s that it shows: %s %q: %w", i.Path, name, attribute, text, err)
 		}
 	}
-	if l.shows, err = i.asked(); err == nil || errors.Is(err, unix.ENXIO) {
-		if err != nil {
-			return nil, nil
-		}
+	switch l.shows, err = i.asked(); {
+	case err == nil:
 		return l, nil
+	case errors.Is(err, unix.ENXIO):
+		return nil, nil // it was detached meanwhile
 	}
 	// Whoever may not open it, or has no node of it, has the file's name. By now, that
 	// may be another file's, or none.

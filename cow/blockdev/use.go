@@ -14,6 +14,7 @@ import (
 type User struct {
 	PID     int
 	Command string
+	Writes  bool // it may write to it
 }
 
 func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command, u.PID) }
@@ -22,6 +23,16 @@ func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command,
 // user may see: an open that claims nothing, as a virtual machine's, does not
 // show in any other way.
 func (i Info) Users() ([]User, error) {
+	users, err := UsersOf([]Info{i})
+	if err != nil {
+		return nil, err
+	}
+	return users[0], nil
+}
+
+// UsersOf are the [Info.Users] of each of the devices and files, by one look at all
+// processes.
+func UsersOf(infos []Info) ([][]User, error) {
 	if err := CheckProc(); err != nil {
 		return nil, err // it may be there and empty, as if nobody had anything open
 	}
@@ -29,29 +40,37 @@ func (i Info) Users() ([]User, error) {
 	if err != nil {
 		return nil, err
 	}
-	var users []User
+	wanted := make(map[storeID]bool)
+	for _, i := range infos {
+		wanted[i.id()] = true
+	}
+	users := make([][]User, len(infos))
 	buf := make([]byte, 4096) // one for all: a host has thousands of processes
 	for _, p := range processes {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if i.isOpenIn("/proc/"+p.Name()+"/fd", buf) {
-			users = append(users, User{pid, commandName(pid)})
+		opened := openIn("/proc/"+p.Name(), wanted, buf)
+		for n, i := range infos {
+			if writes, ok := opened[i.id()]; ok {
+				users[n] = append(users[n], User{pid, commandName(pid), writes})
+			}
 		}
 	}
 	return users, nil
 }
 
-// isOpenIn tells whether the device or file is among those that a process has open,
-// which are in that directory. A process that ended, or is not ours to look at, has
-// none. It needs a buffer.
-func (i Info) isOpenIn(path string, buf []byte) bool {
-	dir, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// openIn tells which of the devices and files that are wanted a process has open,
+// whose directory in /proc that is, and whether it may write to them. A process that
+// ended, or is not ours to look at, has none. It needs a buffer.
+func openIn(process string, wanted map[storeID]bool, buf []byte) map[storeID]bool {
+	dir, err := unix.Open(process+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return nil
 	}
 	defer unix.Close(dir)
+	var opened map[storeID]bool
 	var names []string
 	for {
 		n, err := unix.ReadDirent(dir, buf)
@@ -59,18 +78,39 @@ func (i Info) isOpenIn(path string, buf []byte) bool {
 			continue
 		}
 		if err != nil || n <= 0 {
-			return false
+			return opened
 		}
 		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
 		for _, fd := range names {
 			var st unix.Statx_t
 			// Without a word to a server that may not answer.
-			err := unix.Statx(dir, fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st)
-			if err == nil && i.sameStatx(&st) {
-				return true
+			if err := unix.Statx(dir, fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
+				continue
+			}
+			if id, ok := statxID(&st); ok && wanted[id] {
+				if opened == nil {
+					opened = make(map[storeID]bool)
+				}
+				opened[id] = opened[id] || mayWrite(process+"/fdinfo/"+fd)
 			}
 		}
 	}
+}
+
+// mayWrite tells whether a process may write to what it has open, of which the kernel
+// has that to say. What can't be read is taken for the worst.
+func mayWrite(fdinfo string) bool {
+	text, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "flags:"); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(value), 8, 64)
+			return err != nil || flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return true
 }
 
 func commandName(pid int) string {
@@ -81,11 +121,15 @@ func commandName(pid int) string {
 	return strings.TrimSpace(string(b))
 }
 
-func (i Info) sameStatx(st *unix.Statx_t) bool {
-	if i.Block {
-		return st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev_major == i.Major && st.Rdev_minor == i.Minor
+// statxID is what an open file is, if it is a block device or a regular file.
+func statxID(st *unix.Statx_t) (id storeID, ok bool) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFBLK:
+		return Number{st.Rdev_major, st.Rdev_minor}.store(), true
+	case unix.S_IFREG:
+		return storeID{device: unix.Mkdev(st.Dev_major, st.Dev_minor), inode: st.Ino}, true
 	}
-	return st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Mkdev(st.Dev_major, st.Dev_minor) == i.stat.Dev && st.Ino == i.stat.Ino
+	return storeID{}, false
 }
 
 // Counter is what the kernel counts of a device's or file's changes at no cost. Two

@@ -80,7 +80,6 @@ func TestFailingTarget(t *testing.T) {
 	dm.Equal(t, "the undo file", dm.Read(t, undo, false), dm.Read(t, m.Back, false))
 }
 
-
 // blockBytes is the block size of the file systems of smallFS.
 const blockBytes = 1024
 

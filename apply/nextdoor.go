@@ -1,0 +1,95 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/moby/sys/mountinfo"
+
+	"ddsfs/cow/blockdev"
+)
+
+// usersOf are the processes that have a device or file open, and those that have each
+// of the others open.
+func usersOf(info blockdev.Info, overlaps []blockdev.Overlap) ([][]blockdev.User, error) {
+	infos := []blockdev.Info{info}
+	for _, other := range overlaps {
+		infos = append(infos, other.Info)
+	}
+	return blockdev.UsersOf(infos)
+}
+
+// mountedAs says what the kernel uses a device for, and what ends that, "" if for
+// nothing.
+func mountedAs(info blockdev.Info) (string, error) {
+	if !info.Block {
+		return "", nil
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !isMountOf(m, info), false
+	})
+	if err != nil {
+		return "", err
+	}
+	if len(mounts) > 0 {
+		return fmt.Sprintf("is mounted on %s: unmount it first", mounts[0].Mountpoint), nil
+	}
+	swaps, err := os.ReadFile("/proc/swaps")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	for line := range strings.Lines(string(swaps)) {
+		path, _, _ := strings.Cut(line, " ")
+		if swap, err := blockdev.Lookup(path); err == nil && swap.Same(info) {
+			return "is swapped to: swapoff " + path + " first", nil
+		}
+	}
+	return "", nil
+}
+
+// isMountOf tells whether a file system on the device is mounted. One that can be on
+// several devices has a number of its own.
+func isMountOf(m *mountinfo.Info, info blockdev.Info) bool {
+	if m.Major != 0 {
+		return m.Major == int(info.Major) && m.Minor == int(info.Minor)
+	}
+	if !strings.HasPrefix(m.Source, "/dev/") {
+		return false
+	}
+	source, err := blockdev.Lookup(m.Source)
+	return err == nil && source.Same(info)
+}
+
+// openedBy says which of those that have it open use something that has sectors of
+// the target, and what ends that, "" if none does.
+func openedBy(other blockdev.Overlap, users []blockdev.User) (string, error) {
+	for _, u := range users {
+		// Who looks after volumes reads what they lie on, and is none of their users.
+		if !other.Claimed || u.Writes {
+			return fmt.Sprintf("is open in %s: end that first", u), nil
+		}
+	}
+	if !other.IsDM() {
+		return "", nil
+	}
+	// What is open in a namespace whose processes can't be seen, or mounted there.
+	count, err := other.OpenCount()
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, blockdev.ErrNoMapper) || errors.Is(err, syscall.ENXIO) {
+		return "", nil // nobody to ask, or the device is gone by now
+	}
+	if err != nil {
+		return "", err
+	}
+	holders, err := other.Holders()
+	if err != nil {
+		return "", err
+	}
+	if others := count - len(holders) - len(users); others > 0 {
+		return fmt.Sprintf("is open, as the device mapper counts %d that are not to be seen: close it first", others), nil
+	}
+	return "", nil
+}

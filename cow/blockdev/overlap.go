@@ -1,0 +1,272 @@
+package blockdev
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Overlap is another device or file that has some of the bytes of a device or file.
+type Overlap struct {
+	Info
+	// Relation says what it is to that one, as in "/dev/vda2, a partition of it".
+	Relation Relation
+	// Loop says that it is a loop device that shows something.
+	Loop bool
+	// Claimed says that a device which that one lies on, such as a logical volume,
+	// keeps it from being mounted or stacked on. Who looks after volumes opens such
+	// devices to read them.
+	Claimed bool
+}
+
+// Relation is what a device or file that has the same bytes is to another one.
+type Relation string
+
+// The relations.
+const (
+	PartitionOf Relation = "a partition of it"
+	DiskOf      Relation = "the disk that it is a partition of"
+	ShownBy     Relation = "which it shows"
+	BelowIt     Relation = "which it lies on"
+	AboveIt     Relation = "which lies on it"
+	BesideIt    Relation = "which has the same sectors"
+)
+
+// IsBelow tells whether it is what the other one is made of.
+func (o Overlap) IsBelow() bool {
+	return o.Relation == DiskOf || o.Relation == ShownBy || o.Relation == BelowIt
+}
+
+// String is its path with the relation.
+func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relation) }
+
+// inventory is all block devices that have a size, and the files that they show, by
+// what they are, with what they are made of.
+type inventory struct {
+	infos  map[storeID]Info
+	loops  map[storeID]*loopDevice
+	layout layout
+	// order is that of the names that sysfs has, with each file after its device.
+	order []storeID
+}
+
+// Overlaps are all other block devices that have some of the bytes of this device or
+// file, and the files that are below it. They need not be in use. Where only root may
+// know of what a device is made, it is taken to be scattered over all that lies below
+// it.
+func (i Info) Overlaps() ([]Overlap, error) {
+	all, err := takeInventory()
+	if err != nil {
+		return nil, fmt.Errorf("%s: what has the same sectors: %w", i.Path, err)
+	}
+	mine := all.layout.extents(i.id().whole())
+	below := make(map[storeID]bool)
+	all.layout.below(i.id(), false, below)
+	var list []Overlap
+	for _, id := range all.order {
+		if id == i.id() || !overlap(all.layout.extents(id.whole()), mine) {
+			continue
+		}
+		relation, err := all.relation(i, all.infos[id], below)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, Overlap{all.infos[id], relation, all.loops[id] != nil, below[id]})
+	}
+	return list, nil
+}
+
+// Shares tells whether both are the same device or file, or have bytes in common.
+func (i Info) Shares(other Info) (bool, error) {
+	if i.Same(other) {
+		return true, nil
+	}
+	all, err := takeInventory()
+	if err != nil {
+		return false, fmt.Errorf("%s: does it have sectors of %s: %w", i.Path, other.Path, err)
+	}
+	return overlap(all.layout.extents(i.id().whole()), all.layout.extents(other.id().whole())), nil
+}
+
+// LoopDevices are the loop devices that show bytes of this device or file, apart from
+// itself and from those below it.
+func (i Info) LoopDevices() ([]Info, error) {
+	all, err := i.Overlaps()
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, o := range all {
+		if o.Loop && !o.IsBelow() {
+			infos = append(infos, o.Info)
+		}
+	}
+	return infos, nil
+}
+
+// relation tells what the other device or file is to i, below which there are these.
+func (d inventory) relation(i, other Info, below map[storeID]bool) (Relation, error) {
+	if _, ok := below[other.id()]; ok {
+		if disk, err := i.disk(); err != nil {
+			return "", err
+		} else if i.partition() != "" && disk.Same(other) {
+			return DiskOf, nil
+		}
+		if loop := d.loops[i.id()]; loop != nil && loop.shows == other.id() {
+			return ShownBy, nil
+		}
+		return BelowIt, nil
+	}
+	above := make(map[storeID]bool)
+	d.layout.below(other.id(), false, above)
+	if _, ok := above[i.id()]; !ok {
+		return BesideIt, nil
+	}
+	if disk, err := other.disk(); err == nil && other.partition() != "" && disk.Same(i) {
+		return PartitionOf, nil
+	}
+	return AboveIt, nil
+}
+
+// takeInventory finds out of what all block devices are made that are there now.
+func takeInventory() (inventory, error) {
+	d := inventory{make(map[storeID]Info), make(map[storeID]*loopDevice), make(layout), nil}
+	links, err := filepath.Glob("/sys/class/block/*")
+	if err != nil {
+		return inventory{}, err
+	}
+	for _, link := range links {
+		folder, err := filepath.EvalSymlinks(link)
+		if err != nil {
+			continue // it was removed meanwhile
+		}
+		i, err := folderInfo(folder)
+		if err == nil {
+			err = d.add(i)
+		}
+		if err != nil && !isGone(err) {
+			return inventory{}, err
+		}
+	}
+	return d, nil
+}
+
+// add finds out of what a device is made, if it has a size.
+func (d *inventory) add(i Info) error {
+	size, err := i.SizeBytes()
+	if err != nil || size == 0 {
+		return err
+	}
+	loop, err := i.loopDevice()
+	if err != nil {
+		return err
+	}
+	pieces, err := i.pieces(size, loop)
+	if err != nil {
+		return err
+	}
+	id := i.id()
+	d.know(i)
+	d.layout[id] = pieces
+	if loop != nil {
+		d.loops[id] = loop
+		if file, ok := loop.file(); ok {
+			d.know(file)
+		}
+	}
+	return nil
+}
+
+func (d *inventory) know(i Info) {
+	if _, ok := d.infos[i.id()]; !ok {
+		d.infos[i.id()], d.order = i, append(d.order, i.id())
+	}
+}
+
+// pieces are what a device of that size is made of, or shows if it is a loop device.
+func (i Info) pieces(size int64, loop *loopDevice) ([]piece, error) {
+	switch {
+	case i.partition() != "":
+		p, err := i.partitionPiece(size)
+		return []piece{p}, err
+	case loop != nil:
+		return loop.pieces(), nil
+	case i.IsDM():
+		if targets, err := i.Table(); err == nil {
+			return tablePieces(targets), nil
+		}
+	}
+	return i.slavePieces()
+}
+
+// partitionPiece is the place on its disk of a partition of that size.
+func (i Info) partitionPiece(size int64) (piece, error) {
+	disk, err := i.disk()
+	if err != nil {
+		return piece{}, err
+	}
+	text, err := i.attribute("start")
+	if err != nil {
+		return piece{}, fmt.Errorf("%s: where it begins: %w", i.Path, err)
+	}
+	sector, err := strconv.ParseUint(text, 10, 64) // of 512 bytes, as its size
+	if err != nil {
+		return piece{}, fmt.Errorf("%s: where it begins: %w", i.Path, err)
+	}
+	start := sectorBytes(sector)
+	return piece{end: size, on: extent{store: disk.id(), start: start, end: plus(start, size)}}, nil
+}
+
+// pieces are what a loop device shows, if that is known.
+func (l *loopDevice) pieces() []piece {
+	if l.shows == (storeID{}) {
+		return nil
+	}
+	on := extent{store: l.shows, start: l.start, end: everything}
+	if l.length > 0 {
+		on.end = plus(l.start, l.length)
+	}
+	return []piece{{end: on.end - on.start, on: on}}
+}
+
+// file is the file that a loop device shows, with the name that the kernel has for it,
+// if it shows a file that is known.
+func (l *loopDevice) file() (i Info, ok bool) {
+	if l.shows.block || l.shows == (storeID{}) {
+		return Info{}, false
+	}
+	i.Path, i.stat.Dev, i.stat.Ino = l.name, l.shows.device, l.shows.inode
+	return i, true
+}
+
+// slavePieces are the devices over which a device is scattered of which nothing but
+// these is known. Of a snapshot, that is its COW device.
+func (i Info) slavePieces() ([]piece, error) {
+	names, err := i.list("slaves")
+	if err != nil {
+		return nil, err
+	}
+	var pieces []piece
+	for _, name := range names {
+		folder, err := filepath.EvalSymlinks(filepath.Join(i.dir(), "slaves", name))
+		if err != nil {
+			continue // it was taken away meanwhile
+		}
+		slave, err := folderInfo(folder)
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		on := slave.id().whole()
+		on.scattered = true
+		p := piece{end: everything, on: on, claimed: true}
+		if strings.HasPrefix(slave.DMUUID(), "LVM-") && strings.HasSuffix(slave.DMUUID(), "-cow") {
+			return []piece{p}, nil
+		}
+		pieces = append(pieces, p)
+	}
+	return pieces, nil
+}
