@@ -1,0 +1,118 @@
+package record
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// What is put into a page is there for others at once, and names what was written.
+func TestPage(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	p, err := d.NewPage("k", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Key: "k", Merging: &Merging{Page: p.ID}}
+	other := func() *Page {
+		t.Helper()
+		seen := d.page(r)
+		if seen == nil {
+			t.Fatal("no page")
+		}
+		return seen
+	}
+	before := time.Now().UnixNano()
+	p.Begin(1000, 5000) // in two blocks
+	if seen := other(); seen.sectorsAtMost() != 16 || seen.end() != 6000 || seen.latestNS() < before+lateNS {
+		t.Errorf("begun: %d sectors to byte %d, at %d", seen.sectorsAtMost(), seen.end(), seen.latestNS())
+	}
+	p.Done()
+	after := time.Now().UnixNano()
+	if seen := other(); seen.latestNS() > after {
+		t.Error("done, and still under way")
+	}
+	p.Begin(4096, 4096)
+	p.Done()
+	p.Progress(3, 10)
+	if seen := other(); seen.sectorsAtMost() != 24 || seen.end() != 8192 {
+		t.Errorf("%d sectors to byte %d", seen.sectorsAtMost(), seen.end())
+	}
+	if s, ok := d.Running(r); !ok || s != (PageState{os.Getpid(), 3, 10}) {
+		t.Errorf("%+v, %v", s, ok)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other()
+
+	// The next one goes on from where this one wrote, and this one's record does not
+	// take it for its own.
+	next, err := d.NewPage("k", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if next.end() != 8192 || d.page(r) != nil {
+		t.Errorf("it begins at byte %d, and the one before is %v", next.end(), d.page(r))
+	}
+	if err := d.Tidy("k", nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(d.Path, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// The page of another boot, or of nothing, says nothing.
+func TestPageOfAnotherBoot(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	p, err := d.NewPage("k", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Begin(0, 4096)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Key: "k", Merging: &Merging{Page: p.ID}}
+	path := d.file("k", pageSuffix)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.page(r) == nil {
+		t.Fatal("no page")
+	}
+	for at := range pageBoot + 36 {
+		if good[at] == 0 {
+			continue
+		}
+		bad := append([]byte(nil), good...)
+		bad[at]++
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if d.page(r) != nil {
+			t.Errorf("taken with byte %d changed", at)
+		}
+	}
+	for _, length := range []int{0, 8, pageNumbered - 1} {
+		if err := os.WriteFile(path, good[:length], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if d.page(r) != nil {
+			t.Errorf("taken with %d bytes", length)
+		}
+	}
+	// After a reboot, nobody knows where the merge before had got to.
+	next, err := d.NewPage("k", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if next.end() != 1<<63-1 {
+		t.Errorf("ends at byte %d", next.end())
+	}
+}
