@@ -250,12 +250,12 @@ func (m *merger) check(ctx context.Context, name string, in input) (*checked, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if d.seal == nil && !m.o.AnyBase {
-		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
-	}
 	c := &checked{delta: d, facts: d.facts(m.target.size)}
 	if c.how, err = m.decide(c.facts, d); err != nil {
 		return nil, err
+	}
+	if d.seal == nil && !m.o.AnyBase {
+		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
 	}
 	m.o.warn(c.how.Warning)
 	switch c.how.Verdict {
@@ -400,7 +400,7 @@ func (m *merger) undo(ctx context.Context, d *checked) (*record.Undo, error) {
 	if r := m.known.Record; r != nil && r.Merging != nil {
 		back := d.how.WayBack
 		switch {
-		case back == nil || r.Merging.New.Delta != d.name():
+		case back == nil || back.Of != d.name():
 			return nil, m.target.refused("it is half merged: what it held before can't be saved any more")
 		case back.Path != path:
 			return nil, m.target.refused("it is half merged, and what it held before is in %s", back.Path)
