@@ -18,7 +18,8 @@
 //  3. the record, which names that state, that set and the merge;
 //  4. the target's chunks, flushed now and then;
 //  5. after each flush, the record with how many chunks it covers;
-//  6. after the last, the record with what the target holds now.
+//  6. after the last, the record with what the target holds now, and the evidence for
+//     it: see [ddsfs/apply/record].
 //
 // Files are replaced by writing another one, flushing it, renaming it and flushing
 // the directory. Every such operation goes through the storage interface, where
@@ -26,5 +27,6 @@
 //
 // At every moment the target holds what that state held, except in the chunks of
 // that set. Hence the same merge can go on, a delta from the same state that has all
-// of these chunks can be merged instead, and any other is refused: see decide.
+// of these chunks can be merged instead, and any other is refused: see
+// [record.Decide].
 package apply

@@ -38,8 +38,16 @@ arrived, its digests match, TARGET is in nobody's use, and it is recorded to hol
 the base and was not written to since; --stream and --assume-base do without.
 
 If it is interrupted, the same command again finishes it, and the file of --undo
-brings the old state back. A target without a record takes a delta of mount
---full first, or one of mount --base-check.
+brings the old state back, and what was recorded of it. A target without a record takes
+a delta of mount --full first, or one of mount --base-check. A delta that was merged
+already is compared with TARGET; with --assume-base it is written once more.
+
+What TARGET is recorded to hold is compared with TARGET before it is built on: with
+what the kernel counts of writes to it, and with samples, digests of some 66 places
+all over it and of up to 256 that the last merges changed. So a TARGET that was written
+to, rolled back or exchanged is refused. What neither sees: a few blocks that somebody
+changed while no counter was looking (before a reboot, or through the disk below
+TARGET), outside of the samples and of what DELTA writes. A full delta settles any doubt.
 
 With --kernel, the kernel's device mapper merges. /dev/mapper/NAME is there from the
 first moment: it shows the new state, and can be mounted and written to while chunks
