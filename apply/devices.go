@@ -278,7 +278,7 @@ func (m *merger) evidenceNow() (*record.Evidence, error) {
 		return nil, err
 	}
 	defer done()
-	return record.Take(subject, nil, nil, m.random)
+	return record.Take(subject, nil, nil, record.Stale, m.random)
 }
 
 // differs tells in what the target differs from the evidence of a moment ago, "" if in

@@ -181,5 +181,5 @@ func (k *kernelMerger) still(r *record.Record, device mapped) (*record.Evidence,
 	if err := blockdev.DropCache(k.target.os()); err != nil {
 		return nil, err
 	}
-	return k.evidence(r.Evidence, r.Merging.Changes)
+	return k.evidence(r.Evidence, r.Merging.Changes, record.Stale)
 }

@@ -533,7 +533,11 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		result.VolumeBytes, result.Base, result.New, result.Digest = facts.VolumeBytes, facts.Base, facts.New, facts.Name
 		result.Origin, result.SealedBytes = seal.Origin, seal.TotalBytes()
 	}
-	return result, m.finish(r, record.Run{
+	written := how.Written
+	if streams && how.Since != nil {
+		written = m.allStreamed(how, streamed)
+	}
+	return result, m.finish(r, written, record.Run{
 		Began: began.UTC().Truncate(time.Second), Seconds: math.Round(time.Since(began).Seconds()*1000) / 1000,
 		Chunks: result.Exceptions, DataBytes: result.DataBytes, WrittenBytes: result.WrittenBytes,
 	})
@@ -564,7 +568,12 @@ func (m *merger) begin(facts record.Delta, how record.Decision, job record.Mergi
 	if m.known.Record != nil {
 		before = m.known.Evidence
 	}
-	if r.Evidence, err = m.evidence(before, m.places(how)); err != nil {
+	stale := record.Stale
+	if m.known.Record != nil && m.known.Touched == "" && !m.o.AnyBase {
+		// They were compared when the target was opened.
+		stale = func(s record.Sample) bool { return m.known.Merging != nil && m.known.Written.MayHold(s) }
+	}
+	if r.Evidence, err = m.evidence(before, m.places(how), stale); err != nil {
 		return nil, m.asBefore(err)
 	}
 	if how.Since != nil {
@@ -614,8 +623,8 @@ func (m *merger) places(how record.Decision) []record.Sample {
 }
 
 // evidence is what the target looks like now: at the places of the evidence before, nil
-// if there is none, and at others that were changed.
-func (m *merger) evidence(before *record.Evidence, changed []record.Sample) (*record.Evidence, error) {
+// if there is none, and at others that were changed. See [record.Take].
+func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stale func(record.Sample) bool) (*record.Evidence, error) {
 	if m.state.None() {
 		return nil, nil
 	}
@@ -624,7 +633,7 @@ func (m *merger) evidence(before *record.Evidence, changed []record.Sample) (*re
 		return nil, err
 	}
 	defer done()
-	return record.Take(subject, before, changed, m.random)
+	return record.Take(subject, before, changed, stale, m.random)
 }
 
 // alreadyDone is the result of a merge that was done before. It may have been
@@ -672,18 +681,23 @@ func (m *merger) saveStreamed(r *record.Record, how record.Decision, streamed re
 	if !streamed.Known() || how.Since == nil || streamed.Len() == 0 {
 		return nil
 	}
-	if m.known.Record != nil && m.known.WrittenSince != nil && how.Since == m.known.WrittenSince {
-		streamed = streamed.With(m.known.Written) // what is not known stays so
-	}
-	if r.Written, err = m.state.SaveWritten(m.key, streamed); err != nil {
+	if r.Written, err = m.state.SaveWritten(m.key, m.allStreamed(how, streamed)); err != nil {
 		return err
 	}
 	return m.state.Save(r)
 }
 
-// finish records that the merge is done.
-func (m *merger) finish(r *record.Record, run record.Run) error {
-	evidence, err := m.evidence(r.Evidence, r.Merging.Changes)
+// allStreamed is what was written since how.Since, with what streamed in.
+func (m *merger) allStreamed(how record.Decision, streamed record.Chunks) record.Chunks {
+	if m.known.Record != nil && m.known.WrittenSince != nil && how.Since == m.known.WrittenSince {
+		return streamed.With(m.known.Written) // what is not known stays so
+	}
+	return streamed
+}
+
+// finish records that the merge is done, which has written to those chunks.
+func (m *merger) finish(r *record.Record, written record.Chunks, run record.Run) error {
+	evidence, err := m.evidence(r.Evidence, r.Merging.Changes, written.MayHold)
 	if err != nil {
 		return fmt.Errorf("target %s: HALF MERGED: all is written, and it can't be read back: apply the same delta again to finish: %w", m.target.path, err)
 	}

@@ -81,6 +81,9 @@ func (c Chunks) Touches(begin, end int64) bool {
 	return n > 0 && first <= uint64((end-1)/c.chunkBytes)
 }
 
+// MayHold tells whether a sample may lie in the chunks, as it does if they are not known.
+func (c Chunks) MayHold(s Sample) bool { return c.set == nil || c.Touches(s.At, s.At+s.Bytes) }
+
 // Covers tells whether every byte of the other chunks lies in these, whatever the two
 // chunk sizes are. What is not known covers nothing and is not covered.
 func (c Chunks) Covers(other Chunks) bool {

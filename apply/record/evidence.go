@@ -64,8 +64,10 @@ type Subject struct {
 }
 
 // Take looks at a target, and reads its samples: at the places of the evidence before,
-// if there is any, and of changes, which a merge made since.
-func Take(s Subject, before *Evidence, changes []Sample, random *rand.Rand) (*Evidence, error) {
+// if there is any, and of changes, which a merge made since. Of the evidence before,
+// samples that are not stale stay what they are: where nobody should have written, what
+// somebody did must go on showing.
+func Take(s Subject, before *Evidence, changes []Sample, stale func(Sample) bool, random *rand.Rand) (*Evidence, error) {
 	e, err := counters(s)
 	if err != nil {
 		return nil, err
@@ -73,9 +75,21 @@ func Take(s Subject, before *Evidence, changes []Sample, random *rand.Rand) (*Ev
 	if before == nil {
 		before = &Evidence{}
 	}
-	e.Samples, err = takeSamples(s.Content, nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random))
+	var kept, wanted []Sample
+	for _, place := range nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random) {
+		if place.Digest == "" || stale(place) {
+			wanted = append(wanted, place)
+		} else {
+			kept = append(kept, place)
+		}
+	}
+	taken, err := takeSamples(s.Content, wanted)
+	e.Samples = append(kept, taken...)
 	return e, err
 }
+
+// Stale says of every sample that it is to be taken anew.
+func Stale(Sample) bool { return true }
 
 // counters is evidence without samples.
 func counters(s Subject) (*Evidence, error) {
