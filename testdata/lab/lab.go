@@ -28,8 +28,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -249,9 +249,8 @@ func prepare(dir string, cfg Config) (*exec.Cmd, error) {
 		return nil, err
 	}
 	cmd.Dir = dir
-	// In a group of its own, which can be killed as a whole, and with whoever
-	// started it, who could not do that any more.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	// In a group of its own, which can be killed as a whole.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd, nil
 }
 
@@ -278,20 +277,21 @@ func (g *Guest) start(ctx context.Context) error {
 		})
 	}
 	g.cmd.ExtraFiles = append(pipes, g.cmd.ExtraFiles...)
-	started := make(chan error)
+	if err := g.cmd.Start(); err != nil {
+		return err
+	}
+	watch, err := g.watch()
+	if err != nil {
+		g.kill()
+		return errors.Join(err, g.cmd.Wait())
+	}
+	killed := context.AfterFunc(ctx, g.kill)
 	go func() {
-		// The kernel takes the end of a thread for that of who started it.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := g.cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		killed := context.AfterFunc(ctx, g.kill)
-		err = g.cmd.Wait()
+		err := g.cmd.Wait()
 		killed()
 		g.kill()
+		// That it was killed is no news.
+		_ = watch.Wait()
 		// All who had the guest's disks open had these pipes as well.
 		readers.Wait()
 		g.hangs.Stop()
@@ -310,7 +310,19 @@ func (g *Guest) start(ctx context.Context) error {
 		g.result = result(g.console.String(), g.tests.String(), err, cut)
 		close(g.done)
 	}()
-	return <-started
+	return nil
+}
+
+// watch starts a process of the guest's group that kills the group when this process
+// is gone, in whatever way. It goes away with the group.
+func (g *Guest) watch() (*exec.Cmd, error) {
+	group := g.cmd.Process.Pid
+	cmd := exec.Command("sh", "-c", `read nothing; kill -s KILL -- "-$0"`, strconv.Itoa(group))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: group}
+	if _, err := cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	return cmd, cmd.Start()
 }
 
 // kill kills all processes of the guest. That there is none any more is no error.
