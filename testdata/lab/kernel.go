@@ -36,7 +36,7 @@ var (
 	UML Kernel = uml{}
 
 	// QEMU is Debian's kernel for clouds, on a machine with two processors that
-	// QEMU emulates. It takes some ten times as long.
+	// QEMU emulates. It takes two to four times as long.
 	QEMU Kernel = qemu{}
 )
 
