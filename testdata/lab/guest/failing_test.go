@@ -154,3 +154,22 @@ func TestNoRoom(t *testing.T) {
 	m.apply(t, m.Forth, target)
 	dm.Holds(t, "the target when there is room", target, m.New)
 }
+
+// A file system that is full below a loop device fails the merge, and that once: with
+// room again, the same command finishes it.
+func TestFullDiskBelowALoop(t *testing.T) {
+	m := newMerges(t)
+	dir := t.TempDir()
+	dm.Run(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", mergeBytes/2), "tmpfs", dir)
+	t.Cleanup(func() { dm.Run(t, "umount", dir) })
+	file := filepath.Join(dir, "target")
+	dm.Run(t, "truncate", "-s", fmt.Sprint(mergeBytes), file)
+	target := dm.Loop(t, file, false)
+	args := m.args(m.Full, target)
+	dm.Fails(t, nil, 1, []string{target, "HALF MERGED", "input/output error"}, args...)
+	dm.Run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", 4*mergeBytes), dir)
+	dm.Ddsfs(t, args...)
+	dm.Holds(t, "the target with room again", target, m.Base)
+	m.apply(t, m.Forth, target)
+	dm.Holds(t, "the target after the next", target, m.New)
+}
