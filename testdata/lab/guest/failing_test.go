@@ -158,16 +158,20 @@ func TestNoRoom(t *testing.T) {
 // A file system that is full below a loop device fails the merge, and that once: with
 // room again, the same command finishes it.
 func TestFullDiskBelowALoop(t *testing.T) {
-	m := newMerges(t)
+	// More than is written out at once, so that the rest of it is still in the page
+	// cache when the merge ends, and fails after that.
+	base := bytes.Repeat([]byte("base "), 64<<20/5)
+	base = base[:len(base)/4096*4096]
+	m := newMergesOf(t, base, append([]byte("new "), base[4:]...), 4096)
 	dir := t.TempDir()
-	dm.Run(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", mergeBytes/2), "tmpfs", dir)
+	dm.Run(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", len(base)/4), "tmpfs", dir)
 	t.Cleanup(func() { dm.Run(t, "umount", dir) })
 	file := filepath.Join(dir, "target")
-	dm.Run(t, "truncate", "-s", fmt.Sprint(mergeBytes), file)
+	dm.Run(t, "truncate", "-s", fmt.Sprint(len(base)), file)
 	target := dm.Loop(t, file, false)
 	args := m.args(m.Full, target)
 	dm.Fails(t, nil, 1, []string{target, "HALF MERGED", "input/output error"}, args...)
-	dm.Run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", 4*mergeBytes), dir)
+	dm.Run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", 2*len(base)), dir)
 	dm.Ddsfs(t, args...)
 	dm.Holds(t, "the target with room again", target, m.Base)
 	m.apply(t, m.Forth, target)
