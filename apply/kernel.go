@@ -126,6 +126,8 @@ func KernelResume(ctx context.Context, targetPath string, o KernelOptions) (Resu
 	k := &kernelMerger{m, o}
 	defer k.close()
 	switch {
+	case m.known.Damaged != nil:
+		return Result{}, fmt.Errorf("target %s: %w", targetPath, m.known.Damaged)
 	case m.known.Record == nil:
 		return Result{}, fmt.Errorf("target %s: nothing is recorded of it in %s", targetPath, o.StateDir)
 	case m.known.ByKernel() == nil:

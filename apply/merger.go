@@ -128,6 +128,9 @@ func (m *merger) readKnown() error {
 	}
 	if m.known.Touched = r.Touched; m.known.Touched == "" {
 		m.known.Touched, m.notCompared = m.touched(r, m.known.Written)
+		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) {
+			m.known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
+		}
 	}
 	if m.notCompared != nil {
 		// A delta that does without the record may write to what can't be read.
@@ -167,6 +170,9 @@ func (m *merger) findAlias() (*record.Record, error) {
 		r, err := m.state.Load(alias)
 		if err != nil || r == nil || found != nil && !r.Since.After(found.Since) {
 			continue // one that is damaged is not ours to judge
+		}
+		if r.ByKernel() != nil {
+			continue // whose store has its name from that key
 		}
 		written, err := m.state.LoadWritten(r.Written)
 		if err != nil {
@@ -582,7 +588,7 @@ func (m *merger) begin(facts record.Delta, how record.Decision, job record.Mergi
 		}
 	}
 	if job.Kernel == nil {
-		if m.page, err = m.state.NewPage(m.key, m.known.Record); err != nil {
+		if m.page, err = m.state.NewPage(m.key, m.known.Record, m.target.timedHere()); err != nil {
 			return nil, err
 		}
 		if m.page != nil {

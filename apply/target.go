@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -338,6 +340,19 @@ func (t *target) subject() (s record.Subject, done func(), err error) {
 		return record.Subject{}, nil, err
 	}
 	return record.Subject{Info: t.info, File: t.os(), SizeBytes: size, Content: content}, done, nil
+}
+
+// timedHere tells whether it is this host's clock that says when a file was written to.
+func (t *target) timedHere() bool {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(t.os().Fd()), &fs); err != nil {
+		return false
+	}
+	switch fs.Type {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC:
+		return false
+	}
+	return true
 }
 
 // absolute is the path that the target was called by, from the root on.

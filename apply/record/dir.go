@@ -266,8 +266,9 @@ func (d Dir) Tidy(key string, r *Record) error {
 }
 
 // NewPage makes the page of a merge that is about to begin. Before is the record as it
-// is yet, nil if there is none. The page is nil where files can't be mapped.
-func (d Dir) NewPage(key string, before *Record) (*Page, error) {
+// is yet, nil if there is none. Timed says that files' times are of this host's clock.
+// The page is nil where files can't be mapped.
+func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 	if d.None() {
 		return nil, nil
 	}
@@ -291,7 +292,7 @@ func (d Dir) NewPage(key string, before *Record) (*Page, error) {
 	if err != nil {
 		return nil, nil
 	}
-	p, err := newPage(memory, endBytes)
+	p, err := newPage(memory, endBytes, timed)
 	if err != nil {
 		return nil, errors.Join(err, unix.Munmap(memory))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +49,8 @@ const (
 	pageEnd      = 112 // where on the target the highest of all writes ends
 	pageHandled  = 120
 	pageTotal    = 128
-	pageNumbered = 136
+	pageTimed    = 136 // 1 if files' times are of the clock that the stamp is of
+	pageNumbered = 144
 )
 
 // blockBytes is the unit in which the page cache writes to a device.
@@ -58,8 +60,9 @@ const blockBytes = 4096
 // way may have changed a file's times.
 const lateNS = int64(50 * time.Millisecond)
 
-// newPage fills a page. EndBytes is where what was written before ends at most.
-func newPage(memory []byte, endBytes int64) (*Page, error) {
+// newPage fills a page. EndBytes is where what was written before ends at most, and timed
+// says that files' times are of this host's clock.
+func newPage(memory []byte, endBytes int64, timed bool) (*Page, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -72,6 +75,9 @@ func newPage(memory []byte, endBytes int64) (*Page, error) {
 	p.put(pagePID, int64(os.Getpid()))
 	p.put(pageEnd, endBytes)
 	p.put(pageStamp, time.Now().UnixNano())
+	if timed {
+		p.put(pageTimed, 1)
+	}
 	return p, nil
 }
 
@@ -106,6 +112,7 @@ func (p *Page) Begin(off, bytes int64) {
 	if p == nil || bytes <= 0 {
 		return
 	}
+	defer p.survive()()
 	first, end := off-off%blockBytes, off+bytes+(blockBytes-1-(off+bytes-1)%blockBytes)
 	p.put(pageStamp, time.Now().UnixNano())
 	p.put(pageEnd, max(p.get(pageEnd), off+bytes))
@@ -117,8 +124,19 @@ func (p *Page) Done() {
 	if p == nil {
 		return
 	}
+	defer p.survive()()
 	p.put(pageStamp, time.Now().UnixNano())
 	p.put(pageDone, p.get(pageBegun))
+}
+
+// survive has a fault end in nothing: a full disk may not take the page, and the merge
+// goes on without it.
+func (p *Page) survive() (done func()) {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		_ = recover()
+	}
 }
 
 // Progress notes how much of the delta's data is where it should be.
@@ -126,6 +144,7 @@ func (p *Page) Progress(handledBytes, totalBytes int64) {
 	if p == nil {
 		return
 	}
+	defer p.survive()()
 	p.put(pageHandled, handledBytes)
 	p.put(pageTotal, totalBytes)
 }
@@ -146,6 +165,9 @@ func (p *Page) sectorsAtMost() uint64 { return uint64(max(0, p.get(pageBegun))) 
 // latestNS is the latest time at which the merge may have changed a file.
 func (p *Page) latestNS() int64 {
 	latest := p.get(pageStamp)
+	if p.get(pageTimed) == 0 {
+		return math.MaxInt64
+	}
 	if p.get(pageBegun) != p.get(pageDone) && latest < math.MaxInt64-lateNS {
 		latest += lateNS
 	}

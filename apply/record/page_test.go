@@ -10,7 +10,7 @@ import (
 // What is put into a page is there for others at once, and names what was written.
 func TestPage(t *testing.T) {
 	d := Dir{t.TempDir(), plainFiles{}}
-	p, err := d.NewPage("k", nil)
+	p, err := d.NewPage("k", nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestPage(t *testing.T) {
 
 	// The next one goes on from where this one wrote, and this one's record does not
 	// take it for its own.
-	next, err := d.NewPage("k", r)
+	next, err := d.NewPage("k", r, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestPage(t *testing.T) {
 // The page of another boot, or of nothing, says nothing.
 func TestPageOfAnotherBoot(t *testing.T) {
 	d := Dir{t.TempDir(), plainFiles{}}
-	p, err := d.NewPage("k", nil)
+	p, err := d.NewPage("k", nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestPageOfAnotherBoot(t *testing.T) {
 		}
 	}
 	// After a reboot, nobody knows where the merge before had got to.
-	next, err := d.NewPage("k", r)
+	next, err := d.NewPage("k", r, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,4 +115,21 @@ func TestPageOfAnotherBoot(t *testing.T) {
 	if next.end() != 1<<63-1 {
 		t.Errorf("ends at byte %d", next.end())
 	}
+}
+
+// A page that the disk does not take any more ends nothing.
+func TestPageThatIsGone(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	p, err := d.NewPage("k", nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	// Memory beyond a file's end is none.
+	if err := os.Truncate(d.file("k", pageSuffix), 0); err != nil {
+		t.Fatal(err)
+	}
+	p.Begin(0, 4096)
+	p.Done()
+	p.Progress(1, 2)
 }
