@@ -150,7 +150,7 @@ bench: build
 fuzz:
 	for target in FuzzReadStore FuzzDecoder FuzzParseSeal FuzzReadSet; do \
 	  $(GO) test ./cow -run '^$$' -fuzz "^$$target$$" -fuzztime 3m -fuzzminimizetime 2s || exit 1; done
-	$(GO) test ./apply -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
+	$(GO) test ./apply/record -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
 
 # Has a kernel write the stores of testdata/stores again.
 fixtures:

@@ -3,11 +3,14 @@ package apply
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	"lukechampine.com/blake3"
 
 	"ddsfs/apply/record"
 )
@@ -254,4 +257,66 @@ func TestMergedBeforeAndDamaged(t *testing.T) {
 		t.Errorf("with the user's word: %v", err)
 	}
 	must(t, r.apply(nil))
+}
+
+// A record of an earlier version is taken for as much as it says.
+func TestRecordOfVersion1(t *testing.T) {
+	for _, touched := range []bool{false, true} {
+		r := newRig(t, rig{})
+		defer os.RemoveAll(r.dir)
+		k := r.recorded()
+		first := blake3.Sum256(r.base)
+		old := fmt.Sprintf(`{"version":1,"key":%q,"target":%q,"holds":{"snapshot":"base","delta":%q,"volume_bytes":%d},"fingerprint":{"size_bytes":%[4]d,"first_mib":"%x","inode":%d,"modified_ns":%d,"changed_ns":%d}}`,
+			k.Key, k.Target, k.Holds.Delta, len(r.base), first, k.Evidence.Self.Inode, k.Evidence.Self.ModifiedNS, k.Evidence.Self.AttributeNS)
+		names, err := filepath.Glob(filepath.Join(r.dir, "state", "*.json"))
+		must(t, err)
+		r.write(names[0], []byte(old))
+		if touched {
+			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+			must(t, err)
+			_, err = f.WriteAt([]byte("x"), 9)
+			must(t, errors.Join(err, f.Close()))
+			r.blind()
+		}
+		var refused *RefusedError
+		if err := r.apply(nil); touched != errors.As(err, &refused) || !touched && (err != nil || !r.targetIs(r.after)) {
+			t.Errorf("touched %v: %v", touched, err)
+		}
+	}
+}
+
+// The undo of a full delta is a full one itself, and brings back what was recorded just
+// the same: when it was done, and from its middle.
+func TestUndoOfAFullDelta(t *testing.T) {
+	for _, interrupted := range []bool{false, true} {
+		r := newRig(t, rig{secondFromSameBase: true})
+		before := r.recorded()
+		full := filepath.Join(r.dir, "full 2")
+		other := change(r.base, 77, 20)
+		all := make([]uint64, (len(other)-1)/rigChunk+1)
+		for i := range all {
+			all[i] = uint64(i)
+		}
+		sealedFile(t, full, "", "other", other, other, all...)
+		o := r.options(r.undo)
+		for at := 1; ; at++ {
+			if interrupted {
+				o.storage = &faulty{at: at}
+			}
+			_, err := File(context.Background(), full, r.target, o)
+			if interrupted && err != nil && r.targetIs(r.base) {
+				continue
+			}
+			if interrupted != (err != nil) || r.targetIs(r.base) {
+				t.Fatalf("interrupted %v: %v", interrupted, err)
+			}
+			break
+		}
+		r.mustApply(r.undo, "")
+		if !r.targetIs(r.base) {
+			t.Error("not what it was")
+		}
+		sameState(t, r.recorded(), before)
+		os.RemoveAll(r.dir)
+	}
 }

@@ -101,10 +101,15 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 		switch {
 		case k.Damaged != nil:
 			fresh.Warning = k.Damaged.Error() + ": it is replaced"
-		case sure && k.Merging != nil && d.Name != "" && d.Name == k.Merging.New.Delta:
-			fresh.Verdict, fresh.WayBack, fresh.Restores = Resume, k.Merging.Undo, k.Merging.Restores
-		case sure && k.Merging == nil && d.Base == k.Holds.Snapshot:
-			return fresh.undoing(k, d)
+		case k.Record == nil:
+		case k.Merging == nil:
+			// The undo of another full one: whatever is there, all of it is overwritten.
+			fresh.Restores, _ = k.undoneBy(d.Name)
+			if sure {
+				fresh.WayBack = fresh.Restores
+			}
+		case sure:
+			fresh.goesOn(d, k.Merging)
 		}
 		return fresh
 	}
@@ -166,6 +171,25 @@ func (how Decision) undoing(k Known, d Delta) Decision {
 	return how
 }
 
+// goesOn tells whether a delta belongs to the merge that was interrupted: it is the one
+// that was merged, its undo, or the one that it undoes. These have the same chunks, so
+// that each can take the place of the other.
+func (how *Decision) goesOn(d Delta, m *Merging) bool {
+	switch {
+	case d.Name == "":
+		return false
+	case d.Name == m.New.Delta:
+		how.Verdict, how.WayBack, how.Restores = Resume, m.Undo, m.Restores
+	case m.Undo != nil && d.Name == m.Undo.Delta:
+		how.WayBack, how.Restores = m.Undo, m.Undo
+	case m.Undo != nil && d.Name == m.Undo.Of:
+		how.WayBack = m.Undo
+	default:
+		return false
+	}
+	return true
+}
+
 // decideUnknown decides where nobody vouches for what the target holds.
 func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decision {
 	if assumeBase {
@@ -181,15 +205,7 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 	m := k.Merging
 	over := again(d, k)
 	switch {
-	case d.Name != "" && d.Name == m.New.Delta:
-		over.Verdict, over.WayBack, over.Restores = Resume, m.Undo, m.Restores
-		return over
-	case m.Undo != nil && d.Name != "" && d.Name == m.Undo.Delta:
-		over.WayBack, over.Restores = m.Undo, m.Undo
-		return over
-	case m.Undo != nil && d.Name != "" && d.Name == m.Undo.Of:
-		// Its undo was interrupted: it has the same chunks, and goes on having it.
-		over.WayBack = m.Undo
+	case over.goesOn(d, m):
 		return over
 	case covers(d, k):
 		return over
