@@ -211,7 +211,7 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		return over
 	case k.WrittenSince == nil:
 		// A full delta was interrupted: nothing else covers what it wrote.
-	case !d.Chunks.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot:
+	case !d.Chunks.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot && k.Written.Known():
 		over.CoversAtEnd = true
 		over.Warning = "a merge was interrupted here: whether this delta covers all that was written is known only at its end, as it streams in"
 		return over

@@ -141,6 +141,9 @@ func TestDecide(t *testing.T) {
 			if !strings.Contains(outcome, test.want) {
 				t.Fatalf("%s, want %s", outcome, test.want)
 			}
+			if got.CoversAtEnd && !test.known.Written.Known() {
+				t.Error("what was written is not known, and is to be covered in the end")
+			}
 			want := of(4096, test.written...)
 			if got.Written.Known() != (test.written != nil) ||
 				got.Written.Known() && (!got.Written.Covers(want) || !want.Covers(got.Written)) {
