@@ -400,9 +400,13 @@ func (k *kernelMerger) resume(ctx context.Context) (Result, error) {
 	defer store.Close()
 	if k.o.Name != "" {
 		from.Name = k.o.Name
-		if err := k.state.Save(r); err != nil {
-			return Result{}, err
-		}
+	}
+	// What the kernel writes from now on is not to be taken for what others wrote.
+	if r.Evidence, err = k.evidence(r.Evidence, nil, k.known.Written.MayHold); err != nil {
+		return Result{}, fmt.Errorf("target %s: %w", k.target.path, err)
+	}
+	if err := k.state.Save(r); err != nil {
+		return Result{}, err
 	}
 	if device, err = k.raise(from, store); err == nil && ctx.Err() != nil {
 		err = errors.Join(errSignal, device.Remove())
@@ -467,14 +471,12 @@ func (k *kernelMerger) claim() error {
 		return fmt.Errorf("target %s: it is another one than a moment ago", t.path)
 	}
 	from := k.known.Merging.Kernel
-	if k.known.Touched == "" && !from.Unwatched {
-		why, err := k.touched(k.known.Record, k.known.Written)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return t.refused("it is not as the kernel left it (%s): somebody else wrote to it, or it is another one: send a full delta (mount --full); apply --assume-base without --kernel takes your word that it is right", why)
-		}
+	why, err := k.touchedItself()
+	if err != nil {
+		return fmt.Errorf("target %s: %w", t.path, err)
+	}
+	if why != "" {
+		return t.refused("it is not as the kernel left it (%s): somebody else wrote to it, or it is another one: send a full delta (mount --full); apply --assume-base without --kernel takes your word that it is right", why)
 	}
 	if t.size != from.Sectors*cow.SectorBytes {
 		return t.refused("the kernel merged into it when it had %d bytes, and it has %d: extend it when that is finished", from.Sectors*cow.SectorBytes, t.size)
@@ -483,6 +485,17 @@ func (k *kernelMerger) claim() error {
 		k.o.warn(fmt.Sprintf("after a power cut, chunks that this kernel, %s, has merged may be missing: compare with ddsfs verify DELTA %s", release, t.path))
 	}
 	return nil
+}
+
+// touchedItself tells how a target shows that it was written to by itself, and not
+// through the device of the merge, "" if it does not.
+func (k *kernelMerger) touchedItself() (string, error) {
+	r := k.known.Record
+	writes := k.state.Writes(r, k.known.Written)
+	if r.TouchedByDevice() {
+		writes.All = true // the kernel brings it what was written through the device
+	}
+	return k.touched(r, writes)
 }
 
 // unfinished is the error of a merge that has begun and is not done.

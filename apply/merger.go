@@ -127,7 +127,7 @@ func (m *merger) readKnown() error {
 		}
 	}
 	if m.known.Touched = r.Touched; m.known.Touched == "" {
-		m.known.Touched, m.notCompared = m.touched(r, m.known.Written)
+		m.known.Touched, m.notCompared = m.touched(r, m.state.Writes(r, m.known.Written))
 		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) {
 			m.known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
 		}
@@ -143,14 +143,14 @@ func (m *merger) readKnown() error {
 }
 
 // touched tells how the target shows that it is not what a record says, "" if it does
-// not.
-func (m *merger) touched(r *record.Record, written record.Chunks) (string, error) {
+// not. Writes are those of the merge that is under way.
+func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error) {
 	subject, done, err := m.target.subject()
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	why, err := r.Evidence.Touched(subject, m.state.Writes(r, written))
+	why, err := r.Evidence.Touched(subject, writes)
 	if err != nil {
 		return "", fmt.Errorf("compare it with what was recorded: %w", err)
 	}
@@ -178,7 +178,7 @@ func (m *merger) findAlias() (*record.Record, error) {
 		if err != nil {
 			written = record.Chunks{}
 		}
-		if why, err := m.touched(r, written); err != nil || why != "" {
+		if why, err := m.touched(r, m.state.Writes(r, written)); err != nil || why != "" {
 			continue
 		}
 		found, m.alias = r, alias
@@ -213,7 +213,7 @@ func (m *merger) forgetAliases() error {
 			continue
 		}
 		if alias != m.alias {
-			if why, err := m.touched(r, record.Chunks{}); err != nil || why != "" {
+			if why, err := m.touched(r, m.state.Writes(r, record.Chunks{})); err != nil || why != "" {
 				continue // it is of another device
 			}
 		}

@@ -134,7 +134,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 		return decideUnknown(d, fresh, assumeBase, "nothing is recorded of what the target holds")
 	case k.Merging != nil && k.Touched == "":
 		return decideInterrupted(d, k, fresh, assumeBase)
-	case k.ByKernel() != nil && !assumeBase:
+	case k.TouchedByDevice() && !assumeBase:
 		// What others wrote is in the target and in the store that the kernel merges
 		// from, and only the two together are right.
 		return refuse("it is half merged by the kernel, and %s: %s", k.Touched, ResumeWith(k.Target))

@@ -57,7 +57,7 @@ func TestDecide(t *testing.T) {
 			}
 		})
 	}
-	touch := func(k *Known) { k.Touched = "it was written to" }
+	touch := func(k *Known) { k.Touched, k.Record.Touched = "it was written to", "it was written to" }
 	// B, made of A by writing chunks 1 and 2.
 	made := func(change func(k *Known)) Known {
 		return interrupted(func(k *Known) {
@@ -126,6 +126,7 @@ func TestDecide(t *testing.T) {
 		{"half merged by the kernel, another base", delta(func(d *Delta) { d.Name, d.Base = "d2", "B" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
 		{"half merged by the kernel, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
 		{"half merged by the kernel and written to, the same", delta(nil), byKernel(touch), false, "it was written to: ddsfs apply --kernel --resume /dev/t", nil},
+		{"half merged by the kernel, and the target itself written to", delta(nil), byKernel(func(k *Known) { k.Touched = "it was written to" }), false, "somebody else wrote to it since (it was written to): send a full delta", nil},
 		{"half merged by the kernel and written to, undo", delta(func(d *Delta) { d.Name, d.Base, d.New = "u", "B", "A" }), byKernel(func(k *Known) { k.Merging.Undo = &Undo{Delta: "u", Of: "d1", Holds: Content{Snapshot: "A"}}; touch(k) }), false, "--resume", nil},
 		{"half merged by the kernel and written to, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(touch), false, "--resume", nil},
 		{"half merged by the kernel and written to, proof", delta(func(d *Delta) { d.BaseCheck = true }), byKernel(touch), false, "--resume", nil},

@@ -173,6 +173,13 @@ func (r *Record) ByKernel() *KernelMerge {
 	return r.Merging.Kernel
 }
 
+// TouchedByDevice tells whether others wrote, or may have written, through the device of
+// a merge by the kernel.
+func (r *Record) TouchedByDevice() bool {
+	k := r.ByKernel()
+	return k != nil && (r.Touched != "" || k.Unwatched)
+}
+
 // WayBack is how the merge that is under way can be undone, nil if it can't.
 func (r *Record) WayBack() *Undo {
 	if r == nil || r.Merging == nil {
