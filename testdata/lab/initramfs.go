@@ -28,7 +28,7 @@ var lvmConf []byte
 func modules() []string {
 	return []string{
 		"crc32c_generic", "loop", "fuse", "ext4",
-		"dm-snapshot", "dm-thin-pool", "dm-flakey", "dm-log-writes", "dm-delay", "dm-zero",
+		"dm-snapshot", "dm-mirror", "dm-thin-pool", "dm-flakey", "dm-log-writes", "dm-delay", "dm-zero",
 	}
 }
 

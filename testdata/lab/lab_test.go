@@ -12,6 +12,7 @@ const (
 	replicationTests = "^Test(Replicate|OpenSVC|DDS)"
 	deviceTests      = "^Test(Attach|Mapped|Udev|Rounds)"
 	kernelTests      = "^TestKernel"
+	targetTests      = "^TestTarget"
 	// A test that watches what ddsfs does, and acts in the middle of it, needs a
 	// processor of its own.
 	observingTests = "^TestKilled$"
@@ -22,13 +23,14 @@ const (
 func TestScenarios(t *testing.T) {
 	t.Parallel()
 	cfg := guest("guest")
-	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, observingTests}, "|")
+	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, targetTests, observingTests}, "|")
 	Boots(t, named(cfg))
 }
 
 func TestReplication(t *testing.T) { some(t, UML, replicationTests) }
 func TestDevices(t *testing.T)     { some(t, UML, deviceTests) }
 func TestKernel(t *testing.T)      { some(t, UML, kernelTests) }
+func TestTargets(t *testing.T)     { some(t, UML, targetTests) }
 
 // TestTwoProcessors is for what user-mode-linux has too few processors for, and has
 // ddsfs and another kernel at the same thing at the same time.
@@ -43,16 +45,18 @@ func some(t *testing.T, kernel Kernel, tests string) {
 	Boots(t, named(cfg))
 }
 
-// TestReboot boots two, one after the other. In the second one, the twins have changed
-// places.
+// TestReboot boots two, one after the other. In the second one, disks have changed
+// places. The tests of the first one end with a power cut.
 func TestReboot(t *testing.T) {
 	t.Parallel()
 	state := BlankDisk(t, "state", 64<<20)
 	twin1, twin2 := BlankDisk(t, "twin-1", 16<<20), BlankDisk(t, "twin-2", 16<<20)
+	serial, volumes := BlankDisk(t, "named", 16<<20), BlankDisk(t, "volumes", 64<<20)
+	serial.Serial = "labnamed"
 	first := named(guest("reboot"))
 	second := first
-	first.Disks = []Disk{state, twin1, twin2}
-	second.Disks = []Disk{state, twin2, twin1}
+	first.Disks = []Disk{state, twin1, twin2, serial, volumes}
+	second.Disks = []Disk{state, twin2, twin1, volumes, serial}
 	Boots(t, first, second)
 }
 

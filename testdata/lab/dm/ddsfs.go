@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -39,6 +40,21 @@ func Ddsfs(t testing.TB, args ...string) string {
 		t.Fatalf("ddsfs %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
 	}
 	return stdout
+}
+
+// Start starts a ddsfs that is not to end by itself. A message on ended says that it has.
+func Start(t testing.TB, ended chan<- string, args ...string) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command("ddsfs", args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		err := cmd.Wait()
+		ended <- fmt.Sprintf("ddsfs %s has ended: %v\n%s", strings.Join(args, " "), err, &out)
+	}()
 }
 
 // Status is what ddsfs status says of a target, in the given state directory. It ends

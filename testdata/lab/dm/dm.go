@@ -182,3 +182,18 @@ func (d *Device) Status(t testing.TB) string {
 	}
 	return fields[3]
 }
+
+// WritesInFlight is how many writes to the device are under way.
+func (d *Device) WritesInFlight(t testing.TB) int {
+	t.Helper()
+	number := strings.TrimSpace(Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", d.Name))
+	content, err := os.ReadFile(filepath.Join("/sys/dev/block", number, "inflight"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reads, writes int
+	if _, err := fmt.Sscan(string(content), &reads, &writes); err != nil {
+		t.Fatalf("%s: what is in flight, %q: %v", d.Path, content, err)
+	}
+	return writes
+}

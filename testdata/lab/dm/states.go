@@ -2,6 +2,7 @@ package dm
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -63,6 +64,30 @@ func StatesOf(base, new []byte, chunkBytes int64) *States {
 			s.Changed = append(s.Changed, at/chunkBytes)
 		}
 	}
+	return s
+}
+
+// NewFileSystems are two states of a volume with an ext4 on it, each of them as a crash
+// leaves it: whoever mounts it to write to it, replays its journal.
+func NewFileSystems(t testing.TB) *States {
+	t.Helper()
+	const bytes = 8 << 20
+	device, dir := Blank(t, bytes/SectorSize), t.TempDir()
+	// Without checksums, it can be mounted when it is half the one and half the other.
+	Run(t, "mkfs.ext4", "-q", "-b", "1024", "-O", "^metadata_csum", device)
+	Run(t, "mount", "-t", "ext4", device, dir)
+	state := func(name string) []byte {
+		for i := range int64(8) {
+			path := filepath.Join(dir, fmt.Sprintf("%s-%d", name, i))
+			if err := os.WriteFile(path, Fill(name, i*64, 64), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		Run(t, "sync")
+		return Read(t, device, true)
+	}
+	s := StatesOf(state("base"), state("new"), 4096)
+	Run(t, "umount", dir)
 	return s
 }
 

@@ -119,7 +119,7 @@ func TestKernelMerge(t *testing.T) {
 }
 
 // slow is a target to which the kernel writes no faster than it is let, or not at
-// all while its gate is closed. It is read at any time.
+// all while its gate is closed. It is read, and flushed, at any time.
 type slow struct {
 	*dm.Device
 	disk    string
@@ -136,7 +136,7 @@ func newSlowOver(t *testing.T, name, disk string, sectors int64, delayMS int) *s
 	t.Helper()
 	s := &slow{disk: disk, sectors: sectors}
 	s.gate = dm.Create(t, name+"-gate", sectors, "linear "+disk+" 0")
-	s.Device = dm.Create(t, name, sectors, fmt.Sprintf("delay %s 0 0 %s 0 %d", disk, s.gate.Path, delayMS), "--uuid", "lab-"+name)
+	s.Device = dm.Create(t, name, sectors, fmt.Sprintf("delay %[1]s 0 0 %[2]s 0 %[3]d %[1]s 0 0", disk, s.gate.Path, delayMS), "--uuid", "lab-"+name)
 	return s
 }
 

@@ -200,7 +200,7 @@ func hold(t *testing.T, s *dm.States, i int, c cut, ended chan string) {
 		until("the undo file is being written", func() bool { return begun(t, c.undoFile()) })
 		return
 	}
-	until("the merge writes to the target", func() bool { return inFlight(t, h.target) > 0 })
+	until("the merge writes to the target", func() bool { return h.target.WritesInFlight(t) > 0 })
 	want := append(bytes.Clone(s.New[:c.from]), s.Base[c.from:]...)
 	until("what may get to the disk is there", func() bool { return bytes.Equal(h.onDisk(t, targets), want) })
 	if c.moment == writing {
@@ -245,16 +245,6 @@ func begun(t *testing.T, path string) bool {
 		t.Fatal(err)
 	}
 	return len(names) > 0
-}
-
-// inFlight is how many writes to a mapped device are under way.
-func inFlight(t *testing.T, d *dm.Device) int {
-	t.Helper()
-	node, err := filepath.EvalSymlinks(filepath.Join("/sys/dev/block", strings.TrimSpace(dm.Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", d.Name))))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return field(t, filepath.Join(node, "inflight"), 1)
 }
 
 // flushes is how many flushes a disk has completed.
