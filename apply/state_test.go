@@ -22,11 +22,17 @@ func TestDamagedRecordIsNoRecord(t *testing.T) {
 		t.Fatalf("%v, %v", names, err)
 	}
 	r.write(names[0], []byte("{"))
-	if err := r.apply(nil); err == nil || !strings.Contains(err.Error(), names[0]) {
+	var refused *RefusedError
+	if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), names[0]) {
 		t.Errorf("error %v", err)
 	}
 	if !r.targetIs(r.base) {
 		t.Error("the target was written to")
+	}
+	// A full delta does without it.
+	r.mustApply(filepath.Join(r.dir, "full"), "")
+	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+		t.Errorf("after a full one: %v", err)
 	}
 }
 
