@@ -58,9 +58,12 @@ func TestTargetLoop(t *testing.T) {
 	c.Refused(t, "a loop device whose file was overwritten", target, 4, 5)
 	c.TakenAfterFull(t, "a loop device whose file was overwritten", target, 6)
 
-	detach()
 	dm.Run(t, "cp", older, filepath.Join(dir, "copy"))
 	dm.Run(t, "mv", filepath.Join(dir, "copy"), disk)
+	// It still shows the file that has no name any more, by which nothing is recorded.
+	dm.Fails(t, nil, 3, []string{target, "refused", "nothing is recorded"}, c.Apply(c.Delta(6), target)...)
+	c.Holds(t, "a loop device whose file has no name", target, 6)
+	detach()
 	target, detach = attach(t, disk)
 	c.Holds(t, "a precondition, an older copy in the place of the file", target, 0)
 	c.Refused(t, "a loop device with another file of that name", target, 6, 7)

@@ -3,12 +3,15 @@ package guest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ddsfs/testdata/lab/dm"
 )
@@ -227,8 +230,9 @@ func TestTargetStatus(t *testing.T) {
 	}
 }
 
-// After a reboot, a target counts its writes from zero: those of the kernel, which goes on
-// with its merge and is interrupted again, are told from those of others.
+// After a reboot, as it is where a device is made anew, a target counts its writes from
+// zero: those of the kernel, which goes on with its merge and is interrupted again, are
+// told from those of others.
 func TestTargetMergedByKernel(t *testing.T) {
 	m := newMerges(t).onDisk(t)
 	target := newSlow(t, "slow", 5)
@@ -246,20 +250,28 @@ func TestTargetMergedByKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-r.ended
+		if file, err := os.OpenFile(target.Path, os.O_RDWR|unix.O_EXCL, 0); !errors.Is(err, unix.EBUSY) {
+			file.Close()
+			t.Errorf("a target that the kernel merges into can be claimed, as by a mount: %v", err)
+		}
 		dm.Run(t, "dmsetup", "remove", "--retry", "merge")
 		half(t, m, target)
-		// It is there anew, as after a reboot.
+	}
+	reboot := func() {
+		t.Helper()
 		target.Remove(t)
 		target.gate.Remove(t)
 		target = newSlowOver(t, "slow", target.disk, target.sectors, 5)
 	}
 	interrupt(m.kernelArgs(m.Forth, target.Path)...)
+	reboot()
 	interrupt(resume...)
 	dm.Ddsfs(t, resume...)
 	dm.Holds(t, "the target that was interrupted twice", target.Path, m.New)
 
 	m.apply(t, m.Back, target.Path)
 	interrupt(m.kernelArgs(m.Forth, target.Path)...)
+	reboot()
 	dm.Overwrite(t, target.Path, unchanged(m, 200)*m.ChunkBytes)
 	dm.Fails(t, nil, 3, []string{target.Path, "refused", "sectors were written to it", "send a full delta"}, resume...)
 	m.refuses(t, "written to", target.Path, m.args(m.Forth, target.Path)...)

@@ -72,6 +72,18 @@ func TestDisksChangePlaces(t *testing.T) {
 	c.TakenAfterFull(t, "the second twin", twin2, 1)
 }
 
+// A disk without a name of its own that has the name it had, and holds what it held.
+func TestDiskInItsPlace(t *testing.T) {
+	c, _ := newChain(t, 3)
+	disk := dm.Disk(t, "in-place")
+	if dm.Boot(t) == 1 {
+		c.First(t, disk)
+		c.Taken(t, "the disk", disk, 1)
+		return
+	}
+	c.Taken(t, "the disk after a reboot", disk, 2)
+}
+
 // A disk that calls itself something is the same one under every name.
 func TestNamedDisk(t *testing.T) {
 	c, dir := newChain(t, 3)
