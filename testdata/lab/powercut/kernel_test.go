@@ -79,7 +79,7 @@ func fill(chunk int64) []byte { return dm.Fill("user", chunk*8, 8) }
 // holdKernel brings a merge by the kernel to its moment.
 func holdKernel(t *testing.T, s *dm.States, c kernelCut, ended chan string) {
 	t.Helper()
-	state, stateGate := gated(t, "state-"+c.name, dm.Disk(t, "states"), c.slot, stateSectors, 0, false, "state-"+c.name)
+	state, stateGate := gated(t, "state-"+c.name, dm.Disk(t, "states"), c.slot, stateSectors, 0, "state-"+c.name)
 	makeFS(t, state.Path, c.dir())
 	// The kernel merges from the volume's end on, and takes its time for the first
 	// half.

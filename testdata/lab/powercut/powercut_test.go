@@ -40,7 +40,7 @@ const (
 type cut struct {
 	name   string
 	moment moment
-	from   int64 // byte of the target from which on nothing gets to the disk, or from it while saving
+	from   int64 // byte of the target from which on nothing gets to the disk
 	undo   bool  // apply --undo
 	revert bool  // the undo file is applied, and not the delta again
 }
@@ -48,7 +48,7 @@ type cut struct {
 func cuts() []cut {
 	const half, end = volumeBytes / 2, volumeBytes - 4096
 	return []cut{
-		{"saving", saving, half + half/2, true, false},
+		{"saving", saving, 0, true, false},
 		{"nothing-finish", writing, 0, false, false},
 		{"nothing-undo", writing, 0, true, true},
 		{"half-finish", writing, half, false, false},
@@ -77,16 +77,13 @@ func slice(t *testing.T, name, disk string, i int, sectors int64, uuid string) *
 	return dm.Create(t, name, sectors, fmt.Sprintf("linear %s %d", disk, int64(i)*sectors), "--uuid", uuid)
 }
 
-// gated is a device on another one, the gate. While that is suspended, the writes
-// to the sectors behind the first open ones wait, and if so wanted the reads.
-func gated(t *testing.T, name, disk string, i int, sectors, open int64, reads bool, uuid string) (device, gate *dm.Device) {
+// gated is a device on another one, the gate. While that is suspended, the writes to the
+// sectors behind the first open ones wait. Reads and flushes don't: a merge reads the
+// target, and flushes what others wrote, before it begins.
+func gated(t *testing.T, name, disk string, i int, sectors, open int64, uuid string) (device, gate *dm.Device) {
 	start := int64(i) * sectors
 	gate = slice(t, name+"-gate", disk, i, sectors, "gate-"+uuid)
-	readStart, readFrom := start, disk
-	if reads {
-		readStart, readFrom = 0, gate.Path
-	}
-	table := []string{fmt.Sprintf("%d %d delay %s %d 0 %s %d 0", open, sectors-open, readFrom, readStart+open, gate.Path, open)}
+	table := []string{fmt.Sprintf("%[1]d %[2]d delay %[3]s %[4]d 0 %[5]s %[1]d 0 %[3]s %[4]d 0", open, sectors-open, disk, start+open, gate.Path)}
 	if open > 0 {
 		table = append([]string{fmt.Sprintf("0 %d linear %s %d", open, disk, start)}, table...)
 	}
@@ -167,12 +164,16 @@ func hold(t *testing.T, s *dm.States, i int, c cut, ended chan string) {
 	targets := dm.Disk(t, "targets")
 	h := &held{cut: c, start: int64(i) * volumeBytes}
 	var targetGate, stateGate *dm.Device
-	state, stateGate := gated(t, "state-"+c.name, dm.Disk(t, "states"), i, stateSectors, 0, false, "state-"+c.name)
+	state, stateGate := gated(t, "state-"+c.name, dm.Disk(t, "states"), i, stateSectors, 0, "state-"+c.name)
 	makeFS(t, state.Path, c.dir())
-	h.target, targetGate = gated(t, "target-"+c.name, targets, i, volumeSectors, c.from/dm.SectorSize, c.moment == saving, "target-"+c.name)
+	h.target, targetGate = gated(t, "target-"+c.name, targets, i, volumeSectors, c.from/dm.SectorSize, "target-"+c.name)
 	dm.Ddsfs(t, "apply", "--state-dir", c.dir(), s.Full, h.target.Path)
 	record := recordFile(t, c.dir())
 
+	if c.moment == saving {
+		// Where the undo file is.
+		suspendState(t, c.dir(), stateGate)
+	}
 	suspend(t, targetGate)
 	cmd := exec.Command("ddsfs", c.args(s.Forth, h.target.Path)...)
 	cmd.Stdout, cmd.Stderr = &h.out, &h.out
