@@ -744,11 +744,16 @@ func (m *merger) asBefore(err error) error {
 }
 
 // takeBack puts the record back that was there before a merge that wrote nothing.
-func (m *merger) takeBack() error {
+func (m *merger) takeBack() (err error) {
 	if m.known.Record != nil {
-		return m.state.Save(m.known.Record)
+		err = m.state.Save(m.known.Record)
+	} else {
+		err = m.state.Forget(m.key)
 	}
-	return m.state.Forget(m.key)
+	if err == nil && m.page != nil {
+		err = m.state.RemovePage(m.key, m.page)
+	}
+	return err
 }
 
 // errSignal is what a merge that a signal stopped says.

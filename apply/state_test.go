@@ -100,6 +100,59 @@ func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
 	}
 }
 
+// unwritable is a storage whose target takes no write.
+type unwritable struct{ disk }
+
+func (u unwritable) openTarget(path string, how access) (file, error) {
+	f, err := u.disk.openTarget(path, how)
+	return unwritableFile{f}, err
+}
+
+type unwritableFile struct{ file }
+
+func (unwritableFile) WriteAt([]byte, int64) (int, error) { return 0, errStopped }
+func (unwritableFile) punchHole(_, _ int64) error         { return errStopped }
+
+// What others write to a half merged target shows as well after a run that was to finish
+// it, or a full delta, and that wrote nothing.
+func TestHalfMergedTargetIsWatchedAfterARunThatWroteNothing(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	writesNothing := func(delta string) {
+		t.Helper()
+		o := r.options("")
+		o.storage = unwritable{}
+		if _, err := File(context.Background(), delta, r.target, o); err == nil || !strings.Contains(err.Error(), "nothing more was written") {
+			t.Fatalf("error %v", err)
+		}
+	}
+	foreign := func(at int64) {
+		t.Helper()
+		f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.WriteAt([]byte("x"), at)
+		must(t, errors.Join(err, f.Close()))
+	}
+	refuses := func() {
+		t.Helper()
+		var refused *RefusedError
+		if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "after the merge that was interrupted") {
+			t.Errorf("error %v", err)
+		}
+	}
+	if err := r.apply(&faulty{at: 14}); err == nil || r.targetIs(r.base) {
+		t.Fatalf("not half merged: %v", err)
+	}
+	writesNothing(r.delta)
+	foreign(int64(len(r.base)) - 1)
+	refuses()
+	writesNothing(filepath.Join(r.dir, "full"))
+	refuses()
+	if pages, err := filepath.Glob(filepath.Join(r.dir, "state", "*.page")); err != nil || len(pages) != 1 {
+		t.Errorf("pages %v, %v", pages, err)
+	}
+}
+
 // The base check finds out what no record knows.
 func TestBaseCheck(t *testing.T) {
 	r := newRig(t, rig{})

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ func fileName(key string) string {
 
 // StoreName is the name of the copy of a delta that the kernel uses up.
 func StoreName(key string) string { return fileName(key) + storeSuffix }
+
+// pageName is the name of the file of a page.
+func pageName(key, id string) string { return fileName(key) + "-" + id + pageSuffix }
 
 func (d Dir) file(key, suffix string) string { return filepath.Join(d.Path, fileName(key)+suffix) }
 
@@ -237,8 +241,8 @@ func (d Dir) Forget(key string) error {
 }
 
 // Tidy removes what a target's record, which is nil if there is none, does not need
-// any more: sets of chunks, what the kernel was to merge, the page of a merge, and
-// what a crash left half written. Nothing must be under way.
+// any more: sets of chunks, pages of merges, what the kernel was to merge, and what a
+// crash left half written. Nothing must be under way.
 func (d Dir) Tidy(key string, r *Record) error {
 	if d.None() {
 		return nil
@@ -253,9 +257,9 @@ func (d Dir) Tidy(key string, r *Record) error {
 	}
 	for _, e := range entries {
 		suffix, ofTarget := strings.CutPrefix(e.Name(), fileName(key))
-		isSet := strings.HasPrefix(suffix, "-") && !needed[e.Name()]
+		isOld := strings.HasPrefix(suffix, "-") && !needed[e.Name()]
 		isPart := strings.HasSuffix(suffix, PartSuffix)
-		if !ofTarget || !isSet && !isPart && suffix != storeSuffix && suffix != pageSuffix {
+		if !ofTarget || !isOld && !isPart && suffix != storeSuffix {
 			continue
 		}
 		if err := d.Files.Remove(filepath.Join(d.Path, e.Name())); err != nil {
@@ -265,9 +269,10 @@ func (d Dir) Tidy(key string, r *Record) error {
 	return nil
 }
 
-// NewPage makes the page of a merge that is about to begin. Before is the record as it
-// is yet, nil if there is none. Timed says that files' times are of this host's clock.
-// The page is nil where files can't be mapped.
+// NewPage makes the page of a merge that is about to begin, in a file of its own: the
+// record before finds its page as long as it is the record. Before is that record, nil
+// if there is none. Timed says that files' times are of this host's clock. The page is
+// nil where files can't be mapped.
 func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 	if d.None() {
 		return nil, nil
@@ -279,7 +284,8 @@ func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 			endBytes = p.end()
 		}
 	}
-	f, err := os.OpenFile(d.file(key, pageSuffix), os.O_RDWR|os.O_CREATE, 0o600)
+	id := rand.Text()
+	f, err := os.OpenFile(filepath.Join(d.Path, pageName(key, id)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		defer f.Close()
 		// With room on the disk, so that no write to the memory fails.
@@ -292,11 +298,19 @@ func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 	if err != nil {
 		return nil, nil
 	}
-	p, err := newPage(memory, endBytes, timed)
+	p, err := newPage(memory, id, endBytes, timed)
 	if err != nil {
 		return nil, errors.Join(err, unix.Munmap(memory))
 	}
 	return p, nil
+}
+
+// RemovePage removes the file of a page that no record names any more.
+func (d Dir) RemovePage(key string, p *Page) error {
+	if err := d.Files.Remove(filepath.Join(d.Path, pageName(key, p.ID))); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return nil
 }
 
 // page is the page that a record names, as it is now, nil if it is not there or of
@@ -305,7 +319,7 @@ func (d Dir) page(r *Record) *Page {
 	if r.Merging == nil || r.Merging.Page == "" {
 		return nil
 	}
-	f, err := os.Open(d.file(r.Key, pageSuffix))
+	f, err := os.Open(filepath.Join(d.Path, pageName(r.Key, r.Merging.Page)))
 	if err != nil {
 		return nil
 	}

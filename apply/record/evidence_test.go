@@ -29,7 +29,7 @@ func file(inode uint64, modified, changed int64) Trace {
 // pageWith is the page of a merge that wrote so many bytes, at a time.
 func pageWith(t *testing.T, done, begun, stamp int64) *Page {
 	t.Helper()
-	p, err := newPage(make([]byte, pageBytes), 0, true)
+	p, err := newPage(make([]byte, pageBytes), "id", 0, true)
 	if err != nil {
 		t.Fatal(err)
 	}

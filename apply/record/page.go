@@ -1,7 +1,6 @@
 package record
 
 import (
-	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -60,14 +59,14 @@ const blockBytes = 4096
 // way may have changed a file's times.
 const lateNS = int64(50 * time.Millisecond)
 
-// newPage fills a page. EndBytes is where what was written before ends at most, and timed
+// newPage fills a page, which is to have that ID. EndBytes is where what was written before ends at most, and timed
 // says that files' times are of this host's clock.
-func newPage(memory []byte, endBytes int64, timed bool) (*Page, error) {
+func newPage(memory []byte, id string, endBytes int64, timed bool) (*Page, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
 	}
-	p := &Page{ID: rand.Text(), memory: memory}
+	p := &Page{ID: id, memory: memory}
 	clear(memory)
 	copy(memory, pageMagic)
 	copy(memory[pageID:pageBoot], p.ID)

@@ -47,16 +47,20 @@ func TestPage(t *testing.T) {
 	}
 	other()
 
-	// The next one goes on from where this one wrote, and this one's record does not
-	// take it for its own.
+	// The next one goes on from where this one wrote, and this one's record keeps its
+	// own: it is taken back if the next merge writes nothing.
 	next, err := d.NewPage("k", r, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer next.Close()
-	if next.end() != 8192 || d.page(r) != nil {
-		t.Errorf("it begins at byte %d, and the one before is %v", next.end(), d.page(r))
+	if next.end() != 8192 || other().ID != p.ID || other().sectorsAtMost() != 24 {
+		t.Errorf("it begins at byte %d, and the one before is %v", next.end(), other())
 	}
+	if err := d.Tidy("k", r); err != nil {
+		t.Fatal(err)
+	}
+	other()
 	if err := d.Tidy("k", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +81,7 @@ func TestPageOfAnotherBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &Record{Key: "k", Merging: &Merging{Page: p.ID}}
-	path := d.file("k", pageSuffix)
+	path := filepath.Join(d.Path, pageName("k", p.ID))
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +130,7 @@ func TestPageThatIsGone(t *testing.T) {
 	}
 	defer p.Close()
 	// Memory beyond a file's end is none.
-	if err := os.Truncate(d.file("k", pageSuffix), 0); err != nil {
+	if err := os.Truncate(filepath.Join(d.Path, pageName("k", p.ID)), 0); err != nil {
 		t.Fatal(err)
 	}
 	p.Begin(0, 4096)

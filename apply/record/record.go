@@ -287,6 +287,9 @@ func (r *Record) check() error {
 		return fmt.Errorf("evidence: %w", err)
 	}
 	if m := r.Merging; m != nil {
+		if strings.ContainsRune(m.Page, filepath.Separator) {
+			return fmt.Errorf("page is %q", m.Page)
+		}
 		if err := checkSamples(m.Changes); err != nil {
 			return fmt.Errorf("changes: %w", err)
 		}
@@ -341,13 +344,16 @@ func (u *Undo) check() error {
 	return errors.Join(u.Holds.check(), u.WrittenSince.check(), u.Written.check())
 }
 
-// files are the names of the sets of chunks that the record needs.
+// files are the names of the sets of chunks and of the page that the record needs.
 func (r *Record) files() map[string]bool {
 	names := map[string]bool{r.File: true}
 	for _, u := range r.Undos {
 		names[u.File] = true
 	}
 	if m := r.Merging; m != nil {
+		if m.Page != "" {
+			names[pageName(r.Key, m.Page)] = true
+		}
 		for _, u := range []*Undo{m.Undo, m.Restores} {
 			if u != nil {
 				names[u.File] = true
