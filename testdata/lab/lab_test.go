@@ -49,7 +49,7 @@ func some(t *testing.T, kernel Kernel, tests string) {
 // places. The tests of the first one end with a power cut.
 func TestReboot(t *testing.T) {
 	t.Parallel()
-	state, inPlace := BlankDisk(t, "state", 64<<20), BlankDisk(t, "in-place", 16<<20)
+	state, inPlace := BlankDisk(t, "state", 128<<20), BlankDisk(t, "in-place", 16<<20)
 	twin1, twin2 := BlankDisk(t, "twin-1", 16<<20), BlankDisk(t, "twin-2", 16<<20)
 	serial, volumes := BlankDisk(t, "named", 16<<20), BlankDisk(t, "volumes", 64<<20)
 	serial.Serial = "labnamed"

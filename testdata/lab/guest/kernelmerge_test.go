@@ -491,8 +491,10 @@ func TestKernelMergeFails(t *testing.T) {
 	m := newMerges(t).onDisk(t)
 	target := newFailing(t, "failing")
 	m.apply(t, m.Full, target.Path)
+	// What can't be read or flushed is refused before. This can't be written to.
+	writes := dm.Create(t, "writes-fail", badSectors, "error")
 	before := kernelDevices(t)
-	target.breaks(t, "error")
+	target.breaks(t, fmt.Sprintf("delay %[1]s %[2]d 0 %[3]s 0 0 %[1]s %[2]d 0", target.disk, badSector, writes.Path))
 	dm.Fails(t, nil, 1, []string{target.Path, "HALF MERGED", "Merge failed", "--resume"}, m.kernelArgs(m.Forth, target.Path)...)
 	m.wantStatus(t, target.Path, "HALF MERGED")
 	const bad, behind = badSector * dm.SectorSize, (badSector + badSectors) * dm.SectorSize
@@ -566,7 +568,7 @@ func TestKernelMergeRefuses(t *testing.T) {
 		{"chunks smaller than blocks", 1, []string{"nothing was written", "512", "4096"}, sectors.kernelArgs(sectors.Forth, large)},
 		{"no whole sectors", 1, []string{oddTarget, "whole sectors"}, odd.kernelArgs(odd.Forth, oddTarget)},
 		{"no room", 1, []string{"no room in " + small, "--spool", "--consume"}, m.kernelArgs("--spool", small, m.Forth, target)},
-		{"a target that can't be written to", 1, []string{readOnly, "nothing was written", "only be read"}, read.kernelArgs(read.Forth, readOnly)},
+		{"a target that can't be written to", 3, []string{readOnly, "refused", "it is read-only"}, read.kernelArgs(read.Forth, readOnly)},
 		{"a delta that can't be used up", 1, []string{readOnlyDelta, "nothing was written", "only be read"}, m.kernelArgs("--consume", readOnlyDelta, target)},
 		{"dry run", 0, nil, m.kernelArgs("--dry-run", m.Forth, target)},
 	} {
