@@ -211,7 +211,7 @@ func TestListThatLostChunks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := openTarget(disk{}, newTargetFile(t, make([]byte, 10*c)), toWrite)
+	target, err := openTarget(Options{}, newTargetFile(t, make([]byte, 10*c)), toWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestPagesOfZeros(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := newTargetFile(t, bytes.Repeat([]byte{0xff}, c))
-	target, err := openTarget(disk{}, path, toWrite)
+	target, err := openTarget(Options{}, path, toWrite)
 	if err != nil {
 		t.Fatal(err)
 	}

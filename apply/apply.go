@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -57,6 +58,8 @@ type Options struct {
 	// For tests.
 	storage         storage
 	devices         devices
+	outside         outside
+	random          *rand.Rand
 	checkpointBytes int64
 	windowBytes     int64
 	poll            time.Duration
@@ -88,6 +91,21 @@ func (o Options) kernel() devices {
 		return o.devices
 	}
 	return kernel{}
+}
+
+func (o Options) system() outside {
+	if o.outside != nil {
+		return o.outside
+	}
+	return system{}
+}
+
+// chance is what the places of samples are chosen by.
+func (o Options) chance() *rand.Rand {
+	if o.random != nil {
+		return o.random
+	}
+	return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 }
 
 func (o Options) pollInterval() time.Duration {

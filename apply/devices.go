@@ -273,7 +273,7 @@ func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...block
 
 // evidenceNow is evidence for a moment, kept nowhere.
 func (m *merger) evidenceNow() (*record.Evidence, error) {
-	subject, done, err := m.target.subject()
+	subject, done, err := m.o.system().subject(m.target)
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +284,7 @@ func (m *merger) evidenceNow() (*record.Evidence, error) {
 // differs tells in what the target differs from the evidence of a moment ago, "" if in
 // nothing.
 func (m *merger) differs(before *record.Evidence) (string, error) {
-	subject, done, err := m.target.subject()
+	subject, done, err := m.o.system().subject(m.target)
 	if err != nil {
 		return "", err
 	}
@@ -309,7 +309,7 @@ func (m *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly 
 		return err
 	}
 	// Ourselves and the table.
-	if err := m.target.checkUnused(ours{opens: 2, loops: l.infos(), mapped: d.Info()}); err != nil {
+	if err := m.o.system().checkUnused(m.target, ours{opens: 2, loops: l.infos(), mapped: d.Info()}); err != nil {
 		return err
 	}
 	if err := m.target.Sync(); err != nil {

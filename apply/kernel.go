@@ -462,7 +462,7 @@ func (k *kernelMerger) adopt(r *record.Record, device mapped) (goesOn bool, err 
 func (k *kernelMerger) claim() error {
 	was := k.target
 	was.Close() // or it would be counted among the others that have it open
-	t, err := openTarget(k.o.disk(), was.path, toRead)
+	t, err := openTarget(k.o.Options, was.path, toRead)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ type merger struct {
 // open opens and locks the target, which nobody may use, and reads what is known of
 // it.
 func open(targetPath string, how access, o Options) (*merger, error) {
-	t, err := openTarget(o.disk(), targetPath, how)
+	t, err := openTarget(o, targetPath, how)
 	if err != nil {
 		return nil, err
 	}
@@ -61,8 +61,7 @@ func watch(targetPath string, o Options) (*merger, error) {
 }
 
 func newMerger(t *target, o Options) (*merger, error) {
-	m := &merger{target: t, state: record.Dir{Path: o.StateDir, Files: files{o.disk()}}, o: o}
-	m.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	m := &merger{target: t, state: record.Dir{Path: o.StateDir, Files: files{o.disk()}}, random: o.chance(), o: o}
 	if err := m.takeOver(); err != nil {
 		m.close()
 		return nil, err
@@ -72,7 +71,7 @@ func newMerger(t *target, o Options) (*merger, error) {
 
 // takeOver locks the target, and reads what is known of it.
 func (m *merger) takeOver() (err error) {
-	if m.key, err = m.target.info.Key(); err != nil {
+	if m.key, err = m.o.system().key(m.target); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	m.lock, err = m.state.Lock(m.key)
@@ -145,7 +144,7 @@ func (m *merger) readKnown() error {
 // touched tells how the target shows that it is not what a record says, "" if it does
 // not. Writes are those of the merge that is under way.
 func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error) {
-	subject, done, err := m.target.subject()
+	subject, done, err := m.o.system().subject(m.target)
 	if err != nil {
 		return "", err
 	}
@@ -161,7 +160,7 @@ func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error
 // nil if there is none. A name that leads to the target now may have led to another one
 // then: only one whose evidence agrees is its.
 func (m *merger) findAlias() (*record.Record, error) {
-	aliases, err := m.target.info.KeyAliases()
+	aliases, err := m.o.system().aliases(m.target)
 	if err != nil {
 		return nil, fmt.Errorf("target %s: its other names: %w", m.target.path, err)
 	}
@@ -195,7 +194,7 @@ func (m *merger) forgetAliases() error {
 	if m.state.None() {
 		return nil
 	}
-	aliases, err := m.target.info.KeyAliases()
+	aliases, err := m.o.system().aliases(m.target)
 	if err != nil {
 		return fmt.Errorf("target %s: its other names: %w", m.target.path, err)
 	}
@@ -634,7 +633,7 @@ func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stal
 	if m.state.None() {
 		return nil, nil
 	}
-	subject, done, err := m.target.subject()
+	subject, done, err := m.o.system().subject(m.target)
 	if err != nil {
 		return nil, err
 	}

@@ -28,8 +28,8 @@ type target struct {
 
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
-func openTarget(s storage, path string, how access) (*target, error) {
-	f, err := s.openTarget(path, how)
+func openTarget(o Options, path string, how access) (*target, error) {
+	f, err := o.disk().openTarget(path, how)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, inUse(path)}
 	}
@@ -44,7 +44,7 @@ func openTarget(s storage, path string, how access) (*target, error) {
 		err = t.checkWritable()
 	}
 	if err == nil {
-		err = t.checkUnused(ours{opens: 1})
+		err = o.system().checkUnused(t, ours{opens: 1})
 	}
 	if err == nil && isOurs(t.info.DMUUID()) {
 		err = t.refused("ddsfs made it to show another volume: apply to that one")
@@ -339,7 +339,8 @@ func (t *target) subject() (s record.Subject, done func(), err error) {
 	if err != nil {
 		return record.Subject{}, nil, err
 	}
-	return record.Subject{Info: t.info, File: t.os(), SizeBytes: size, Content: content}, done, nil
+	traces := func() (record.Trace, []record.Trace, error) { return record.TracesOf(t.info, t.os()) }
+	return record.Subject{Traces: traces, SizeBytes: size, Content: content}, done, nil
 }
 
 // timedHere tells whether it is this host's clock that says when a file was written to.

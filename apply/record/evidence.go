@@ -27,9 +27,9 @@ type Trace struct {
 	Device   string `json:"device,omitempty"`
 	Instance string `json:"instance,omitempty"`
 	blockdev.Counter
-	// fromZero says that the counters begin with the instance. Those of a loop device
+	// FromZero says that the counters begin with the instance. Those of a loop device
 	// go on when it is given another file.
-	fromZero bool
+	FromZero bool `json:"-"`
 }
 
 // fingerprint is the evidence of records of version 1.
@@ -56,11 +56,13 @@ func (e *Evidence) check() error {
 
 // Subject is an open target, to take evidence from.
 type Subject struct {
-	Info      blockdev.Info
-	File      *os.File
+	// Traces reads those of the target, and of what lies below it.
+	Traces    func() (self Trace, below []Trace, err error)
 	SizeBytes int64
 	// Content reads what is on the disk, past what the page cache may have of it.
 	Content cow.PiecesReaderAt
+	// Scale, if set, is how many times smaller than a real one the target of a test is.
+	Scale int64
 }
 
 // Take looks at a target, and reads its samples: at the places of the evidence before,
@@ -76,7 +78,7 @@ func Take(s Subject, before *Evidence, changes []Sample, stale func(Sample) bool
 		before = &Evidence{}
 	}
 	var kept, wanted []Sample
-	for _, place := range nextPlaces(before.Samples, before.SizeBytes, changes, s.SizeBytes, random) {
+	for _, place := range nextPlaces(before.Samples, before.SizeBytes, changes, s, random) {
 		if place.Digest == "" || stale(place) {
 			wanted = append(wanted, place)
 		} else {
@@ -93,23 +95,31 @@ func Stale(Sample) bool { return true }
 
 // counters is evidence without samples.
 func counters(s Subject) (*Evidence, error) {
-	e := &Evidence{SizeBytes: s.SizeBytes}
-	var err error
-	if e.Self, err = traceOf(s.Info, s.File); err != nil {
-		return nil, err
-	}
-	below, err := s.Info.Below()
+	self, below, err := s.Traces()
 	if err != nil {
 		return nil, err
 	}
-	for _, info := range below {
+	return &Evidence{SizeBytes: s.SizeBytes, Self: self, Below: below}, nil
+}
+
+// TracesOf are those of an open device or file, and of what lies below it that nothing
+// else uses.
+func TracesOf(info blockdev.Info, file *os.File) (self Trace, below []Trace, err error) {
+	if self, err = traceOf(info, file); err != nil {
+		return Trace{}, nil, err
+	}
+	infos, err := info.Below()
+	if err != nil {
+		return Trace{}, nil, err
+	}
+	for _, info := range infos {
 		t, err := traceOf(info, nil)
 		if err != nil {
-			return nil, err
+			return Trace{}, nil, err
 		}
-		e.Below = append(e.Below, t)
+		below = append(below, t)
 	}
-	return e, nil
+	return self, below, nil
 }
 
 func traceOf(info blockdev.Info, file *os.File) (t Trace, err error) {
@@ -118,7 +128,7 @@ func traceOf(info blockdev.Info, file *os.File) (t Trace, err error) {
 		if t.Instance, err = info.Instance(); err != nil {
 			return Trace{}, err
 		}
-		t.fromZero = !info.IsLoop()
+		t.FromZero = !info.IsLoop()
 	}
 	t.Counter, err = info.Counter(file)
 	return t, err
@@ -186,7 +196,7 @@ func (t Trace) touched(now Trace, grown bool, writes *Writes) string {
 	}
 	then := t
 	switch {
-	case !t.sameCount(now) && !now.fromZero:
+	case !t.sameCount(now) && !now.FromZero:
 		return ""
 	case !t.sameCount(now) || now.WrittenSectors < t.WrittenSectors || now.DiscardedSectors < t.DiscardedSectors:
 		// It is there anew, or its partition table was read again.

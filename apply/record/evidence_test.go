@@ -12,13 +12,13 @@ import (
 
 // device is the trace of a block device.
 func device(instance string, written, discarded uint64) Trace {
-	return Trace{Instance: instance, Counter: blockdev.Counter{BootID: "boot", WrittenSectors: written, DiscardedSectors: discarded}, fromZero: true}
+	return Trace{Instance: instance, Counter: blockdev.Counter{BootID: "boot", WrittenSectors: written, DiscardedSectors: discarded}, FromZero: true}
 }
 
 // loop is the trace of a loop device, whose counters go on with another file.
 func loop(instance string, written uint64) Trace {
 	t := device(instance, written, 0)
-	t.fromZero = false
+	t.FromZero = false
 	return t
 }
 
@@ -125,7 +125,7 @@ func TestSamplesShowARollback(t *testing.T) {
 	content := make([]byte, size)
 	e := Evidence{SizeBytes: size}
 	var err error
-	if e.Samples, err = takeSamples(memory{content, -1}, nextPlaces(nil, 0, nil, size, random)); err != nil {
+	if e.Samples, err = takeSamples(memory{content, -1}, nextPlaces(nil, 0, nil, Subject{SizeBytes: size}, random)); err != nil {
 		t.Fatal(err)
 	}
 	if len(e.Samples) != 2+places {
@@ -141,7 +141,7 @@ func TestSamplesShowARollback(t *testing.T) {
 		}
 		before := content[at+7]
 		copy(content[at:], will)
-		if e.Samples, err = takeSamples(memory{content, -1}, nextPlaces(e.Samples, size, []Sample{s}, size, random)); err != nil {
+		if e.Samples, err = takeSamples(memory{content, -1}, nextPlaces(e.Samples, size, []Sample{s}, Subject{SizeBytes: size}, random)); err != nil {
 			t.Fatal(err)
 		}
 		if err := compareSamples(memory{content, -1}, e.Samples); err != nil {
@@ -169,7 +169,7 @@ func TestSamplesAreBounded(t *testing.T) {
 		for i := range int64(MaxChanges) {
 			changes = append(changes, Sample{At: (merge*MaxChanges + i) * PlaceBytes, Bytes: PlaceBytes})
 		}
-		list = nextPlaces(list, size, changes, size, random)
+		list = nextPlaces(list, size, changes, Subject{SizeBytes: size}, random)
 		if err := checkSamples(list); err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +183,7 @@ func TestSamplesAreBounded(t *testing.T) {
 // that it was.
 func TestUnreadablePlaces(t *testing.T) {
 	content := make([]byte, 8<<20)
-	list := nextPlaces(nil, 0, nil, 8<<20, rand.New(rand.NewPCG(7, 8)))
+	list := nextPlaces(nil, 0, nil, Subject{SizeBytes: 8 << 20}, rand.New(rand.NewPCG(7, 8)))
 	taken, err := takeSamples(memory{content, 100}, list)
 	if err != nil || len(taken) != len(list)-1 {
 		t.Errorf("%d of %d taken: %v", len(taken), len(list), err)

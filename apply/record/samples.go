@@ -61,20 +61,22 @@ func checkSamples(list []Sample) error {
 	return nil
 }
 
-// choosePlaces chooses samples all over a target of that size, without their digests:
-// both ends, and places between them, one in each of equal parts.
-func choosePlaces(sizeBytes int64, random *rand.Rand) []Sample {
-	list := []Sample{{At: 0, Bytes: min(edgeBytes, sizeBytes)}}
-	if sizeBytes > edgeBytes {
-		at := max(edgeBytes, sizeBytes-edgeBytes)
-		list = append(list, Sample{At: at, Bytes: sizeBytes - at})
+// choosePlaces chooses samples all over a target, without their digests: both ends, and
+// places between them, one in each of equal parts.
+func choosePlaces(s Subject, random *rand.Rand) []Sample {
+	scale := max(1, s.Scale)
+	edge, place := edgeBytes/scale, PlaceBytes/scale
+	list := []Sample{{At: 0, Bytes: min(edge, s.SizeBytes)}}
+	if s.SizeBytes > edge {
+		at := max(edge, s.SizeBytes-edge)
+		list = append(list, Sample{At: at, Bytes: s.SizeBytes - at})
 	}
-	blocks := sizeBytes / PlaceBytes
-	if blocks <= 2*edgeBytes/PlaceBytes {
+	blocks := s.SizeBytes / place
+	if blocks <= 2*edge/place {
 		return list // the ends are all there is
 	}
 	for _, block := range Spread(blocks, places, random) {
-		list = append(list, Sample{At: block * PlaceBytes, Bytes: PlaceBytes})
+		list = append(list, Sample{At: block * place, Bytes: place})
 	}
 	return list
 }
@@ -82,24 +84,24 @@ func choosePlaces(sizeBytes int64, random *rand.Rand) []Sample {
 // nextPlaces are the places that are to be samples after a merge: those all over the
 // target stay what they are as long as its size does, those that the merge changed
 // come in, and the oldest of the changed ones go.
-func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, sizeBytes int64, random *rand.Rand) []Sample {
+func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, s Subject, random *rand.Rand) []Sample {
 	var all, changed []Sample
-	for _, s := range before {
+	for _, old := range before {
 		switch {
-		case s.At+s.Bytes > sizeBytes:
-		case s.Changed:
-			changed = append(changed, s)
+		case old.At+old.Bytes > s.SizeBytes:
+		case old.Changed:
+			changed = append(changed, old)
 		default:
-			all = append(all, s)
+			all = append(all, old)
 		}
 	}
-	if len(all) == 0 || beforeBytes != sizeBytes {
-		all = choosePlaces(sizeBytes, random)
+	if len(all) == 0 || beforeBytes != s.SizeBytes {
+		all = choosePlaces(s, random)
 	}
-	for _, s := range changes {
-		changed = slices.DeleteFunc(changed, func(old Sample) bool { return old.At == s.At && old.Bytes == s.Bytes })
-		s.Changed = true
-		changed = append(changed, s)
+	for _, c := range changes {
+		changed = slices.DeleteFunc(changed, func(old Sample) bool { return old.At == c.At && old.Bytes == c.Bytes })
+		c.Changed = true
+		changed = append(changed, c)
 	}
 	return append(all, changed[max(0, len(changed)-changedPlaces):]...)
 }
