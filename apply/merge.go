@@ -46,6 +46,10 @@ type begun struct {
 
 func (m *merger) newBegun() *begun { return &begun{random: m.random} }
 
+// lookBytes is how much of what will be overwritten is looked at, at most, for a place
+// that changes.
+const lookBytes = 64 << 10
+
 // look takes a sample of a place that is about to be written to, if chance has it.
 func (b *begun) look(t *target, data []byte, off int64) error {
 	const most = record.MaxChanges / 2
@@ -56,7 +60,13 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 			return nil
 		}
 	}
-	will := data[:min(len(data), record.PlaceBytes)]
+	// Of a large piece a part is looked at.
+	part := int64(0)
+	if parts := int64(len(data)) / lookBytes; parts > 1 {
+		part = b.random.Int64N(parts) * lookBytes
+	}
+	will := data[part:min(int64(len(data)), part+lookBytes)]
+	off += part
 	now := make([]byte, len(will))
 	if _, err := t.ReadAt(now, off); err != nil {
 		return fmt.Errorf("read %d bytes at byte %d: %w", len(now), off, err)

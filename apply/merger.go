@@ -438,9 +438,8 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 	}
 	defer done()
 	const (
-		enough  = record.MaxChanges / 4
-		rounds  = 8
-		perLook = 64 << 10
+		enough = record.MaxChanges / 4
+		rounds = 8
 	)
 	var found []record.Sample
 	for round := 0; round < rounds && len(found) < enough; round++ {
@@ -449,11 +448,11 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 		for _, i := range record.Spread(d.changed.Len(), record.MaxChanges/2, m.random) {
 			// Of a large chunk a part is looked at, which is another one each time.
 			within := int64(0)
-			if parts := d.header.ChunkBytes / perLook; parts > 1 {
-				within = m.random.Int64N(parts) * perLook
+			if parts := d.header.ChunkBytes / lookBytes; parts > 1 {
+				within = m.random.Int64N(parts) * lookBytes
 			}
 			off := int64(d.changed.Chunk(i))*d.header.ChunkBytes + within
-			if bytes := min(d.header.ChunkBytes, perLook, d.facts.EndBytes-off); bytes > 0 {
+			if bytes := min(d.header.ChunkBytes, lookBytes, d.facts.EndBytes-off); bytes > 0 {
 				now, at, data = append(now, make([]byte, bytes)), append(at, off), append(data, layout.DataOffset(i)+within)
 			}
 		}
