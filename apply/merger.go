@@ -267,7 +267,14 @@ func (m *merger) check(ctx context.Context, name string, in input) (*checked, er
 	case record.Prove:
 		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
 	case record.Done:
-		return c, m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
+		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
+		var refused *RefusedError
+		if !c.facts.Full || !errors.As(err, &refused) {
+			return c, err
+		}
+		m.known.Touched = refused.Reason
+		c.how, err = m.decide(c.facts, d)
+		return c, err
 	}
 	return c, nil
 }
