@@ -35,7 +35,7 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %v", path, err)
 	}
 	held := m.held(d, there)
-	undo, err := m.undoDelta(d, content, held.Snapshot)
+	undo, err := m.undoDelta(d, content, held)
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -73,8 +73,9 @@ func (m *merger) held(d *checked, there *undoFile) record.Content {
 }
 
 // undoDelta is the delta that brings back what d overwrites.
-func (m *merger) undoDelta(d *checked, content io.ReaderAt, held string) (*cow.Sealed, error) {
-	volumeBytes := d.volumeBytes()
+func (m *merger) undoDelta(d *checked, content io.ReaderAt, held record.Content) (*cow.Sealed, error) {
+	// A state that is larger than d's is not all that d overwrites.
+	volumeBytes := min(max(d.volumeBytes(), held.VolumeBytes), m.target.size)
 	if volumeBytes == 0 {
 		volumeBytes = m.target.size
 	}
@@ -83,7 +84,7 @@ func (m *merger) undoDelta(d *checked, content io.ReaderAt, held string) (*cow.S
 		return nil, err
 	}
 	_, new := d.identities()
-	o := cow.SealOptions{Base: new, New: held}
+	o := cow.SealOptions{Base: new, New: held.Snapshot}
 	if d.seal != nil {
 		o.Origin = d.seal.Origin
 	}
