@@ -211,16 +211,13 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		return over
 	case k.WrittenSince == nil:
 		// A full delta was interrupted: nothing else covers what it wrote.
-	case !d.Chunks.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot && k.Written.Known():
-		over.CoversAtEnd = true
-		over.Warning = "a merge was interrupted here: whether this delta covers all that was written is known only at its end, as it streams in"
+	case d.Base != "" && d.Base == m.Base && d.New != "" && d.New == m.New.Snapshot:
+		// Both lead from the same state to the same other one: what only one of them
+		// has is the same in both states.
 		return over
-	case !d.Chunks.Known() && d.Base == "" && m.Base == "" && d.New == m.New.Snapshot && k.Written.Known():
+	case !d.Chunks.Known() && k.Written.Known() && d.Base == m.Base && d.New == m.New.Snapshot:
 		over.CoversAtEnd = true
-		over.Warning = "a merge was interrupted here, and neither delta says which state it starts from: whether this one covers all that was written is known only at its end, as it streams in"
-		return over
-	case !k.Written.Known() && d.Base != "" && d.Base == m.Base && d.New == m.New.Snapshot:
-		over.Warning = "a merge of what streamed in was interrupted here: that this delta covers all that was written could not be checked"
+		over.Warning = "a merge was interrupted here, and it is not known to be of the same delta: whether this one covers all that was written is known only at its end, as it streams in"
 		return over
 	case d.Base == "" && m.Base == "" && d.Chunks.Covers(k.Written):
 		over.Warning = "a merge was interrupted here, and neither delta says which state it starts from: this one covers all that was written"

@@ -118,7 +118,7 @@ func TestDecide(t *testing.T) {
 		{"half merged full, one without identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), interrupted(func(k *Known) { k.WrittenSince, k.Written, k.Merging.Base = nil, Chunks{}, "" }), false, "half merged", nil},
 		{"grown, streamed", delta(func(d *Delta) { d.VolumeBytes = volume + 4096; d.Chunks = Chunks{} }), holding("A", nil), false, "grew", nil},
 		{"half merged full, the same", delta(func(d *Delta) { d.Full = true }), interrupted(nil), false, "resume", nil},
-		{"half merged, streamed, again", delta(func(d *Delta) { d.Name, d.Chunks = "", Chunks{} }), interrupted(func(k *Known) { k.Written = Chunks{}; k.Merging.New.Delta = "" }), false, "warned", nil},
+		{"half merged, streamed, again", delta(func(d *Delta) { d.Name, d.Chunks = "", Chunks{} }), interrupted(func(k *Known) { k.Written = Chunks{}; k.Merging.New.Delta = "" }), false, "merge", nil},
 
 		{"half merged by the kernel, the same", delta(nil), byKernel(nil), false, "resume", []uint64{1, 2}},
 		{"half merged by the kernel, a later one", delta(func(d *Delta) { d.Name, d.New, d.Chunks = "d2", "C", of(4096, 1, 2, 3) }), byKernel(nil), false, "merge", []uint64{1, 2, 3}},
