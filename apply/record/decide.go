@@ -221,6 +221,9 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		return over
 	case d.Base == "" && m.Base == "" && d.Chunks.Covers(k.Written):
 		over.Warning = "a merge was interrupted here, and neither delta says which state it starts from: this one covers all that was written"
+		if d.Name == "" && m.New.Delta == "" && k.Written.Covers(d.Chunks) {
+			over.WayBack = m.Undo // which has all that this one overwrites
+		}
 		return over
 	}
 	if assumeBase {
