@@ -1,0 +1,5 @@
+//go:build race
+
+package apply
+
+const defaultHistories = 1000

@@ -1,0 +1,6 @@
+//go:build !race
+
+package apply
+
+// defaultHistories is how many random histories are made up by default.
+const defaultHistories = 10000
