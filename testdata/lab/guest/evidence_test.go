@@ -64,7 +64,7 @@ func TestTargetLoop(t *testing.T) {
 	dm.Fails(t, nil, 3, []string{target, "refused", "nothing is recorded"}, c.Apply(c.Delta(6), target)...)
 	c.Holds(t, "a loop device whose file has no name", target, 6)
 	detach()
-	target, detach = attach(t, disk)
+	target, _ = attach(t, disk)
 	c.Holds(t, "a precondition, an older copy in the place of the file", target, 0)
 	c.Refused(t, "a loop device with another file of that name", target, 6, 7)
 	c.TakenAfterFull(t, "a loop device with another file of that name", target, 7)
