@@ -1,0 +1,239 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"ddsfs/apply/record"
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+)
+
+// readKnown reads the record of the target, and compares it with the target.
+func (m *merger) readKnown() error {
+	r, err := m.state.Load(m.key)
+	var damaged *record.DamagedError
+	if errors.As(err, &damaged) {
+		// A delta that does without it replaces it.
+		m.known.Damaged, err = damaged, nil
+	}
+	if err != nil {
+		return err
+	}
+	if m.o.AnyBase {
+		m.known = record.Known{Record: r}
+		return nil
+	}
+	if r == nil && m.known.Damaged == nil {
+		if r, err = m.findAlias(); err != nil {
+			return err
+		}
+	}
+	if r == nil {
+		return nil
+	}
+	m.known.Record = r
+	if r.WrittenSince != nil {
+		if m.known.Written, err = m.state.LoadWritten(r.Written); err != nil {
+			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
+		}
+	}
+	if m.known.Touched = r.Touched; m.known.Touched == "" {
+		m.known.Touched, m.notCompared = m.touched(r, m.state.Writes(r, m.known.Written))
+		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) {
+			m.known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
+		}
+	}
+	if m.notCompared != nil {
+		// A delta that does without the record may write to what can't be read.
+		m.known.Touched = "it can't be compared with what was recorded"
+	}
+	if k := r.ByKernel(); k != nil && k.Unwatched && m.known.Touched == "" {
+		m.known.Touched = k.TouchedBy()
+	}
+	return nil
+}
+
+// touched tells how the target shows that it is not what a record says, "" if it does
+// not. Writes are those of the merge that is under way.
+func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error) {
+	subject, done, err := m.o.system().subject(m.target)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	why, err := r.Evidence.Touched(subject, writes)
+	if err != nil {
+		return "", fmt.Errorf("compare it with what was recorded: %w", err)
+	}
+	return why, nil
+}
+
+// findAlias finds the record that was made when the target was called by another name,
+// nil if there is none. A name that leads to the target now may have led to another one
+// then: only one whose evidence agrees is its.
+func (m *merger) findAlias() (*record.Record, error) {
+	aliases, err := m.o.system().aliases(m.target)
+	if err != nil {
+		return nil, fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+	}
+	var found *record.Record
+	for _, alias := range aliases {
+		r, err := m.state.Load(alias)
+		if err != nil || r == nil || found != nil && !r.Since.After(found.Since) {
+			continue // one that is damaged is not ours to judge
+		}
+		if r.ByKernel() != nil {
+			continue // whose store has its name from that key
+		}
+		written, err := m.state.LoadWritten(r.Written)
+		if err != nil {
+			written = record.Chunks{}
+		}
+		if why, err := m.touched(r, m.state.Writes(r, written)); err != nil || why != "" {
+			continue
+		}
+		found, m.alias = r, alias
+	}
+	if found != nil {
+		found.Key = m.key
+	}
+	return found, nil
+}
+
+// forgetAliases forgets what was recorded of the target when it was called by other
+// names: that will not be true any more.
+func (m *merger) forgetAliases() error {
+	if m.state.None() {
+		return nil
+	}
+	aliases, err := m.o.system().aliases(m.target)
+	if err != nil {
+		return fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+	}
+	if m.alias != "" {
+		if err := m.state.Save(m.known.Record); err != nil {
+			return err
+		}
+	}
+	for _, alias := range aliases {
+		if alias == m.key || !m.state.Has(alias) {
+			continue
+		}
+		r, err := m.state.Load(alias)
+		if err != nil || r == nil {
+			continue
+		}
+		if alias != m.alias {
+			if why, err := m.touched(r, m.state.Writes(r, record.Chunks{})); err != nil || why != "" {
+				continue // it is of another device
+			}
+		}
+		if err := m.state.Forget(alias); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refresh has what is read of the target from now on be what its disk holds. The kernel
+// tells once, to whoever flushes next, what could not be written before: that is none of
+// the merge that begins here, whose evidence was read from the disk.
+func (m *merger) refresh() error {
+	if !m.target.info.Block {
+		return nil
+	}
+	_ = m.target.Sync()
+	if err := m.target.dropCached(0, m.target.size); err != nil {
+		return fmt.Errorf("target %s: %w", m.target.path, err)
+	}
+	return nil
+}
+
+// places are samples to be taken before the merge, of what the merges before it wrote
+// and it does not: they show that it is the same target when it is half merged.
+func (m *merger) places(how record.Decision) []record.Sample {
+	const most = 64
+	if m.known.Record == nil || m.known.Merging != nil || m.known.Touched != "" {
+		return nil
+	}
+	var list []record.Sample
+	for _, s := range m.known.Written.Places(most, m.random) {
+		if how.Since != nil && !how.Written.Touches(s.At, s.At+s.Bytes) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// evidence is what the target looks like now: at the places of the evidence before, nil
+// if there is none, and at others that were changed. See [record.Take].
+func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stale func(record.Sample) bool) (*record.Evidence, error) {
+	if m.state.None() {
+		return nil, nil
+	}
+	subject, done, err := m.o.system().subject(m.target)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return record.Take(subject, before, changed, stale, m.random)
+}
+
+// changes chooses places that the merge changes, and says what they will hold: a
+// target that is rolled back later does not hold that. Places are tried until enough
+// are found whose content will be another one, or many were not. From holds the delta.
+func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) {
+	if m.state.None() || d.changed.Len() == 0 {
+		return nil, nil
+	}
+	if d.how.Verdict == record.Resume {
+		return m.known.Merging.Changes, nil
+	}
+	layout, err := cow.NewLayout(d.header.ChunkBytes, uint64(d.changed.Len()))
+	if err != nil {
+		return nil, err
+	}
+	content, done, err := m.target.content()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	const (
+		enough = record.MaxChanges / 4
+		rounds = 8
+	)
+	var found []record.Sample
+	for round := 0; round < rounds && len(found) < enough; round++ {
+		var now [][]byte
+		var at, data []int64
+		for _, i := range record.Spread(d.changed.Len(), record.MaxChanges/2, m.random) {
+			// Of a large chunk a part is looked at, which is another one each time.
+			within := int64(0)
+			if parts := d.header.ChunkBytes / lookBytes; parts > 1 {
+				within = m.random.Int64N(parts) * lookBytes
+			}
+			off := int64(d.changed.Chunk(i))*d.header.ChunkBytes + within
+			if bytes := min(d.header.ChunkBytes, lookBytes, d.facts.EndBytes-off); bytes > 0 {
+				now, at, data = append(now, make([]byte, bytes)), append(at, off), append(data, layout.DataOffset(i)+within)
+			}
+		}
+		if _, err := content.ReadPieces(now, at); err != nil {
+			return nil, fmt.Errorf("target: %w", err)
+		}
+		for i, held := range now {
+			will := make([]byte, len(held))
+			if _, err := from.ReadAt(will, data[i]); err != nil && err != io.EOF {
+				return nil, fmt.Errorf("delta: %w", err)
+			}
+			if s, differs := record.Difference(at[i], held, will); differs && len(found) < record.MaxChanges/2 {
+				found = append(found, s)
+			}
+		}
+		if d.changed.Len() <= record.MaxChanges/2 {
+			break // all were looked at
+		}
+	}
+	return found, nil
+}
