@@ -368,6 +368,54 @@ func TestBrokenStreamIsRecorded(t *testing.T) {
 	}
 }
 
+// A stream that was killed has not said which chunks it wrote. The same one finishes it
+// all the same if it says from where it leads where, streamed or not; of one that does
+// not say, nobody knows whether it is the same.
+func TestKilledStreamIsFinished(t *testing.T) {
+	for _, finish := range []string{"stream", "file", "nameless"} {
+		t.Run(finish, func(t *testing.T) {
+			var r *rig
+			stream := func(s storage) error {
+				o := r.options("")
+				o.Stream, o.storage = true, s
+				in := feed(t, r.mustReadAll(r.delta))
+				defer in.Close()
+				_, err := Pipe(context.Background(), in, r.target, o)
+				return err
+			}
+			for at := 1; r == nil || r.targetIs(r.base); at++ {
+				r = newRig(t, rig{})
+				defer os.RemoveAll(r.dir)
+				if finish == "nameless" {
+					must(t, os.RemoveAll(filepath.Join(r.dir, "state")))
+					sealedFile(t, r.delta, "", "", r.base, r.after)
+				}
+				if err := stream(&faulty{at: at}); err == nil {
+					t.Fatal("it was not killed")
+				}
+			}
+			switch finish {
+			case "stream":
+				must(t, stream(nil))
+			case "file":
+				must(t, r.apply(nil))
+			case "nameless":
+				var refused *RefusedError
+				if err := stream(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "full delta") || strings.Contains(err.Error(), "that one again") {
+					t.Errorf("error %v", err)
+				}
+				o := r.options("")
+				o.AssumeBase = true
+				_, err := File(context.Background(), r.delta, r.target, o)
+				must(t, err)
+			}
+			if records, err := r.records(); err != nil || records[0].Merging != nil || !r.targetIs(r.after) {
+				t.Errorf("recorded: %+v, %v", records[0], err)
+			}
+		})
+	}
+}
+
 // Of a target that is half merged nobody says that nothing was written to it.
 func TestStoppedAgain(t *testing.T) {
 	r := newRig(t, rig{})

@@ -232,8 +232,11 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		return fresh
 	}
 	way := "apply that one again to finish it"
-	if m.Kernel != nil {
+	switch {
+	case m.Kernel != nil:
 		way = ResumeWith(k.Target)
+	case m.New.Delta == "" && m.Base == "" && !k.Written.Known():
+		way = "nobody can tell whether this is that one: send a full delta (mount --full); --assume-base takes your word that it has all that was written, and ruins the target if not"
 	}
 	if m.Undo != nil {
 		way += ", or " + m.Undo.Path + " to undo it"
