@@ -338,7 +338,7 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		streamed = record.NewChunks(begun.chunks.Set(), decoder.Header().ChunkBytes, facts.EndBytes)
 		r.Merging.Changes = begun.changes
 		if err == nil && how.CoversAtEnd && !streamed.Covers(m.known.Written) {
-			err = errors.New("the delta does not have all chunks that the interrupted merge wrote")
+			err = errors.New("the delta does not have all chunks that the merge before wrote, which was interrupted: that one again finishes it, or a full one")
 		}
 	}
 	if err != nil {
