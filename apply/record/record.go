@@ -278,6 +278,9 @@ func (r *Record) check() error {
 		return errors.New("it says nothing")
 	case r.Evidence == nil || r.Fingerprint != nil:
 		return errors.New("no evidence")
+	case r.Since.Year() > 9000:
+		// A later one could not be written down.
+		return fmt.Errorf("since is %v", r.Since)
 	case r.Merging != nil && r.Merging.DoneChunks < 0:
 		return fmt.Errorf("done_chunks is %d", r.Merging.DoneChunks)
 	case len(r.Undos) > maxUndos:
@@ -394,9 +397,9 @@ func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 		restored := u.Holds
 		r.Holds, r.WrittenSince, r.Written, r.Last.Undo = &restored, u.WrittenSince, u.Written, u.UndoneBy
 		r.forget(u)
-		return
 	}
-	if u := m.Undo; u != nil {
+	// Of an undo that was interrupted, the way back is what it restores.
+	if u := m.Undo; u != nil && (m.Restores == nil || u.Delta != m.Restores.Delta) {
 		r.forget(u)
 		r.Undos = append(r.Undos, *u)
 		r.Undos = r.Undos[max(0, len(r.Undos)-maxUndos):]

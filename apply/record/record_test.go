@@ -67,6 +67,8 @@ func TestRecordRefuses(t *testing.T) {
 		{`}}`, `}`},
 		{`"holds"`, `"written_since":{},"written_file":"../x.chunks","holds"`},
 		{`"holds"`, `"merging":{"new":{},"done_chunks":-1},"holds"`},
+		{`"holds"`, `"merging":{"new":{},"done_chunks":0,"page":"../x"},"holds"`},
+		{`"holds"`, `"since":"9999-12-31T23:59:59Z","holds"`},
 	} {
 		b := strings.Replace(good, change[0], change[1], 1)
 		if r, err := Parse([]byte(b)); err == nil {
@@ -101,6 +103,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`))
 	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"merging":{"new":{},"done_chunks":3},"written_since":{},"written_file":"a.chunks"}`))
 	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"touched":"x","merging":{"new":{},"done_chunks":0,"kernel":{"store":"/a","consume":true,"name":"n","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`))
+	f.Add([]byte(`{"version":2,"key":"k","target":"/t","holds":{},"since":"2026-01-01T00:00:00Z","merging":{"base":"A","new":{"snapshot":"B"},"began":"2026-01-01T00:00:00Z","page":"P","restores":{"file":"/u","delta":"d","holds":{}},"changes":[{"at":1,"bytes":2,"digest":"x","changed":true}],"done_chunks":0},"undos":[{"file":"/u","delta":"d","of":"e","holds":{}}],"evidence":{"size_bytes":1,"self":{"modified_ns":1},"below":[{"device":"x","instance":"y"}],"samples":[{"at":0,"bytes":1,"digest":"x"}]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := Parse(b)
 		if err != nil {
