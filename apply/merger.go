@@ -415,7 +415,11 @@ func (m *merger) begin(facts record.Delta, how record.Decision, job record.Mergi
 			job.Page = m.page.ID
 		}
 	}
-	return r, m.state.Save(r)
+	if err = m.state.Save(r); err != nil && m.page != nil {
+		// A full disk gets no fuller by trying again.
+		err = errors.Join(err, m.state.RemovePage(m.key, m.page))
+	}
+	return r, err
 }
 
 // alreadyDone is the result of a merge that was done before. It may have been

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,6 +114,33 @@ type unwritableFile struct{ file }
 
 func (unwritableFile) WriteAt([]byte, int64) (int, error) { return 0, errStopped }
 func (unwritableFile) punchHole(_, _ int64) error         { return errStopped }
+
+// unrecorded is a storage that has no room for a record.
+type unrecorded struct{ disk }
+
+func (unrecorded) rename(_, _ string) error { return syscall.ENOSPC }
+
+// A full disk gets no fuller by trying again.
+func TestNothingIsLeftWhereNothingCanBeRecorded(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.dir)
+	r.delta = filepath.Join(r.dir, "other") // a full one, which needs no set of chunks
+	sealedFile(t, r.delta, "", "other", make([]byte, len(r.after)), r.after, 0)
+	before := r.stateFiles()
+	if err := r.apply(unrecorded{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("error %v", err)
+	}
+	if after := r.stateFiles(); !slices.Equal(after, before) || !r.targetIs(r.base) {
+		t.Errorf("left: %v, and before %v", after, before)
+	}
+}
+
+func (r *rig) stateFiles() []string {
+	r.t.Helper()
+	list, err := filepath.Glob(filepath.Join(r.dir, "state", "*"))
+	must(r.t, err)
+	return list
+}
 
 // What others write to a half merged target shows as well after a run that was to finish
 // it, or a full delta, and that wrote nothing.

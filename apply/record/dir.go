@@ -63,6 +63,9 @@ func pageName(key, id string) string { return fileName(key) + "-" + id + pageSuf
 
 func (d Dir) file(key, suffix string) string { return filepath.Join(d.Path, fileName(key)+suffix) }
 
+// lockBytes is how long a lock file is: always as long, so that it is never half written.
+const lockBytes = 20
+
 // ErrLocked says that another process has locked a target.
 var ErrLocked = errors.New("another process has locked it")
 
@@ -82,10 +85,8 @@ func (d Dir) Lock(key string) (*os.File, error) {
 		err = ErrLocked
 	}
 	if err == nil {
-		// For whoever asks who has it.
-		if err = f.Truncate(0); err == nil {
-			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-		}
+		// For whoever asks who has it, who may do so at any moment.
+		_, err = f.WriteAt(fmt.Appendf(nil, "%-*d", lockBytes, os.Getpid()), 0)
 	}
 	if err != nil {
 		f.Close()
@@ -105,11 +106,11 @@ func (d Dir) LockedBy(key string) int {
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil || whole.Type == unix.F_UNLCK {
 		return 0
 	}
-	b, err := io.ReadAll(io.LimitReader(f, 20))
+	b, err := io.ReadAll(io.LimitReader(f, lockBytes))
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(string(b))
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
 		return 0
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -97,6 +98,48 @@ func TestLockKeepsTheSecondOut(t *testing.T) {
 		t.Fatalf("after it was closed: %v", err)
 	}
 	again.Close()
+}
+
+// At every moment a locked target is known to be, or status would call it interrupted.
+func TestLockedByAtEveryMoment(t *testing.T) {
+	d := Dir{t.TempDir(), plainFiles{}}
+	lock := func() *os.File {
+		t.Helper()
+		f, err := d.Lock("k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	first := lock()
+	if pid := d.LockedBy("k"); pid != os.Getpid() {
+		t.Errorf("locked by %d", pid)
+	}
+	first.Close()
+	if pid := d.LockedBy("k"); pid != 0 {
+		t.Errorf("locked by %d when it is closed", pid)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			b, err := os.ReadFile(d.file("k", lockSuffix))
+			if err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
+				t.Errorf("%q, %v", b, err)
+				return
+			}
+		}
+	}()
+	for range 5000 {
+		lock().Close()
+	}
+	close(stop)
+	<-done
 }
 
 func FuzzRecord(f *testing.F) {
