@@ -322,29 +322,6 @@ func TestUndoOfAFullDelta(t *testing.T) {
 	}
 }
 
-// What an undo overwrites can be saved as well: that is a way back like any other.
-func TestUndoOfAnUndo(t *testing.T) {
-	r := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(r.dir)
-	must(t, r.apply(nil))
-	after := r.recorded()
-	forward := filepath.Join(r.dir, "forward")
-	r.mustApply(r.undo, forward)
-	if undos := r.recorded().Undos; !r.targetIs(r.base) || len(undos) != 1 || undos[0].Path != forward {
-		t.Errorf("undone: %+v", undos)
-	}
-	// Once more, there is nothing to do, and the file is there.
-	r.mustApply(r.undo, forward)
-	r.mustApply(forward, "")
-	if got := r.recorded(); !r.targetIs(r.after) || !reflect.DeepEqual(got.Holds, after.Holds) || !reflect.DeepEqual(got.WrittenSince, after.WrittenSince) || len(got.Undos) > 0 {
-		t.Errorf("forward again: %+v", got)
-	}
-	r.mustApply(r.undo, "")
-	if !r.targetIs(r.base) {
-		t.Error("and back")
-	}
-}
-
 // A name for the undo file that is a FIFO is refused, and nobody waits for its other end.
 func TestUndoIntoAFIFO(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})

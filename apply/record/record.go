@@ -397,9 +397,9 @@ func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 		restored := u.Holds
 		r.Holds, r.WrittenSince, r.Written, r.Last.Undo = &restored, u.WrittenSince, u.Written, u.UndoneBy
 		r.forget(u)
+		return
 	}
-	// Of an undo that was interrupted, the way back is what it restores.
-	if u := m.Undo; u != nil && (m.Restores == nil || u.Delta != m.Restores.Delta) {
+	if u := m.Undo; u != nil {
 		r.forget(u)
 		r.Undos = append(r.Undos, *u)
 		r.Undos = r.Undos[max(0, len(r.Undos)-maxUndos):]
