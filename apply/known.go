@@ -227,7 +227,7 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 			if _, err := from.ReadAt(will, data[i]); err != nil && err != io.EOF {
 				return nil, fmt.Errorf("delta: %w", err)
 			}
-			if s, differs := record.Difference(at[i], held, will); differs && len(found) < record.MaxChanges/2 {
+			if s, changes := changedPlace(at[i], held, will, m.isHalfMerged(), m.random); changes && len(found) < record.MaxChanges/2 {
 				found = append(found, s)
 			}
 		}

@@ -42,9 +42,25 @@ type begun struct {
 	changes []record.Sample
 	looked  int64
 	random  *rand.Rand
+	// interrupted says that another merge was, and may have written the same.
+	interrupted bool
 }
 
-func (m *merger) newBegun() *begun { return &begun{random: m.random} }
+func (m *merger) newBegun() *begun { return &begun{random: m.random, interrupted: m.isHalfMerged()} }
+
+func (m *merger) isHalfMerged() bool { return m.known.Record != nil && m.known.Merging != nil }
+
+// changedPlace is a sample of a place where the target, which holds something now, will
+// hold something else. If a merge was interrupted, what is there already may be what
+// that has changed, so any place is one.
+func changedPlace(off int64, now, will []byte, interrupted bool, random *rand.Rand) (s record.Sample, changes bool) {
+	s, changes = record.Difference(off, now, will)
+	if changes || !interrupted || len(will) == 0 {
+		return s, changes
+	}
+	at := random.Int64N(int64(len(will)-1)/record.PlaceBytes+1) * record.PlaceBytes
+	return record.NewSample(off+at, will[at:min(int64(len(will)), at+record.PlaceBytes)]), true
+}
 
 // lookBytes is how much of what will be overwritten is looked at, at most, for a place
 // that changes.
@@ -71,7 +87,7 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 	if _, err := t.ReadAt(now, off); err != nil {
 		return fmt.Errorf("read %d bytes at byte %d: %w", len(now), off, err)
 	}
-	s, differs := record.Difference(off, now, will)
+	s, differs := changedPlace(off, now, will, b.interrupted, b.random)
 	switch {
 	case !differs:
 	case at < int64(len(b.changes)):
