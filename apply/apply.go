@@ -179,7 +179,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	}
 	defer m.close()
 	if info, err := blockdev.Stat(r); err == nil {
-		if err := m.target.checkApart(info); err != nil {
+		if err := m.o.system().checkApart(m.target, info); err != nil {
 			return Result{}, err
 		}
 	}

@@ -277,6 +277,8 @@ func (s *drives) subject(t *target) (record.Subject, func(), error) {
 
 func (s *drives) checkUnused(*target, ours) error { return nil }
 
+func (s *drives) checkApart(*target, blockdev.Info) error { return nil }
+
 // driveStorage is a storage that counts what is written to drives.
 type driveStorage struct {
 	storage

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,8 +41,12 @@ var (
 // nothing but the delta's own chunks.
 func TestHistories(t *testing.T) {
 	if *oneHistory != 0 {
-		h := &history{seed: *oneHistory}
-		err := h.live()
+		h, err := newHistory(*oneHistory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(h.system.dir)
+		err = h.live()
 		t.Log(h.story())
 		if err != nil {
 			t.Fatal(err)
@@ -58,8 +63,13 @@ func TestHistories(t *testing.T) {
 				if i < len(regressions) {
 					seed = regressions[i]
 				}
-				h := &history{seed: seed}
-				if err := h.live(); err != nil {
+				h, err := newHistory(seed)
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = h.live()
+				os.RemoveAll(h.system.dir)
+				if err != nil {
 					t.Fatalf("go test ./apply -run TestHistories -history %d\n%s%v", seed, h.story(), err)
 				}
 			}
@@ -379,17 +389,23 @@ func (h *history) newFile(name string) string {
 	return h.path(fmt.Sprintf("%s%d", name, h.files))
 }
 
-// live makes up a history. It is an error if something in it goes wrong.
-func (h *history) live() error {
-	h.r = rand.New(rand.NewPCG(h.seed, 11))
+// newHistory is one that has nothing yet, in a directory of its own.
+func newHistory(seed uint64) (*history, error) {
 	dir, err := os.MkdirTemp("/dev/shm", "ddsfs-history-")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	h.system = &drives{dir: dir, keying: keying(h.r.IntN(int(keyings)))}
+	h := &history{
+		seed: seed, r: rand.New(rand.NewPCG(seed, 11)), system: &drives{dir: dir, keying: byStable},
+		named: map[string][]byte{}, claims: map[string]*claim{},
+	}
 	h.state = record.Dir{Path: h.path("state"), Files: files{disk{}}}
-	h.named, h.claims = map[string][]byte{}, map[string]*claim{}
+	return h, nil
+}
+
+// live makes up a history. It is an error if something in it goes wrong.
+func (h *history) live() error {
+	h.system.keying = keying(h.r.IntN(int(keyings)))
 	h.makeStates()
 	kind := driveKind(h.r.IntN(int(driveKinds)))
 	for range 1 + h.r.IntN(2) {
@@ -408,7 +424,7 @@ func (h *history) live() error {
 		return err
 	}
 	h.tell("%d drives of kind %d, keys %d, %d states of %d bytes", len(h.system.all), kind, h.system.keying, len(h.states), len(h.states[0].content))
-	for step := range 5 + h.r.IntN(5) {
+	for step := range 4 + h.r.IntN(5) {
 		if err := h.step(step); err != nil {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
@@ -428,6 +444,8 @@ func (h *history) makeStates() {
 	if h.chance(10) {
 		size += 100
 	}
+	// Of what is small, samples all over a volume show nothing.
+	most := []int{40, 300, 1500}[h.r.IntN(3)]
 	content := make([]byte, size)
 	h.fill(content)
 	for i := range 4 + h.r.IntN(3) {
@@ -446,7 +464,7 @@ func (h *history) makeStates() {
 		touched := make(sectors, sectorCount(len(next)))
 		for range 1 + h.r.IntN(8) {
 			at := h.r.IntN(len(content))
-			part := next[at:min(len(content), at+1+h.r.IntN(1500))]
+			part := next[at:min(len(content), at+1+h.r.IntN(most))]
 			switch h.r.IntN(6) {
 			case 0:
 				clear(part)
@@ -828,7 +846,7 @@ func (h *history) apply(a *attempt) error {
 		}
 		h.again = nil
 	} else if !isRefused {
-		h.again, h.undisturbed = a, a.fault > 0 && !a.power
+		h.again, h.undisturbed = a, !a.power && (errors.Is(err, errStopped) || errors.Is(err, syscall.EIO))
 	}
 	return h.note(a, c, unsure, key, held, now, before, err)
 }
@@ -1037,11 +1055,11 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 		next.undos, next.nothing = nil, true
 	}
 	next.lied = h.poisoned(p) || !p.full() && (c != nil && c.lied || !h.honest(p, held) || a.forgotten)
-	// What undoes a merge brings its record back.
-	if known && !a.any {
+	// What undoes a merge brings its record back, a full one whatever is there.
+	if (known || p.full() && c != nil && !c.damaged && c.drive == a.drive) && !a.any {
 		i := slices.IndexFunc(c.undos, func(u undone) bool { return p.digest != "" && u.by.digest == p.digest })
 		switch {
-		case c.half() && a.how == asStream: // it is not known by its digest
+		case c.half() && (!known || a.how == asStream): // it is not known by its digest
 		case c.half() && p == c.merging:
 			next.restores = c.restores
 		case c.half() && c.wayBack != nil && p == c.wayBack.by:
@@ -1049,7 +1067,7 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 		case !c.half() && i >= 0 && a.how != asStream && !h.isDone(a, c) && (p.full() || p.base != "" && p.base == c.holds || p.digest == c.lastUndo || c.covers(a)):
 			next.restores = &c.undos[i]
 		}
-		if c.half() && c.wayBack != nil && a.how != asStream && (p == c.merging || p == c.wayBack.by || p.digest == c.wayBack.of) {
+		if known && c.half() && c.wayBack != nil && a.how != asStream && (p == c.merging || p == c.wayBack.by || p.digest == c.wayBack.of) {
 			next.wayBack = c.wayBack
 		}
 	}
@@ -1600,4 +1618,86 @@ func (h *history) lose() error {
 		}
 	}
 	return nil
+}
+
+// A merge that was killed, wherever, and finished by the same command, shows in samples
+// as any other when the target is rolled back to what it held before.
+func TestRollbackAfterAKill(t *testing.T) {
+	for how := asFile; how <= asStream; how++ {
+		for fault, done := 1, false; !done; fault++ {
+			h, err := newHistory(uint64(fault))
+			if err != nil {
+				t.Fatal(err)
+			}
+			done, err = h.killedAndRolledBack(how, fault)
+			os.RemoveAll(h.system.dir)
+			if err != nil {
+				t.Fatalf("%s%v", h.story(), err)
+			}
+			if done && fault < 15 {
+				t.Fatalf("only %d operations", fault)
+			}
+		}
+	}
+}
+
+// killedAndRolledBack tells whether the merge was done before the operation at which it
+// was to be killed.
+func (h *history) killedAndRolledBack(how transport, fault int) (done bool, err error) {
+	content := make([]byte, 16<<10)
+	for i, at := range []int{0, 5000, 12000} {
+		part := content[at : at+40]
+		h.fill(part)
+		name := fmt.Sprint("s", i)
+		h.states = append(h.states, state{name, slices.Clone(content)})
+		h.named[name] = h.states[i].content
+	}
+	h.changed = make([]sectors, 2)
+	for i, at := range []int{5000, 12000} {
+		h.changed[i] = make(sectors, sectorCount(len(content)))
+		h.changed[i].touch(at, at+40)
+	}
+	if err := errors.Join(h.system.add(aDisk, make([]byte, len(content))), h.system.link()); err != nil {
+		return false, err
+	}
+	d := h.system.all[0]
+	apply := func(i, j int, a attempt) error {
+		var err error
+		if a.p == nil {
+			a.p, err = h.newParcel(i, j, flavour{named: true, sealed: true})
+		}
+		a.drive, a.name = d, d.stable
+		return errors.Join(err, h.apply(&a))
+	}
+	if err := apply(-1, 0, attempt{}); err != nil {
+		return false, err
+	}
+	before, err := d.content()
+	if err != nil {
+		return false, err
+	}
+	p, err := h.newParcel(0, 1, flavour{named: true, sealed: true})
+	if err != nil {
+		return false, err
+	}
+	// Chunks are small enough to be samples.
+	for p.chunkBytes > record.PlaceBytes {
+		if p, err = h.newParcel(0, 1, flavour{named: true, sealed: true}); err != nil {
+			return false, err
+		}
+	}
+	if err := apply(0, 1, attempt{p: p, how: how, fault: fault}); err != nil {
+		return false, err
+	}
+	done = h.again == nil
+	if !done {
+		if err := apply(0, 1, attempt{p: p, how: how}); err != nil {
+			return false, err
+		}
+	}
+	h.tell("rolled back")
+	if err := h.others(d, before); err != nil {
+		return false, err
+	}
+	return done, apply(1, 2, attempt{})
 }

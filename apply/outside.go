@@ -2,6 +2,7 @@ package apply
 
 import (
 	"ddsfs/apply/record"
+	"ddsfs/cow/blockdev"
 )
 
 // outside is what the system around a target knows of it: its names, what is counted
@@ -15,6 +16,8 @@ type outside interface {
 	subject(t *target) (s record.Subject, done func(), err error)
 	// checkUnused refuses a target that somebody else uses without having claimed it.
 	checkUnused(t *target, o ours) error
+	// checkApart refuses a delta that is read from the target itself.
+	checkApart(t *target, delta blockdev.Info) error
 }
 
 // system is the operating system.
@@ -29,3 +32,5 @@ func (system) aliases(t *target) ([]string, error) { return t.info.KeyAliases() 
 func (system) subject(t *target) (record.Subject, func(), error) { return t.subject() }
 
 func (system) checkUnused(t *target, o ours) error { return t.checkUnused(o) }
+
+func (system) checkApart(t *target, delta blockdev.Info) error { return t.checkApart(delta) }
