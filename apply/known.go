@@ -41,7 +41,10 @@ func (m *merger) readKnown() error {
 	}
 	if m.known.Touched = r.Touched; m.known.Touched == "" {
 		m.known.Touched, m.notCompared = m.touched(r, m.state.Writes(r, m.known.Written))
-		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) {
+		if m.known.Touched == "" && !blockdev.KeySurvivesReboot(m.key) && m.target.info.Block && r.Evidence.IsOld() {
+			m.known.Touched = "an earlier version recorded it, in another boot, and without samples"
+		}
+		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) && m.target.info.Block {
 			m.known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
 		}
 	}
@@ -132,6 +135,11 @@ func (m *merger) forgetAliases() error {
 		}
 		if err := m.state.Forget(alias); err != nil {
 			return err
+		}
+		if alias != m.alias {
+			if err := m.state.Tidy(alias, nil); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

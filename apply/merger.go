@@ -98,7 +98,7 @@ func (m *merger) close() {
 // take notes which file the delta is in: it must be another one than the target, and
 // not change from now on.
 func (m *merger) take(in *blockdev.Device) error {
-	if err := m.target.checkApart(in.Info()); err != nil {
+	if err := m.o.system().checkApart(m.target, in.Info()); err != nil {
 		return err
 	}
 	before, err := in.Counter()
@@ -310,6 +310,9 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	}
 	skip := job.DoneChunks
 	r, err := m.begin(facts, how, job)
+	if err != nil && m.known.Damaged == nil {
+		err = errors.Join(err, m.takeBack())
+	}
 	if err != nil {
 		return Result{}, err
 	}

@@ -157,6 +157,8 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 		fresh.Held = nil
 		fresh.Warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
 		return fresh
+	case !d.Chunks.Known() && d.New != "" && d.New == k.Holds.Snapshot:
+		return refuse("it is recorded to hold %s, to which the delta leads, already: without --stream, apply compares the two", d.New)
 	case d.Base == "":
 		return refuse("the delta does not say which state it starts from, and the target is recorded to hold %s: make it with names (mount --base-id, --new-id); --assume-base takes your word that it is right, and what the target then holds has no name", NameOf(k.Holds.Snapshot))
 	}

@@ -47,6 +47,13 @@ func (f *fingerprint) evidence() *Evidence {
 	return e
 }
 
+// IsOld tells whether the evidence is that of a record of version 1, made in another
+// boot: a disk whose name does not survive that may be another one.
+func (e *Evidence) IsOld() bool {
+	boot, err := bootID()
+	return e.Self.Instance == "" && e.Self.Inode == 0 && (err != nil || e.Self.BootID != boot)
+}
+
 func (e *Evidence) check() error {
 	if e.SizeBytes < 0 {
 		return fmt.Errorf("size_bytes is %d", e.SizeBytes)
@@ -234,7 +241,8 @@ func (t Trace) touchedFile(now Trace, grown bool, writes *Writes) string {
 	case grown:
 		return "" // which changes its times
 	case writes != nil:
-		if writes.page == nil || now.ModifiedNS == t.ModifiedNS || now.ModifiedNS <= writes.page.latestNS() {
+		// A tool can put the time of the last write back, and not this one.
+		if writes.page == nil || now.AttributeNS == t.AttributeNS || now.AttributeNS <= writes.page.latestNS() {
 			return ""
 		}
 		return "it was written to after the merge that was interrupted"

@@ -78,11 +78,11 @@ func TestCounted(t *testing.T) {
 		"half merged, there anew":                 {Evidence{Self: device("1", 8, 0)}, Evidence{Self: device("2", 0, 0)}, merging(8192, 8192, 0), false},
 		"half merged, there anew, and written to": {Evidence{Self: device("1", 8, 0)}, Evidence{Self: device("2", 8, 0)}, merging(8192, 8192, 0), true},
 		"half merged, no page":                    {Evidence{Self: device("1", 8, 0)}, Evidence{Self: device("1", 1000, 0)}, &Writes{}, false},
-		"half merged file":                        {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 5*second, 9)}, merging(1, 1, 5*second), false},
-		"half merged file, within a write":        {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 5*second+1, 9)}, merging(1, 2, 5*second), false},
-		"half merged file, written to":            {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 5*second+1, 9)}, merging(1, 1, 5*second), true},
-		"that, within a write":                    {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 6*second, 9)}, merging(1, 2, 5*second), true},
-		"half merged file, not yet written":       {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 1, 9)}, merging(0, 0, 0), false},
+		"half merged file":                        {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 5*second, 5*second)}, merging(1, 1, 5*second), false},
+		"half merged file, within a write":        {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 5*second+1, 5*second+1)}, merging(1, 2, 5*second), false},
+		"half merged file, written to":            {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 1, 5*second+1)}, merging(1, 1, 5*second), true},
+		"that, within a write":                    {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 6*second, 6*second)}, merging(1, 2, 5*second), true},
+		"half merged file, not yet written":       {Evidence{Self: file(7, 1, 1)}, Evidence{Self: file(7, 1, 1)}, merging(0, 0, 0), false},
 	} {
 		if why := c.then.counted(&c.now, c.writes); (why != "") != c.touched {
 			t.Errorf("%s: %q", name, why)
