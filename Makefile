@@ -130,6 +130,7 @@ need = @missing=; \
 unit:
 	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc)
 	$(GO) test -race -count=1 -timeout 2h ./...
+	$(GO) test -count=1 -timeout 2h -run "^TestHistories$$" ./apply
 
 # The completions in shells that not everybody has.
 completions:
