@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"syscall"
 	"time"
@@ -35,10 +34,8 @@ func (k *kernelMerger) follow(ctx context.Context, r *record.Record, device mapp
 	before, err := k.wait(ctx, r, device)
 	var done *record.Record
 	if err == nil {
-		run := record.Run{
-			Began: began.UTC().Truncate(time.Second), Seconds: math.Round(time.Since(began).Seconds()*1000) / 1000,
-			Chunks: from.Chunks, DataBytes: from.Chunks * c, WrittenBytes: (from.Chunks - before) * c,
-		}
+		run := record.NewRun(began)
+		run.Chunks, run.DataBytes, run.WrittenBytes = from.Chunks, from.Chunks*c, (from.Chunks-before)*c
 		done, err = k.settle(r, device, run)
 	}
 	if err != nil {

@@ -227,10 +227,9 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 				now, at, data = append(now, make([]byte, bytes)), append(at, off), append(data, layout.DataOffset(i)+within)
 			}
 		}
-		if _, err := content.ReadPieces(now, at); err != nil {
-			return nil, fmt.Errorf("target: %w", err)
-		}
-		for i, held := range now {
+		// One that can't be read is no sample, and may be written all the same.
+		n, _ := content.ReadPieces(now, at)
+		for i, held := range now[:n] {
 			will := make([]byte, len(held))
 			if _, err := from.ReadAt(will, data[i]); err != nil && err != io.EOF {
 				return nil, fmt.Errorf("delta: %w", err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -366,10 +365,9 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	if streams && how.Since != nil {
 		written = m.allStreamed(how, streamed)
 	}
-	return result, m.finish(r, written, record.Run{
-		Began: began.UTC().Truncate(time.Second), Seconds: math.Round(time.Since(began).Seconds()*1000) / 1000,
-		Chunks: result.Exceptions, DataBytes: result.DataBytes, WrittenBytes: result.WrittenBytes,
-	})
+	run := record.NewRun(began)
+	run.Chunks, run.DataBytes, run.WrittenBytes = result.Exceptions, result.DataBytes, result.WrittenBytes
+	return result, m.finish(r, written, run)
 }
 
 // begin records durably what is about to be done to the target.

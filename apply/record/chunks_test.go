@@ -24,7 +24,7 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	sizes := []int64{512, 1024, 2048, 4096}
 	covered := 0
-	for range 20000 {
+	for range 3000 {
 		draw := func(dense int) (Chunks, []bool, int64) {
 			chunkBytes := sizes[random.IntN(len(sizes))]
 			endBytes := 4096 + random.Int64N(4096)
@@ -73,7 +73,7 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 			t.Fatalf("%+v, bytes %d to %d: contains %v, touches %v", a, begin, end, a.Contains(begin, end), a.Touches(begin, end))
 		}
 	}
-	if covered < 1000 {
+	if covered < 100 {
 		t.Errorf("only %d sets were covered", covered)
 	}
 }

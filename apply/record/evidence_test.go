@@ -121,7 +121,7 @@ func (m memory) ReadPieces(pieces [][]byte, offsets []int64) (int, error) {
 // merge changed, however small that was, and goes on showing after more merges.
 func TestSamplesShowARollback(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
-	const size = 64 << 20
+	const size = 8 << 20
 	content := make([]byte, size)
 	e := Evidence{SizeBytes: size}
 	var err error
@@ -131,7 +131,7 @@ func TestSamplesShowARollback(t *testing.T) {
 	if len(e.Samples) != 2+places {
 		t.Fatalf("%d samples", len(e.Samples))
 	}
-	for merge := range 50 {
+	for merge := range 20 {
 		at := random.Int64N(size/PlaceBytes) * PlaceBytes
 		will := make([]byte, PlaceBytes)
 		will[7] = byte(merge + 1)

@@ -92,6 +92,11 @@ type Run struct {
 	WrittenBytes int64     `json:"written_bytes"` // of them, by the run that finished it
 }
 
+// NewRun is a run that ends now.
+func NewRun(began time.Time) Run {
+	return Run{Began: began.UTC().Truncate(time.Second), Seconds: time.Since(began).Round(time.Millisecond).Seconds()}
+}
+
 func (r *Run) delta() string {
 	if r == nil {
 		return ""

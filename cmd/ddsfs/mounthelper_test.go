@@ -259,7 +259,7 @@ func TestNofail(t *testing.T) {
 		t.Errorf("-v says %q", got)
 	}
 	u.as(root, "mount", "-t", "ddsfs", missing, m, "-o", "full").fails(32, missing, "no such file")
-	u.as(root, "mount", "-t", "ddsfs", source, m, "-o", "nofail,cow="+source).fails(32, "magic")
+	u.as(root, "mount", "-t", "ddsfs", source, m, "-o", "nofail,cow="+source).fails(32, source)
 	r := u.as(root, "mount", "-t", "ddsfs", missing, m, "-o", "nofail,full,bogus")
 	r.program = "mount.ddsfs"
 	r.fails(1, "bogus")
