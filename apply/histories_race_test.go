@@ -2,4 +2,4 @@
 
 package apply
 
-const defaultHistories = 1000
+const defaultHistories = 300
