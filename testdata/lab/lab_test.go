@@ -18,6 +18,13 @@ const (
 	observingTests = "^TestKilled$"
 )
 
+// TestTwoProcessors is for what user-mode-linux has too few processors for, and has
+// ddsfs and another kernel at the same thing at the same time. It takes the longest, and
+// begins first.
+func TestTwoProcessors(t *testing.T) {
+	some(t, QEMU, observingTests+"|^Test(GrowingStore|KernelMergeServes|Attach|LVM)$")
+}
+
 // TestScenarios boots a guest for all that no other of them has, or for those below it
 // that go test -run names, whichever they are: TestScenarios/TestPair/chunk=512.
 func TestScenarios(t *testing.T) {
@@ -31,12 +38,6 @@ func TestReplication(t *testing.T) { some(t, UML, replicationTests) }
 func TestDevices(t *testing.T)     { some(t, UML, deviceTests) }
 func TestKernel(t *testing.T)      { some(t, UML, kernelTests) }
 func TestTargets(t *testing.T)     { some(t, UML, targetTests) }
-
-// TestTwoProcessors is for what user-mode-linux has too few processors for, and has
-// ddsfs and another kernel at the same thing at the same time.
-func TestTwoProcessors(t *testing.T) {
-	some(t, QEMU, observingTests+"|^Test(GrowingStore|KernelMergeServes|Attach|LVM)$")
-}
 
 func some(t *testing.T, kernel Kernel, tests string) {
 	t.Parallel()
