@@ -367,11 +367,14 @@ type history struct {
 	named   map[string][]byte // what each name means
 	parcels []*parcel
 	claims  map[string]*claim // by the key
+	taken   *parcel           // the last one
 	again   *attempt          // what was interrupted
 	// undisturbed says that nothing happened since.
 	undisturbed bool
-	files       int
-	told        []string
+	// disturbed is the drive that others wrote to just now.
+	disturbed *drive
+	files     int
+	told      []string
 }
 
 func (h *history) tell(format string, args ...any) {
@@ -844,7 +847,7 @@ func (h *history) apply(a *attempt) error {
 		if !excused && !h.honest(a.p, held) {
 			return errors.New("something wrong is taken")
 		}
-		h.again = nil
+		h.again, h.taken = nil, a.p
 	} else if !isRefused {
 		h.again, h.undisturbed = a, !a.power && (errors.Is(err, errStopped) || errors.Is(err, syscall.EIO))
 	}
@@ -1329,13 +1332,17 @@ func (h *history) checkStatus() error {
 // step is what happens next.
 func (h *history) step(n int) error {
 	d := h.system.all[h.r.IntN(len(h.system.all))]
+	disturbed := h.disturbed
+	if disturbed != nil && h.chance(80) {
+		d = disturbed
+	}
 	held, err := d.content()
 	if err != nil {
 		return err
 	}
+	undisturbed := h.undisturbed
+	h.disturbed, h.undisturbed = nil, false
 	what := h.r.IntN(100)
-	disturbed := !h.undisturbed
-	h.undisturbed = false
 	switch {
 	case n == 0 && what < 80:
 		p, err := h.newParcel(-1, h.r.IntN(len(h.states)), flavour{named: true, sealed: true})
@@ -1343,14 +1350,16 @@ func (h *history) step(n int) error {
 			return err
 		}
 		return h.command(d, p)
-	case n == 0 || what < 72:
-		h.undisturbed = !disturbed
-		return h.makeUp(d, held)
-	case what < 82:
+	case h.again != nil && h.again.drive == d && disturbed == nil && what < 20:
 		return h.write(d, held)
-	case what < 91:
+	case n == 0 || what < 70 || disturbed != nil && what < 95:
+		h.undisturbed = undisturbed
+		return h.makeUp(d, held)
+	case what < 79:
+		return h.write(d, held)
+	case what < 89:
 		return h.rollBack(d, held)
-	case what < 95:
+	case what < 94:
 		return h.move(d)
 	case what < 97:
 		return h.grow(d, len(held)+(1+h.r.IntN(8))*cow.SectorBytes)
@@ -1398,6 +1407,9 @@ func (h *history) makeUp(d *drive, held []byte) error {
 	}
 	if h.chance(15) {
 		f.more = 1 + h.r.IntN(3)
+	}
+	if h.taken != nil && h.chance(8) {
+		return h.command(d, h.taken)
 	}
 	i, j := h.r.IntN(last), 0
 	switch what := h.r.IntN(100); {
@@ -1499,7 +1511,7 @@ func (h *history) write(d *drive, held []byte) error {
 	switch h.r.IntN(3) {
 	case 0:
 		begin = h.r.IntN(len(held))
-		end = min(len(held), begin+1+h.r.IntN(600))
+		end = min(len(held), begin+1+h.r.IntN([]int{20, 600}[h.r.IntN(2)]))
 	case 1:
 		end = min(len(held), edge)
 	}
@@ -1517,6 +1529,7 @@ func (h *history) write(d *drive, held []byte) error {
 }
 
 func (h *history) others(d *drive, content []byte) error {
+	h.disturbed = d
 	d.past = append(d.past, content)
 	return d.overwrite(content)
 }
