@@ -217,7 +217,7 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 		var now [][]byte
 		var at, data []int64
 		for _, i := range record.Spread(d.changed.Len(), record.MaxChanges/2, m.random) {
-			// Of a large chunk a part is looked at, which is another one each time.
+			// Only a part of a large chunk is looked at, another one each time.
 			within := int64(0)
 			if parts := d.header.ChunkBytes / lookBytes; parts > 1 {
 				within = m.random.Int64N(parts) * lookBytes

@@ -76,7 +76,7 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 			return nil
 		}
 	}
-	// Of a large piece a part is looked at.
+	// Only a part of a large piece is looked at.
 	part := int64(0)
 	if parts := int64(len(data)) / lookBytes; parts > 1 {
 		part = b.random.Int64N(parts) * lookBytes

@@ -90,7 +90,7 @@ func (m *merger) close() {
 	if m.lock != nil {
 		m.lock.Close()
 	}
-	// What is in it stays, and tells what was written.
+	// Its file stays, and tells what was written.
 	_ = m.page.Close()
 }
 

@@ -14,7 +14,7 @@
 // when. It outlives a process that is killed, so that writes of others show then as
 // well.
 //
-// What a target may take is one [Verdict], which [Decide] reaches from the record,
+// A delta is judged by one [Verdict], which [Decide] reaches from the record,
 // from what the evidence came to, and from what the delta says of itself. It rests on
 // one sentence that every step of a merge keeps true: the target holds what the state
 // WrittenSince held, except in the chunks written since.

@@ -228,7 +228,7 @@ func (t Trace) touched(now Trace, grown bool, writes *Writes) string {
 // sameCount tells whether both counts have the same beginning.
 func (t Trace) sameCount(now Trace) bool {
 	if t.Instance == "" {
-		// Of a record of version 1: it did not see a device that was made anew.
+		// Records of version 1 did not see a device that was made anew.
 		return t.BootID == now.BootID
 	}
 	return t.Instance == now.Instance
@@ -265,7 +265,7 @@ type Writes struct {
 // mayTouch tells whether the merge may have written to the place of a sample.
 func (w *Writes) mayTouch(s Sample) bool {
 	if w.All || !w.Chunks.Known() {
-		// What streams in is written in ascending order.
+		// A stream is written in ascending order.
 		return w.page == nil || s.At < w.page.end()
 	}
 	return w.Chunks.Touches(s.At, s.At+s.Bytes)

@@ -141,7 +141,7 @@ type Undo struct {
 	Delta string `json:"delta"`        // the digest that names the file's delta
 	Of    string `json:"of,omitempty"` // digest of the delta whose merge it undoes
 
-	// What was recorded before: what the target held, and what undid the merge that
+	// The record as it was before: what the target held, and what undid the merge that
 	// led there.
 	Holds        Content  `json:"holds"`
 	UndoneBy     string   `json:"undone_by,omitempty"`
@@ -316,6 +316,10 @@ func (r *Record) check() error {
 		if err := r.Undos[i].check(); err != nil {
 			return err
 		}
+	}
+	// A set that is cut at the beginning would be one that everything covers.
+	if r.File != "" && r.EndBytes == 0 && r.Evidence.SizeBytes > 0 {
+		return errors.New("no written_end")
 	}
 	for _, c := range []*Content{r.Holds, r.WrittenSince} {
 		if err := c.check(); err != nil {

@@ -68,6 +68,8 @@ func TestRecordRefuses(t *testing.T) {
 		{`}}`, `}`},
 		{`"holds"`, `"written_since":{},"written_file":"../x.chunks","holds"`},
 		{`"holds"`, `"merging":{"new":{},"done_chunks":-1},"holds"`},
+		{`"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}`,
+			`"version":2,"key":"k","target":"t","holds":{"snapshot":"A"},"written_since":{},"written_file":"a.chunks","evidence":{"size_bytes":1,"self":{}}`},
 		{`"holds"`, `"merging":{"new":{},"done_chunks":0,"page":"../x"},"holds"`},
 		{`"holds"`, `"since":"9999-12-31T23:59:59Z","holds"`},
 	} {
