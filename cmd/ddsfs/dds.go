@@ -16,7 +16,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 )
 
 // ddsName is the name that makes this binary dds.
@@ -130,7 +130,7 @@ func (d *dds) run(args []string) error {
 }
 
 func (d *dds) runExtract() error {
-	p, err := pair.Open(pair.Options{COW: d.cow, Source: d.source})
+	p, err := snapshots.Open(snapshots.Options{COW: d.cow, Source: d.source})
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 )
 
 // The exit codes, which scripts may rely on.
@@ -48,7 +48,7 @@ func exitCode(err error) int {
 		said       *reported
 		wrongUsage *usage
 		refused    *apply.RefusedError
-		source     *pair.OpenError
+		source     *snapshots.OpenError
 	)
 	switch {
 	case err == nil:

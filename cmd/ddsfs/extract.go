@@ -13,7 +13,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 )
 
 func extractCommand() *command {
@@ -74,7 +74,7 @@ func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
 // write writes the delta to the output. Nobody has all of it before the source was
 // asked whether it can be trusted: who calls dds looks at no exit code of this end
 // of the pipe.
-func (x *extract) write(p *pair.Pair) error {
+func (x *extract) write(p *snapshots.Pair) error {
 	if !x.toStdout() {
 		if err := x.checkOutput(p); err != nil {
 			return err
@@ -131,7 +131,7 @@ func (x *extract) write(p *pair.Pair) error {
 }
 
 // checkOutput refuses to write the delta over what it is made of.
-func (x *extract) checkOutput(p *pair.Pair) error {
+func (x *extract) checkOutput(p *snapshots.Pair) error {
 	out, err := blockdev.Lookup(x.output)
 	if err != nil {
 		return nil // a new file, or createOutput says what is wrong

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"ddsfs/cow"
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 )
 
 func infoCommand() *command {
@@ -69,7 +69,7 @@ func readStore(name string, quiet bool) (*cow.Store, error) {
 	}
 	bar := newCounter("reading the exception list", quiet)
 	defer bar.stop()
-	return pair.ReadStore(name, cow.StoreOptions{Progress: bar.set})
+	return snapshots.ReadStore(name, cow.StoreOptions{Progress: bar.set})
 }
 
 func printReport(out io.Writer, report cow.Report, asJSON bool) error {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 	"ddsfs/fs"
 )
 
@@ -174,7 +174,7 @@ func joinUnmount(err error, mounted *fs.Mounted) error {
 }
 
 // deltaFiles are the files of the mounted directory.
-func deltaFiles(p *pair.Pair) []fs.File {
+func deltaFiles(p *snapshots.Pair) []fs.File {
 	text := func(name, content string) fs.File {
 		r := strings.NewReader(content)
 		return fs.File{Name: name, Content: r, Size: r.Size()}

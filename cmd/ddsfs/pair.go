@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/pflag"
 
-	"ddsfs/cow/pair"
+	"ddsfs/cow/snapshots"
 )
 
 // pairUsage are the forms in which mount and extract take their devices, before
@@ -79,9 +79,9 @@ func (p *pairFlags) name() string {
 
 // open opens the devices, and warns of what they are. The bar shows how much of the
 // exception list was read.
-func (p *pairFlags) open(quiet bool) (*pair.Pair, error) {
+func (p *pairFlags) open(quiet bool) (*snapshots.Pair, error) {
 	bar := newCounter("reading the exception list", quiet)
-	opened, err := pair.Open(pair.Options{
+	opened, err := snapshots.Open(snapshots.Options{
 		Base: p.base, COW: p.cow, Source: p.source, Full: p.full,
 		BaseCheck: p.baseCheck, AllowLiveOrigin: p.allowLive, NewWasWritten: p.newWasWritten,
 		BaseID: p.baseID, NewID: p.newID,

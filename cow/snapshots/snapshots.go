@@ -1,4 +1,4 @@
-// Package pair makes a delta out of devices: the COW device of a base snapshot,
+// Package snapshots makes a delta out of devices: the COW device of a base snapshot,
 // which says what changed, and the new snapshot, which holds what is there now.
 //
 // The order matters. What a delta needs is on the COW device before the new
@@ -6,7 +6,7 @@
 // exception down before it lets the write to the origin through. So the new
 // snapshot is made first and the base's store is read then; what it gets after
 // that is superfluous and never wrong.
-package pair
+package snapshots
 
 import (
 	"errors"
