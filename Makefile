@@ -149,8 +149,9 @@ bench: build
 	$(GO) run ./testdata/bench -scale bin/ddsfs
 
 fuzz:
-	for target in FuzzReadStore FuzzDecoder FuzzParseSeal FuzzReadSet; do \
+	for target in FuzzReadStore FuzzDecoder FuzzParseSeal; do \
 	  $(GO) test ./cow -run '^$$' -fuzz "^$$target$$" -fuzztime 3m -fuzzminimizetime 2s || exit 1; done
+	$(GO) test ./cow/chunks -run '^$$' -fuzz FuzzRead -fuzztime 3m -fuzzminimizetime 2s
 	$(GO) test ./apply/record -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
 
 # Has a kernel write the stores of testdata/stores again.

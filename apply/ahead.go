@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 const (
@@ -19,13 +20,13 @@ const (
 // batch is what was decoded at once.
 type batch struct {
 	buf     []byte
-	runs    []cow.Run // their data is in buf, one run behind the other
-	highest uint64    // the highest chunk in the metadata that was read by then
+	runs    []chunks.Run // their data is in buf, one run behind the other
+	highest uint64       // the highest chunk in the metadata that was read by then
 }
 
 // piece is what a batch has for a run of chunks.
 type piece struct {
-	run   cow.Run
+	run   chunks.Run
 	off   int64  // where on the target it belongs
 	data  []byte // what of it is inside of the target
 	known int64  // so much of that is there already

@@ -11,6 +11,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 )
 
 // asked is a file that notes what is read of it, and what was asked for before.
@@ -49,10 +50,10 @@ func (a *asked) ReadAt(p []byte, off int64) (int, error) {
 // All that a merge compares with the target is asked for before it waits for any of
 // it, and nothing else is read.
 func TestComparedIsAskedFor(t *testing.T) {
-	const c, chunks = 4096, 120
-	volume := make([]byte, 3*chunks*c-100)
-	var changed cow.SetBuilder
-	for chunk := 2; chunk < 3*chunks; chunk += 3 { // the last one is partial
+	const c, count = 4096, 120
+	volume := make([]byte, 3*count*c-100)
+	var changed chunks.Builder
+	for chunk := 2; chunk < 3*count; chunk += 3 { // the last one is partial
 		changed.Add(uint64(chunk))
 		if chunk%2 == 0 {
 			for i := chunk * c; i < min(len(volume), (chunk+1)*c); i++ {
@@ -70,13 +71,13 @@ func TestComparedIsAskedFor(t *testing.T) {
 		all       bool
 		wantReads int
 	}{
-		{"zeros", 0, false, chunks / 2},
-		{"resumed", 50, false, 50 + (chunks-50)/2},
+		{"zeros", 0, false, count / 2},
+		{"resumed", 50, false, 50 + (count-50)/2},
 		{"zeros are written", 0, true, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := bytes.Clone(volume)
-			for chunk := 2 + 3*int(test.done); chunk < 3*chunks; chunk += 3 {
+			for chunk := 2 + 3*int(test.done); chunk < 3*count; chunk += 3 {
 				clear(before[chunk*c : min(len(before), (chunk+1)*c)])
 			}
 			path := newTargetFile(t, before)
@@ -90,7 +91,7 @@ func TestComparedIsAskedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer target.Close()
-			if _, err := mergeDelta(t.Context(), t, d, target, test.done, chunks, Options{WriteZeros: test.all}, nil); err != nil {
+			if _, err := mergeDelta(t.Context(), t, d, target, test.done, count, Options{WriteZeros: test.all}, nil); err != nil {
 				t.Fatal(err)
 			}
 			if watched.reads != test.wantReads || len(watched.wanted) != test.wantReads {
@@ -125,10 +126,10 @@ func (f *flushes) Sync() error {
 // What is recorded as done was flushed before: whether a flush fails, or a signal ends
 // the merge, which then flushes what it has written.
 func TestCheckpointsAreFlushed(t *testing.T) {
-	const c, chunks, every = 4096, 1000, 100
-	volume := bytes.Repeat([]byte{1, 2, 3, 4}, chunks*c/4)
-	var changed cow.SetBuilder
-	for chunk := uint64(0); chunk < chunks; chunk += 2 {
+	const c, count, every = 4096, 1000, 100
+	volume := bytes.Repeat([]byte{1, 2, 3, 4}, count*c/4)
+	var changed chunks.Builder
+	for chunk := uint64(0); chunk < count; chunk += 2 {
 		changed.Add(chunk)
 	}
 	d, err := cow.NewDelta(changed.Set(), c, int64(len(volume)), bytes.NewReader(volume))
@@ -156,7 +157,7 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 				}
 			}}
 		}
-		_, err = mergeDelta(ctx, t, d, target, 0, chunks/2, o, func(chunks int64) {
+		_, err = mergeDelta(ctx, t, d, target, 0, count/2, o, func(chunks int64) {
 			if checkpoints++; checkpoints != watched.count {
 				t.Errorf("checkpoint %d behind %d flushes", checkpoints, watched.count)
 			}
@@ -205,7 +206,7 @@ func newTargetFile(t *testing.T, b []byte) string {
 // A list that is shorter than it was is no end.
 func TestListThatLostChunks(t *testing.T) {
 	const c = 4096
-	var changed cow.SetBuilder
+	var changed chunks.Builder
 	changed.AddRange(0, 10)
 	d, err := cow.NewDelta(changed.Set(), c, 10*c, bytes.NewReader(bytes.Repeat([]byte{1}, 10*c)))
 	if err != nil {
@@ -235,7 +236,7 @@ func TestPagesOfZeros(t *testing.T) {
 	pages[1][1] = 1           // begins with a zero
 	pages[3][zeroBytes-1] = 1 // ends with something else
 	volume := bytes.Join(pages, nil)
-	var changed cow.SetBuilder
+	var changed chunks.Builder
 	changed.Add(0)
 	d, err := cow.NewDelta(changed.Set(), c, c, bytes.NewReader(volume))
 	if err != nil {

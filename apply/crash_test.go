@@ -15,6 +15,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 var errStopped = errors.New("stopped")
@@ -260,7 +261,7 @@ const rigChunk = 512
 // sealedFile writes a sealed delta of the chunks in which two volumes differ.
 func sealedFile(t *testing.T, path, base, new string, before, after []byte, more ...uint64) {
 	t.Helper()
-	var changed cow.SetBuilder
+	var changed chunks.Builder
 	for at := 0; at < len(after); at += rigChunk {
 		end := min(at+rigChunk, len(after))
 		if !bytes.Equal(before[at:end], after[at:end]) {

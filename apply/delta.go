@@ -8,6 +8,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // delta is a delta that can be looked through before it is merged, and was.
@@ -18,7 +19,7 @@ type delta struct {
 	header    cow.Header
 	seal      *cow.Seal    // nil: the delta is not sealed
 	digests   *cow.Digests // of a sealed one
-	changed   *cow.Set
+	changed   *chunks.Set
 	report    cow.Report
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // loopDevice returns the name of a new loop device over a file. The kernel
@@ -147,7 +148,7 @@ func TestBaseCheckAndUndo(t *testing.T) {
 	base, new := make([]byte, volumeBytes), make([]byte, volumeBytes)
 	copy(base, noise[:volumeBytes])
 	copy(new, base)
-	var changed cow.SetBuilder
+	var changed chunks.Builder
 	for chunk := uint64(0); chunk*chunkBytes < volumeBytes; chunk += 3 {
 		changed.Add(chunk)
 		copy(new[chunk*chunkBytes:min((chunk+1)*chunkBytes, volumeBytes)], noise[1+chunk:])

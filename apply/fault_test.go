@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // feed is the other end of a pipe, into which b is written. What is left of it is not
@@ -33,21 +34,21 @@ func feed(t *testing.T, b []byte) *os.File {
 // writes before it knows.
 func TestFaultOfTheDelta(t *testing.T) {
 	t.Parallel()
-	const c, chunks = 512, 40
-	before, after := make([]byte, chunks*c), make([]byte, chunks*c)
+	const c, count = 512, 40
+	before, after := make([]byte, count*c), make([]byte, count*c)
 	for i := range after {
 		after[i] = byte(i*7 + i/c)
 		if i/c%3 == 0 {
 			after[i] = before[i]
 		}
 	}
-	var changed cow.SetBuilder
-	for i := range uint64(chunks) {
+	var changed chunks.Builder
+	for i := range uint64(count) {
 		if i%3 != 0 {
 			changed.Add(i)
 		}
 	}
-	d, err := cow.NewDelta(changed.Set(), c, chunks*c, bytes.NewReader(after))
+	d, err := cow.NewDelta(changed.Set(), c, count*c, bytes.NewReader(after))
 	must(t, err)
 	s, err := cow.NewSealed(d, cow.SealOptions{New: "new", BaseContent: bytes.NewReader(before)})
 	must(t, err)
@@ -157,7 +158,7 @@ func TestFaultOfTheDelta(t *testing.T) {
 // where it broke off.
 func TestStreamThatBreaksOff(t *testing.T) {
 	const volumeBytes = 4 << 20
-	var all cow.SetBuilder
+	var all chunks.Builder
 	all.AddRange(0, volumeBytes/4096)
 	d, err := cow.NewDelta(all.Set(), 4096, volumeBytes, bytes.NewReader(bytes.Repeat([]byte("x"), volumeBytes)))
 	must(t, err)

@@ -19,6 +19,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 var (
@@ -515,7 +516,7 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 			p.base = h.states[i].name
 		}
 	}
-	var chunks cow.SetBuilder
+	var chunks chunks.Builder
 	p.sectors = make(sectors, sectorCount(len(to)))
 	for at := 0; at < len(to); at += p.chunkBytes {
 		if end := min(at+p.chunkBytes, len(to)); touched.touches(at, end) {

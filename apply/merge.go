@@ -12,6 +12,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 const (
@@ -36,7 +37,7 @@ type writer struct {
 // begun is what a merge of a delta that streams in has begun to write: until its end
 // nobody can say what it has.
 type begun struct {
-	chunks cow.SetBuilder
+	chunks chunks.Builder
 	// changes are samples of what it changed, each of the places that it wrote to with
 	// the same chance.
 	changes []record.Sample

@@ -15,12 +15,13 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // sealed is the sealed delta of a whole volume.
 func sealed(t *testing.T, volume io.ReaderAt, volumeBytes int64) *cow.Sealed {
 	t.Helper()
-	var all cow.SetBuilder
+	var all chunks.Builder
 	all.AddRange(0, uint64(volumeBytes/4096))
 	d, err := cow.NewDelta(all.Set(), 4096, volumeBytes, volume)
 	if err != nil {

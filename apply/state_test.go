@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // A record that can't be understood is not taken for none.
@@ -191,7 +192,7 @@ func TestBaseCheck(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(r.dir, "state")); err != nil {
 		t.Fatal(err)
 	}
-	var changed cow.SetBuilder
+	var changed chunks.Builder
 	for at := 0; at < len(r.after); at += rigChunk {
 		end := min(at+rigChunk, len(r.after))
 		if string(r.base[at:end]) != string(r.after[at:end]) {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+
+	"ddsfs/cow/chunks"
 )
 
 // readAll takes all pieces, and keeps what they were.
@@ -23,11 +25,11 @@ func readAll(a *Ahead) (all []byte, err error) {
 // once.
 func TestReadAhead(t *testing.T) {
 	r := rand.New(rand.NewPCG(21, 22))
-	for _, chunks := range []uint64{0, 1, 300, 2000} {
+	for _, count := range []uint64{0, 1, 300, 2000} {
 		const c = 4096
 		v := &volume{data: randomBytes(r.Uint64(), int64(c*3000))}
-		var b SetBuilder
-		b.AddRange(500, 500+chunks)
+		var b chunks.Builder
+		b.AddRange(500, 500+count)
 		d, err := NewDelta(b.Set(), c, int64(len(v.data)), v)
 		if err != nil {
 			t.Fatal(err)
@@ -39,23 +41,23 @@ func TestReadAhead(t *testing.T) {
 		a := ReadAhead(s, s.Size())
 		got, err := readAll(a)
 		if err != io.EOF || int64(len(got)) != s.Size() {
-			t.Fatalf("%d chunks: %d bytes of %d, %v", chunks, len(got), s.Size(), err)
+			t.Fatalf("%d chunks: %d bytes of %d, %v", count, len(got), s.Size(), err)
 		}
 		a.Close()
 		read := int64(0)
 		for _, span := range v.reads() {
 			read += span.bytes
 		}
-		if read != int64(chunks)*c {
-			t.Errorf("%d chunks: %d bytes of the source were read", chunks, read)
+		if read != int64(count)*c {
+			t.Errorf("%d chunks: %d bytes of the source were read", count, read)
 		}
 		want := make([]byte, s.Size())
 		if _, err := s.ReadAt(want, 0); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d chunks: it differs: %v", chunks, err)
+			t.Errorf("%d chunks: it differs: %v", count, err)
 		}
 		unsealed, err := readAll(ReadAhead(d, d.Size()))
 		if plain, _ := io.ReadAll(io.NewSectionReader(d, 0, d.Size())); err != io.EOF || !bytes.Equal(unsealed, plain) {
-			t.Errorf("%d chunks, unsealed: it differs: %v", chunks, err)
+			t.Errorf("%d chunks, unsealed: it differs: %v", count, err)
 		}
 	}
 }
@@ -65,7 +67,7 @@ func TestReadAheadError(t *testing.T) {
 	const c = 4096
 	data := randomBytes(4, 2000*c)
 	bad := errors.New("bad sector")
-	var b SetBuilder
+	var b chunks.Builder
 	b.AddRange(0, 2000)
 	d, err := NewDelta(b.Set(), c, int64(len(data)), &failing{volume: volume{data: data}, from: 1000*c + 512, end: 1000*c + 1024, err: bad})
 	if err != nil {
@@ -88,7 +90,7 @@ func TestReadAheadAfterAnError(t *testing.T) {
 	const c = 4096
 	bad := errors.New("bad sector")
 	source := &failing{volume: volume{data: randomBytes(1, 100*c)}, from: 50 * c, end: 50*c + 1, err: bad}
-	var b SetBuilder
+	var b chunks.Builder
 	b.AddRange(0, 100)
 	d, err := NewDelta(b.Set(), c, 100*c, source)
 	if err != nil {
@@ -117,7 +119,7 @@ func TestReadAheadAfterAnError(t *testing.T) {
 func TestReadAheadClosed(t *testing.T) {
 	const c = 4096
 	v := &volume{data: make([]byte, 5000*c)}
-	var b SetBuilder
+	var b chunks.Builder
 	b.AddRange(0, 5000)
 	d, err := NewDelta(b.Set(), c, int64(len(v.data)), v)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"ddsfs/cow/chunks"
 )
 
 // Base is what the base snapshot held in the chunks that changed since: the data
@@ -11,7 +13,7 @@ import (
 // It is an io.ReaderAt over the volume that knows the changed chunks only.
 type Base struct {
 	store     io.ReaderAt
-	changed   *Set
+	changed   *chunks.Set
 	newChunks []uint64 // of each changed chunk, in their order
 	chunk     int64    // bytes
 }
@@ -34,7 +36,7 @@ func ReadBase(r io.ReaderAt, s *Store) (*Base, error) {
 			}
 			// A live store may have more by now.
 			if s.Changed.Contains(e.old) {
-				b.newChunks[s.Changed.rank(e.old)] = e.new
+				b.newChunks[s.Changed.Rank(e.old)] = e.new
 			}
 		}
 	}
@@ -77,7 +79,7 @@ func (b *Base) read(pieces [][]byte, offsets []int64) (n int, err error) {
 			}
 			part := piece[done:min(int64(len(piece)), done+b.chunk-within)]
 			parts, chunks = append(parts, part), append(chunks, chunk)
-			at = append(at, int64(b.newChunks[b.changed.rank(chunk)])*b.chunk+within)
+			at = append(at, int64(b.newChunks[b.changed.Rank(chunk)])*b.chunk+within)
 			done += int64(len(part))
 		}
 	}

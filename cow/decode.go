@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"ddsfs/cow/chunks"
 )
 
 // ErrOutOfOrder says that a store's data chunks do not follow each other in the
@@ -125,7 +127,7 @@ func (d *Decoder) Areas() int64 { return d.parser.area }
 // the other without a gap, as their entries do in the delta. Behind the last one Next
 // returns io.EOF. An error, that one too, comes once all data before it was returned,
 // and nothing comes after it.
-func (d *Decoder) Next(p []byte, runs []Run) ([]Run, error) {
+func (d *Decoder) Next(p []byte, runs []chunks.Run) ([]chunks.Run, error) {
 	c := d.header.ChunkBytes
 	room := int64(len(p)) / c
 	if room == 0 {
@@ -147,7 +149,7 @@ func (d *Decoder) Next(p []byte, runs []Run) ([]Run, error) {
 			if last := len(runs) - 1; last >= before && runs[last].Chunk+uint64(runs[last].Count) == chunk {
 				runs[last].Count++
 			} else {
-				runs = append(runs, Run{chunk, 1})
+				runs = append(runs, chunks.Run{Chunk: chunk, Count: 1})
 			}
 		}
 		filled += n
@@ -226,7 +228,7 @@ func (d *Decoder) readArea() error {
 	if d.seal != nil {
 		// Its chunks ascend, which the parser has checked, so that none is there
 		// twice: nobody needs to remember them.
-		d.parser.changed = SetBuilder{}
+		d.parser.changed = chunks.Builder{}
 	}
 	if d.ordered {
 		low := uint64(offset/d.header.ChunkBytes) + 1

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"testing/iotest"
+
+	"ddsfs/cow/chunks"
 )
 
 // decode returns the data of each chunk that a decoder gives, with a buffer of
@@ -16,7 +18,7 @@ func decode(d *Decoder, bufferChunks int64) (map[uint64][]byte, error) {
 	c := d.Header().ChunkBytes
 	got := map[uint64][]byte{}
 	p := make([]byte, bufferChunks*c+c/2)
-	var runs []Run
+	var runs []chunks.Run
 	for {
 		var err error
 		runs, err = d.Next(p, runs[:0])
@@ -101,12 +103,12 @@ func same(a, b map[uint64][]byte) bool {
 // Adjacent chunks come in one run, whatever metadata stands between them.
 func TestDecoderRuns(t *testing.T) {
 	const c = 512
-	var chunks []uint64
+	var list []uint64
 	for i := range uint64(100) {
-		chunks = append(chunks, 1000+i)
+		list = append(list, 1000+i)
 	}
-	chunks = append(chunks, 2000)
-	store := buildStore(c, inOrder(c, chunks...), func(exception) []byte { return nil })
+	list = append(list, 2000)
+	store := buildStore(c, inOrder(c, list...), func(exception) []byte { return nil })
 	for _, open := range map[string]func() (*Decoder, error){
 		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
 		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
@@ -116,7 +118,7 @@ func TestDecoderRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := make([]byte, 70*c)
-		for _, want := range [][]Run{{{1000, 70}}, {{1070, 30}, {2000, 1}}} {
+		for _, want := range [][]chunks.Run{{{Chunk: 1000, Count: 70}}, {{Chunk: 1070, Count: 30}, {Chunk: 2000, Count: 1}}} {
 			if runs, err := d.Next(p, nil); !slices.Equal(runs, want) || err != nil {
 				t.Fatalf("%+v, %v; want %+v", runs, err, want)
 			}
@@ -135,13 +137,13 @@ func TestDecoderRuns(t *testing.T) {
 // All data before an error is returned before it, and nothing behind it.
 func TestDecoderErrorComesLast(t *testing.T) {
 	const c, perArea = 512, 512 / EntryBytes
-	chunks := make([]uint64, 2*perArea)
-	for i := range chunks {
-		chunks[i] = uint64(2 * i)
+	list := make([]uint64, 2*perArea)
+	for i := range list {
+		list[i] = uint64(2 * i)
 	}
-	list := inOrder(c, chunks...)
-	list[perArea].old = chunks[0] // twice
-	store := buildStore(c, list, func(e exception) []byte { return randomBytes(e.old, c) })
+	entries := inOrder(c, list...)
+	entries[perArea].old = list[0] // twice
+	store := buildStore(c, entries, func(e exception) []byte { return randomBytes(e.old, c) })
 	for name, open := range map[string]func() (*Decoder, error){
 		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
 		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
@@ -156,7 +158,7 @@ func TestDecoderErrorComesLast(t *testing.T) {
 			t.Fatalf("%s: %d runs, %v", name, len(runs), err)
 		}
 		for i, run := range runs {
-			if run != (Run{chunks[i], 1}) || !bytes.Equal(p[i*c:][:c], randomBytes(chunks[i], c)) {
+			if run != (chunks.Run{Chunk: list[i], Count: 1}) || !bytes.Equal(p[i*c:][:c], randomBytes(list[i], c)) {
 				t.Fatalf("%s: run %d is %+v", name, i, run)
 			}
 		}
@@ -242,7 +244,7 @@ func BenchmarkDecoder(b *testing.B) {
 		{"pipe", func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) }},
 	} {
 		b.Run(way.name, func(b *testing.B) {
-			p, runs := make([]byte, 1<<20), []Run(nil)
+			p, runs := make([]byte, 1<<20), []chunks.Run(nil)
 			b.SetBytes(int64(len(store)))
 			b.ReportAllocs()
 			for b.Loop() {

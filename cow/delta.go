@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"ddsfs/cow/chunks"
 )
 
 // Delta is the exception store of a set of changed chunks whose data is in a
@@ -13,7 +15,7 @@ import (
 // no data, so that any number of readers may use it at once.
 type Delta struct {
 	layout      Layout
-	changed     *Set
+	changed     *chunks.Set
 	volumeBytes int64
 	source      io.ReaderAt
 	first       [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
@@ -22,7 +24,7 @@ type Delta struct {
 
 // NewDelta returns the delta of the changed chunks of a volume that source holds
 // in its first volumeBytes bytes.
-func NewDelta(changed *Set, chunkBytes, volumeBytes int64, source io.ReaderAt) (*Delta, error) {
+func NewDelta(changed *chunks.Set, chunkBytes, volumeBytes int64, source io.ReaderAt) (*Delta, error) {
 	l, err := NewLayout(chunkBytes, uint64(changed.Len()))
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
@@ -52,7 +54,7 @@ func (d *Delta) Size() int64 { return d.layout.Bytes() }
 func (d *Delta) Layout() Layout { return d.layout }
 
 // Changed is the set of chunks that the delta holds.
-func (d *Delta) Changed() *Set { return d.changed }
+func (d *Delta) Changed() *chunks.Set { return d.changed }
 
 // VolumeBytes is the size of the volume that the delta was taken from.
 func (d *Delta) VolumeBytes() int64 { return d.volumeBytes }
@@ -118,7 +120,7 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 // source, which it adds to needed.
 func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	c := d.layout.chunkBytes
-	var runs Cursor
+	var runs *chunks.Cursor
 	for n := 0; n < len(p); {
 		at, part := off+int64(n), p[n:]
 		within := at % c
@@ -133,8 +135,9 @@ func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 			n += len(part)
 			continue
 		}
-		if runs.set == nil {
-			runs = d.changed.Cursor(index)
+		if runs == nil {
+			at := d.changed.Cursor(index)
+			runs = &at
 		}
 		inArea := d.layout.perArea - index%d.layout.perArea
 		chunk, count := runs.Next(min(inArea, (within+int64(len(part))-1)/c+1))

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"ddsfs/cow/chunks"
 )
 
 // volume is a source that counts its reads.
@@ -66,13 +68,13 @@ func randomDelta(t testing.TB, r *rand.Rand) (d *Delta, v *volume, want []byte) 
 	limit := uint64((size-1)/int64(chunkBytes)) + 1
 	perArea := chunkBytes / 16
 	count := []int{0, 1, perArea - 1, perArea, perArea + 1, 3 * perArea, r.IntN(200)}[r.IntN(7)]
-	chunks := randomChunks(r, limit, count)
+	list := randomChunks(r, limit, count)
 	source := []io.ReaderAt{v, &queue{volume: v}}[r.IntN(2)]
-	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, source)
+	d, err := NewDelta(chunks.Of(list...), int64(chunkBytes), size, source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = buildStore(chunkBytes, inOrder(chunkBytes, chunks...), func(e exception) []byte {
+	want = buildStore(chunkBytes, inOrder(chunkBytes, list...), func(e exception) []byte {
 		return chunkOf(v.data, e.old, chunkBytes)
 	})
 	return d, v, want
@@ -117,7 +119,7 @@ func TestDeltaReadsAsTheStore(t *testing.T) {
 func TestDeltaReadsRunsAtOnce(t *testing.T) {
 	const c = 512 // 32 entries in an area
 	v := &queue{volume: &volume{data: randomBytes(1, 1000*c)}}
-	var b SetBuilder
+	var b chunks.Builder
 	b.AddRange(100, 140)
 	b.AddRange(400, 401)
 	b.AddRange(500, 510)
@@ -196,11 +198,11 @@ func TestDeltaReadError(t *testing.T) {
 	const c = 4096
 	bad := errors.New("bad sector")
 	data := randomBytes(3, 100*c)
-	d, err := NewDelta(setOf(10, 11, 50, 60), c, int64(len(data)), &failing{volume: volume{data: data}, from: 50*c + 512, end: 50*c + 1024, err: bad})
+	d, err := NewDelta(chunks.Of(10, 11, 50, 60), c, int64(len(data)), &failing{volume: volume{data: data}, from: 50*c + 512, end: 50*c + 1024, err: bad})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all SetBuilder
+	var all chunks.Builder
 	all.AddRange(0, 40)
 	all.AddRange(60, 61)
 	source := &volume{data: data[:60*c]}
@@ -221,7 +223,7 @@ func TestDeltaReadError(t *testing.T) {
 	if int64(n) != d.layout.DataOffset(2) || !bytes.Equal(p[n-c:n], data[11*c:12*c]) {
 		t.Errorf("%d bytes before the error", n)
 	}
-	short, err := NewDelta(setOf(10, 99), c, int64(len(data)), bytes.NewReader(data[:len(data)-1]))
+	short, err := NewDelta(chunks.Of(10, 99), c, int64(len(data)), bytes.NewReader(data[:len(data)-1]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +244,7 @@ func TestNewDeltaRefuses(t *testing.T) {
 		{[]uint64{1 << 60}, 4096, 1 << 40},
 		{[]uint64{0}, 4095, 1 << 40},
 	} {
-		if _, err := NewDelta(setOf(c.chunks...), c.chunkBytes, c.volumeBytes, bytes.NewReader(nil)); err == nil {
+		if _, err := NewDelta(chunks.Of(c.chunks...), c.chunkBytes, c.volumeBytes, bytes.NewReader(nil)); err == nil {
 			t.Errorf("%+v: taken", c)
 		}
 	}
@@ -279,7 +281,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestTableOfTooLargeAVolume(t *testing.T) {
-	d, err := NewDelta(setOf(maxTableNumber+1), 512, 1<<62, bytes.NewReader(nil))
+	d, err := NewDelta(chunks.Of(maxTableNumber+1), 512, 1<<62, bytes.NewReader(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +303,7 @@ func benchmarkDeltas(b *testing.B, run func(*testing.B, *Delta)) {
 		{"runs-of-64KiB", 16, 64},
 		{"single-chunks", 1, 4},
 	} {
-		var set SetBuilder
+		var set chunks.Builder
 		for at := uint64(0); at < size/c; at += bench.step {
 			set.AddRange(at, at+bench.run)
 		}

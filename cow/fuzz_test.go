@@ -88,3 +88,26 @@ func FuzzDecoder(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseSeal(f *testing.F) {
+	h := Header{Valid: true, ChunkBytes: 512}
+	first := Seal{VolumeBytes: 5000, Exceptions: 3, BodyBytes: 5 * 512, Base: "b"}.firstSector(h)
+	f.Add(first[:])
+	f.Add(make([]byte, 512))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= sealBytes {
+			sum := digestOf(b[:sealSumOffset]) // or nothing gets past it
+			copy(b[sealSumOffset:], sum[:])
+		}
+		s, err := ParseSeal(h, b)
+		if err != nil || s == nil {
+			return
+		}
+		h.Append(b[:0])
+		sum := digestOf(b[:sealSumOffset])
+		copy(b[sealSumOffset:], sum[:])
+		if again := s.firstSector(h); !bytes.Equal(again[:], b[:sealBytes]) {
+			t.Fatalf("%+v is written as another", s)
+		}
+	})
+}

@@ -5,19 +5,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+
+	"ddsfs/cow/chunks"
 )
 
 const (
 	// SectorBytes is the kernel's unit of device sizes, whatever the device's
 	// own block size is.
 	SectorBytes = 512
-
-	// MinChunkBytes is the smallest chunk the kernel accepts: one sector.
-	MinChunkBytes = SectorBytes
-
-	// MaxChunkBytes bounds what is allocated on the word of a header. It is 32
-	// times the largest chunk that LVM makes.
-	MaxChunkBytes = 16 << 20
 
 	// EntryBytes is the size of one exception in a metadata chunk.
 	EntryBytes = 16
@@ -57,7 +52,7 @@ func ParseHeader(b []byte) (Header, error) {
 	}
 	sectors := le.Uint32(b[12:])
 	bytes := int64(sectors) * SectorBytes
-	if err := checkChunkBytes(bytes); err != nil {
+	if err := chunks.CheckBytes(bytes); err != nil {
 		return Header{}, &FormatError{"chunk_size", uint64(sectors), 12, err.Error()}
 	}
 	return Header{Valid: valid == 1, ChunkBytes: bytes}, nil
@@ -116,13 +111,6 @@ func (h Header) Append(b []byte) []byte {
 	b = le.AppendUint32(b, valid)
 	b = le.AppendUint32(b, version)
 	return le.AppendUint32(b, uint32(h.ChunkBytes/SectorBytes))
-}
-
-func checkChunkBytes(bytes int64) error {
-	if bytes < MinChunkBytes || bytes > MaxChunkBytes || bytes&(bytes-1) != 0 {
-		return fmt.Errorf("a chunk must be a power of two from %d to %d sectors", MinChunkBytes/SectorBytes, MaxChunkBytes/SectorBytes)
-	}
-	return nil
 }
 
 // readFullAt fills p from r, a source, at off, or fails: a short read is

@@ -3,6 +3,8 @@ package cow
 import (
 	"fmt"
 	"math"
+
+	"ddsfs/cow/chunks"
 )
 
 // Layout is the arithmetic of a store whose data chunks follow each other in the
@@ -19,7 +21,7 @@ type Layout struct {
 // NewLayout returns the layout of a store with that many exceptions. It fails
 // if the chunk size is none, or the store's size is no int64.
 func NewLayout(chunkBytes int64, exceptions uint64) (Layout, error) {
-	if err := checkChunkBytes(chunkBytes); err != nil {
+	if err := chunks.CheckBytes(chunkBytes); err != nil {
 		return Layout{}, fmt.Errorf("chunk size of %d bytes: %w", chunkBytes, err)
 	}
 	// Areas take at most one chunk for each 32 exceptions, hence the factor of

@@ -3,6 +3,8 @@ package cow
 import (
 	"math"
 	"testing"
+
+	"ddsfs/cow/chunks"
 )
 
 func TestLayout(t *testing.T) {
@@ -48,8 +50,8 @@ func TestLayoutRefuses(t *testing.T) {
 		chunkBytes int64
 		exceptions uint64
 	}{
-		{0, 1}, {-512, 1}, {256, 1}, {513, 1}, {4097, 1}, {1536, 1}, {MaxChunkBytes * 2, 1},
-		{512, math.MaxUint64}, {512, math.MaxInt64 / 512}, {MaxChunkBytes, math.MaxInt64 / MaxChunkBytes},
+		{0, 1}, {-512, 1}, {256, 1}, {513, 1}, {4097, 1}, {1536, 1}, {chunks.MaxBytes * 2, 1},
+		{512, math.MaxUint64}, {512, math.MaxInt64 / 512}, {chunks.MaxBytes, math.MaxInt64 / chunks.MaxBytes},
 	} {
 		if l, err := NewLayout(c.chunkBytes, c.exceptions); err == nil {
 			t.Errorf("%+v: got a layout of %d bytes", c, l.Bytes())

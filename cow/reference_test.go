@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"ddsfs/cow/chunks"
 )
 
 // exception is one of a store that a test writes.
@@ -83,26 +85,14 @@ func randomChunks(r *rand.Rand, limit uint64, count int) []uint64 {
 	return chunks
 }
 
-func setOf(chunks ...uint64) *Set {
-	var b SetBuilder
-	for _, c := range chunks {
-		b.Add(c)
-	}
-	return b.Set()
-}
-
 // chunksOf lists a set.
-func chunksOf(s *Set) []uint64 {
-	var chunks []uint64
-	for c := s.Cursor(0); ; {
-		first, n := c.Next(s.Len())
-		if n == 0 {
-			return chunks
-		}
-		for i := range uint64(n) {
-			chunks = append(chunks, first+i)
+func chunksOf(s *chunks.Set) (list []uint64) {
+	for r := range s.Runs {
+		for i := range uint64(r.Count) {
+			list = append(list, r.Chunk+i)
 		}
 	}
+	return list
 }
 
 // randomBytes are n bytes that follow from seed.

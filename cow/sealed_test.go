@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"lukechampine.com/blake3"
+
+	"ddsfs/cow/chunks"
 )
 
 // sealStore puts a seal around a store, as its description reads.
@@ -67,13 +69,13 @@ func sealedDelta(t testing.TB, r *rand.Rand, withBase bool) (s *Sealed, v *volum
 	size := r.Int64N(6<<20) + 1
 	v = &volume{data: randomBytes(r.Uint64(), size)}
 	limit := uint64((size-1)/int64(chunkBytes)) + 1
-	chunks := randomChunks(r, limit, r.IntN(int(limit)+1))
-	d, err := NewDelta(setOf(chunks...), int64(chunkBytes), size, v)
+	list := randomChunks(r, limit, r.IntN(int(limit)+1))
+	d, err := NewDelta(chunks.Of(list...), int64(chunkBytes), size, v)
 	if err != nil {
 		t.Fatal(err)
 	}
 	store := func(data []byte) []byte {
-		return buildStore(chunkBytes, inOrder(chunkBytes, chunks...), func(e exception) []byte {
+		return buildStore(chunkBytes, inOrder(chunkBytes, list...), func(e exception) []byte {
 			return chunkOf(data, e.old, chunkBytes)
 		})
 	}
@@ -84,7 +86,7 @@ func sealedDelta(t testing.TB, r *rand.Rand, withBase bool) (s *Sealed, v *volum
 		o.BaseContent = bytes.NewReader(base)
 		bases = store(base)
 	}
-	want = sealStore(store(v.data), int(size), len(chunks), 0, o.Base, o.New, o.Origin, bases)
+	want = sealStore(store(v.data), int(size), len(list), 0, o.Base, o.New, o.Origin, bases)
 	s, err = NewSealed(d, o)
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +199,7 @@ func TestSealedNoticesAChangedSource(t *testing.T) {
 
 func TestSealedAsksBeforeTheTrailer(t *testing.T) {
 	bad := errors.New("overflowed")
-	d, err := NewDelta(setOf(1), 4096, 1<<20, zeros{})
+	d, err := NewDelta(chunks.Of(1), 4096, 1<<20, zeros{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +252,7 @@ func verifyAll(b []byte) error {
 // smallSealed is a sealed delta with every part, and as small as can be.
 func smallSealed(t testing.TB) []byte {
 	t.Helper()
-	d, err := NewDelta(setOf(3, 4, 9), 512, 5000, bytes.NewReader(randomBytes(1, 5000)))
+	d, err := NewDelta(chunks.Of(3, 4, 9), 512, 5000, bytes.NewReader(randomBytes(1, 5000)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,8 +327,8 @@ func TestSealHoldsEveryBit(t *testing.T) {
 func TestDigestsOfATarget(t *testing.T) {
 	r := rand.New(rand.NewPCG(27, 28))
 	base, after := randomBytes(1, 5<<20+700), randomBytes(2, 5<<20+700)
-	chunks := randomChunks(r, 5<<8, 900)
-	set := setOf(chunks...)
+	list := randomChunks(r, 5<<8, 900)
+	set := chunks.Of(list...)
 	d, err := NewDelta(set, 4096, int64(len(after)), bytes.NewReader(after))
 	if err != nil {
 		t.Fatal(err)
@@ -359,14 +361,14 @@ func TestDigestsOfATarget(t *testing.T) {
 	if got := bad(OfNew); int64(len(got)) != all {
 		t.Errorf("a target that holds the base: of %d blocks, %v differ from the new", all, got)
 	}
-	for _, c := range chunks {
+	for _, c := range list {
 		copy(target[c*4096:min((c+1)*4096, uint64(len(target)))], after[c*4096:])
 	}
 	if got := bad(OfNew); len(got) != 0 {
 		t.Errorf("a target that holds the new: blocks %v differ from it", got)
 	}
 	const i = 300
-	target[chunks[i]*4096+17]++
+	target[list[i]*4096+17]++
 	got := bad(OfNew)
 	if len(got) != 1 {
 		t.Fatalf("one byte changed: blocks %v differ", got)
@@ -400,10 +402,10 @@ func (b *badBlocks) ReadAt(p []byte, off int64) (int, error) {
 // Of a body of more blocks than are waiting at once, the first that can't be read is
 // told, and those far behind it are not read.
 func TestVerifyErrors(t *testing.T) {
-	const c, chunks = BlockBytes, 2 * digestsAtOnce
-	var set SetBuilder
-	set.AddRange(0, chunks)
-	d, err := NewDelta(set.Set(), c, chunks*c, zeros{})
+	const c, count = BlockBytes, 2 * digestsAtOnce
+	var set chunks.Builder
+	set.AddRange(0, count)
+	d, err := NewDelta(set.Set(), c, count*c, zeros{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -440,11 +442,11 @@ func TestVerifyErrors(t *testing.T) {
 
 // The trailer of a body that can't be read tells of its first bad block.
 func TestSealedTellsOfTheFirstBadBlock(t *testing.T) {
-	const c, chunks = BlockBytes, 20
-	var set SetBuilder
-	set.AddRange(0, chunks)
+	const c, count = BlockBytes, 20
+	var set chunks.Builder
+	set.AddRange(0, count)
 	source := &badBlocks{ReaderAt: zeros{}, bad: []int64{5, 6}, following: make(chan struct{})}
-	d, err := NewDelta(set.Set(), c, chunks*c, source)
+	d, err := NewDelta(set.Set(), c, count*c, source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,7 +464,7 @@ func TestSealedTellsOfTheFirstBadBlock(t *testing.T) {
 func TestDigester(t *testing.T) {
 	r := rand.New(rand.NewPCG(29, 30))
 	volume := randomBytes(1, 3<<20+700)
-	d, err := NewDelta(setOf(randomChunks(r, 3<<11, 5000)...), 512, int64(len(volume)), bytes.NewReader(volume))
+	d, err := NewDelta(chunks.Of(randomChunks(r, 3<<11, 5000)...), 512, int64(len(volume)), bytes.NewReader(volume))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -578,7 +580,7 @@ func TestIdentity(t *testing.T) {
 
 func BenchmarkSealed(b *testing.B) {
 	const c, size = 4096, 1 << 30
-	var set SetBuilder
+	var set chunks.Builder
 	set.AddRange(0, size/c)
 	source := bytes.NewReader(make([]byte, size))
 	d, err := NewDelta(set.Set(), c, size, source)
@@ -647,7 +649,7 @@ func TestSealedListIsCanonical(t *testing.T) {
 func TestSealedAsksBehindItsOwnReads(t *testing.T) {
 	bad := errors.New("overflowed")
 	v := &volume{data: randomBytes(1, 1<<20)}
-	d, err := NewDelta(setOf(1, 2), 4096, 1<<20, v)
+	d, err := NewDelta(chunks.Of(1, 2), 4096, 1<<20, v)
 	if err != nil {
 		t.Fatal(err)
 	}

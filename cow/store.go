@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
+
+	"ddsfs/cow/chunks"
 )
 
 // Store is what the metadata of an exception store says.
@@ -16,7 +17,7 @@ type Store struct {
 	// Areas is the number of metadata chunks that were read.
 	Areas int64
 	// Changed are the old_chunk numbers of its exceptions.
-	Changed *Set
+	Changed *chunks.Set
 	// Seal is the seal of a sealed delta, nil of anything else.
 	Seal *Seal
 	// Name is the digest that names a sealed delta, nil if that was not read.
@@ -73,17 +74,14 @@ func ReadStore(r io.ReaderAt, sizeBytes int64, o StoreOptions) (*Store, error) {
 	for {
 		window, err := areas.next()
 		if err != nil {
-			return nil, p.earlier(err)
+			return nil, err
 		}
 		for ; len(window) > 0; window = window[h.ChunkBytes:] {
-			used, err := p.scan(window[:h.ChunkBytes])
+			used, err := p.parse(window[:h.ChunkBytes])
 			if err != nil {
 				return nil, err
 			}
 			if used < p.perArea {
-				if err := p.flush(); err != nil {
-					return nil, err
-				}
 				return p.store(), nil
 			}
 		}
@@ -203,18 +201,8 @@ type metadataParser struct {
 	// division.
 	goodNew, goodNews uint64
 
-	// What was scanned goes into the set many at a time, in its order: of the
-	// exceptions, the first inSet are there, then come those that are pending, and
-	// then the run of old_chunks that the last ones make. Each is within a page.
-	changed SetBuilder
-	inSet   int64
-	pending []Run
-	run     Run
+	changed chunks.Builder
 }
-
-// This many runs wait for being put into the set together. Random exceptions of 1 TiB
-// in chunks of 4 KiB are then 16 for each of its pages.
-const maxPending = 1 << 16
 
 func newMetadataParser(h Header, sizeBytes, volumeBytes int64) *metadataParser {
 	if volumeBytes == 0 {
@@ -236,43 +224,52 @@ func (p *metadataParser) offset() int64 {
 // parse takes the metadata chunk of the next area and returns how many of its
 // entries are in use. If all are, another area follows.
 func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
-	if used, err = p.scan(metadata); err == nil {
-		err = p.flush()
-	}
-	return used, err
-}
-
-// scan is parse, but for finding out that an old_chunk is there twice: flush tells
-// that, and scan where it comes before another error.
-func (p *metadataParser) scan(metadata []byte) (used int64, err error) {
 	lastNew, lastOld := uint64(p.lastNew), p.lastOld
-	run := p.run
+	// Old chunks follow each other where much was written at once.
+	var run chunks.Run
+	var wrong error
 	for used < p.perArea {
 		e := entryAt(metadata, used)
 		if e.new == 0 {
 			break
 		}
 		if e.old >= p.volumeChunks || e.new-p.goodNew >= p.goodNews || p.seal != nil {
-			if err := p.check(e, used, lastOld); err != nil {
-				p.run = run
-				return 0, p.earlier(err)
+			if wrong = p.check(e, used, lastOld); wrong != nil {
+				break
 			}
 		}
-		if e.old != run.Chunk+uint64(run.Count) || e.old%pageChunks == 0 {
-			p.run = run
-			if err := p.endRun(); err != nil {
+		if e.old != run.Chunk+uint64(run.Count) {
+			if err := p.add(run, used); err != nil {
 				return 0, err
 			}
-			run = Run{Chunk: e.old}
+			run = chunks.Run{Chunk: e.old}
 		}
 		run.Count++
 		lastNew, lastOld = max(lastNew, e.new), max(lastOld, e.old)
 		used++
 	}
-	p.lastNew, p.lastOld, p.run = int64(lastNew), lastOld, run
+	if err := p.add(run, used); err != nil {
+		return 0, err
+	}
+	if wrong != nil {
+		return 0, wrong
+	}
+	p.lastNew, p.lastOld = int64(lastNew), lastOld
 	p.area++
 	p.exceptions += used
 	return used, nil
+}
+
+// add adds the run of the last old_chunks of the next area's first used entries. It
+// fails if one of them was there already.
+func (p *metadataParser) add(run chunks.Run, used int64) error {
+	end := run.Chunk + uint64(run.Count)
+	was := p.changed.AddRange(run.Chunk, end)
+	if was == end {
+		return nil
+	}
+	at := p.offset() + (used-int64(end-was))*EntryBytes
+	return &FormatError{"old_chunk", was, at, "is there twice"}
 }
 
 // check checks an entry of the next area, of which used were checked before.
@@ -304,52 +301,6 @@ func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 		return &FormatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
 	}
 	return nil
-}
-
-// endRun makes the run of the last exceptions pending.
-func (p *metadataParser) endRun() error {
-	if len(p.pending) == maxPending {
-		return p.flush()
-	}
-	if n := len(p.pending); n == cap(p.pending) {
-		p.pending = slices.Grow(p.pending, min(max(n, 64), maxPending-n))
-	}
-	if p.run.Count > 0 {
-		p.pending = append(p.pending, p.run)
-		p.run.Count = 0
-	}
-	return nil
-}
-
-// flush puts all that was scanned into the set.
-func (p *metadataParser) flush() error {
-	if p.run.Count > 0 {
-		p.pending = append(p.pending, p.run)
-		p.run.Count = 0
-	}
-	i, was := p.changed.addRuns(p.pending)
-	if i < len(p.pending) {
-		exception := p.inSet + int64(was-p.pending[i].Chunk)
-		for _, r := range p.pending[:i] {
-			exception += r.Count
-		}
-		at := metadataChunk(exception/p.perArea, p.perArea)*p.header.ChunkBytes + exception%p.perArea*EntryBytes
-		return &FormatError{"old_chunk", was, at, "is there twice"}
-	}
-	for _, r := range p.pending {
-		p.inSet += r.Count
-	}
-	p.pending = p.pending[:0]
-	return nil
-}
-
-// earlier returns the error of an exception that was scanned before err came up, or
-// err if there is none.
-func (p *metadataParser) earlier(err error) error {
-	if before := p.flush(); before != nil {
-		return before
-	}
-	return err
 }
 
 // areasInUse tells how many areas are in use for certain if the kernel says that the

@@ -3,6 +3,8 @@ package cow
 import (
 	"fmt"
 	"io"
+
+	"ddsfs/cow/chunks"
 )
 
 const (
@@ -24,7 +26,7 @@ const (
 // (new_chunk). It begins at byte i * TableLineBytes.
 type Table struct {
 	layout  Layout
-	changed *Set
+	changed *chunks.Set
 }
 
 // Table returns the delta's exception map. It fails if the volume is too large

@@ -3,13 +3,13 @@ package record
 import (
 	"math/rand/v2"
 
-	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // Chunks are chunks of a volume, with their size and with where the volume ends: what
 // a delta writes, or what was written. The zero value is a set that is not known.
 type Chunks struct {
-	set        *cow.Set
+	set        *chunks.Set
 	chunkBytes int64
 	// endBytes is where the last chunk is cut.
 	endBytes int64
@@ -17,7 +17,7 @@ type Chunks struct {
 
 // NewChunks are the chunks of the set, which have chunkBytes bytes each and of which
 // nothing lies past endBytes. A set of nil is one that is not known.
-func NewChunks(set *cow.Set, chunkBytes, endBytes int64) Chunks {
+func NewChunks(set *chunks.Set, chunkBytes, endBytes int64) Chunks {
 	if set == nil {
 		return Chunks{}
 	}
@@ -108,7 +108,7 @@ func (c Chunks) With(other Chunks) Chunks {
 		return Chunks{}
 	}
 	both := Chunks{chunkBytes: min(c.chunkBytes, other.chunkBytes), endBytes: max(c.endBytes, other.endBytes)}
-	var b cow.SetBuilder
+	var b chunks.Builder
 	for _, part := range []Chunks{c, other} {
 		if part.chunkBytes == both.chunkBytes {
 			b.AddSet(part.set)

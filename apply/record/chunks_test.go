@@ -4,7 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // bytesOf are the bytes that chunks hold, one after the other.
@@ -29,7 +29,7 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 			chunkBytes := sizes[random.IntN(len(sizes))]
 			endBytes := 4096 + random.Int64N(4096)
 			list := map[uint64]bool{}
-			var b cow.SetBuilder
+			var b chunks.Builder
 			for c := range uint64((endBytes-1)/chunkBytes) + 1 {
 				if random.IntN(10) < dense {
 					list[c] = true

@@ -4,12 +4,12 @@ import (
 	"strings"
 	"testing"
 
-	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // of are chunks of that size, of a volume that never ends.
 func of(chunkBytes int64, list ...uint64) Chunks {
-	var b cow.SetBuilder
+	var b chunks.Builder
 	for _, c := range list {
 		b.Add(c)
 	}

@@ -16,6 +16,7 @@ import (
 	"lukechampine.com/blake3"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // Files is how a directory's files are changed.
@@ -194,13 +195,13 @@ func (d Dir) SaveWritten(key string, c Chunks) (Written, error) {
 		return Written{}, nil
 	}
 	hash := blake3.New(cow.DigestBytes, nil)
-	if err := cow.WriteSet(hash, c.set, c.chunkBytes); err != nil {
+	if err := chunks.Write(hash, c.set, c.chunkBytes); err != nil {
 		return Written{}, err
 	}
 	digest := fmt.Sprintf("%x", hash.Sum(nil))
 	w := Written{File: fmt.Sprintf("%s-%s%s", fileName(key), digest[:16], chunksSuffix), Digest: digest, EndBytes: c.endBytes}
 	err := d.Files.Replace(filepath.Join(d.Path, w.File), func(f io.WriterAt) error {
-		return cow.WriteSet(io.NewOffsetWriter(f, 0), c.set, c.chunkBytes)
+		return chunks.Write(io.NewOffsetWriter(f, 0), c.set, c.chunkBytes)
 	})
 	if err != nil {
 		return Written{}, fmt.Errorf("state file: %w", err)
@@ -220,7 +221,7 @@ func (d Dir) LoadWritten(w Written) (Chunks, error) {
 	}
 	defer f.Close()
 	hash := blake3.New(cow.DigestBytes, nil)
-	set, chunkBytes, err := cow.ReadSet(io.TeeReader(f, hash))
+	set, chunkBytes, err := chunks.Read(io.TeeReader(f, hash))
 	if err == nil && fmt.Sprintf("%x", hash.Sum(nil)) != w.Digest {
 		err = errors.New("it is not what was written")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 )
 
 // Record is what is known of a target: what it holds, and what is under way. It is
@@ -212,7 +213,7 @@ func (k *KernelMerge) check(key string) error {
 		return fmt.Errorf("store is %q", k.Store)
 	case !ours || strings.Contains(random, "-"):
 		return fmt.Errorf("uuid is %q", k.UUID)
-	case k.ChunkSectors < 1 || k.ChunkSectors > cow.MaxChunkBytes/cow.SectorBytes || k.ChunkSectors&(k.ChunkSectors-1) != 0:
+	case k.ChunkSectors < 1 || k.ChunkSectors > chunks.MaxBytes/cow.SectorBytes || k.ChunkSectors&(k.ChunkSectors-1) != 0:
 		return fmt.Errorf("chunk_sectors is %d", k.ChunkSectors)
 	case k.Sectors < 1 || k.Sectors > math.MaxInt64/cow.SectorBytes:
 		return fmt.Errorf("sectors is %d", k.Sectors)

@@ -7,6 +7,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 )
 
 // members are what the device mapper says the devices of a pair are to each other.
@@ -197,7 +198,7 @@ func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
 
 // changes are the chunks of a delta, and where they are from.
 type changes struct {
-	chunks   *cow.Set
+	chunks   *chunks.Set
 	extended int64 // those from the base's end on
 	newOnly  int64 // those that only the new snapshot's store has
 	// unexplained are the chunks of the new snapshot's store, in units of its
@@ -213,7 +214,7 @@ type changes struct {
 // the base's end on if the volume is larger than that.
 func merge(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly bool) changes {
 	c := changes{chunks: base.Changed}
-	var all cow.SetBuilder
+	var all chunks.Builder
 	if volumeBytes > baseBytes {
 		all.AddSet(base.Changed)
 		all.AddRange(uint64(baseBytes/base.ChunkBytes), uint64((volumeBytes-1)/base.ChunkBytes)+1)
@@ -223,14 +224,14 @@ func merge(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly boo
 	if new == nil {
 		return c
 	}
-	written := cow.Rechunk(new.Changed, new.ChunkBytes, base.ChunkBytes, volumeBytes)
+	written := chunks.Rechunk(new.Changed, new.ChunkBytes, base.ChunkBytes, volumeBytes)
 	if c.chunks.ContainsAll(written) {
 		return c
 	}
 	unit := max(base.ChunkBytes, new.ChunkBytes)
-	known := cow.Rechunk(c.chunks, base.ChunkBytes, unit, volumeBytes)
+	known := chunks.Rechunk(c.chunks, base.ChunkBytes, unit, volumeBytes)
 	all.AddSet(known)
-	all.AddSet(cow.Rechunk(new.Changed, new.ChunkBytes, unit, volumeBytes))
+	all.AddSet(chunks.Rechunk(new.Changed, new.ChunkBytes, unit, volumeBytes))
 	c.unexplained = all.Set().Len() - known.Len()
 	if c.unexplained == 0 && newIsReadOnly {
 		return c // its chunks are larger than what was written to the volume

@@ -9,19 +9,20 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 )
 
 const kib = 1 << 10
 
-func store(chunkBytes int64, chunks ...uint64) *cow.Store {
-	var b cow.SetBuilder
-	for _, c := range chunks {
+func store(chunkBytes int64, list ...uint64) *cow.Store {
+	var b chunks.Builder
+	for _, c := range list {
 		b.Add(c)
 	}
 	return &cow.Store{Header: cow.Header{Valid: true, ChunkBytes: chunkBytes}, Changed: b.Set()}
 }
 
-func list(s *cow.Set) (chunks []uint64) {
+func list(s *chunks.Set) (chunks []uint64) {
 	for i := range s.Len() {
 		chunks = append(chunks, s.Chunk(i))
 	}

@@ -16,6 +16,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 )
 
 // The chunk size of a delta of a whole volume: no snapshot says one. With 64 KiB,
@@ -28,7 +29,7 @@ const (
 
 func fullChunkSize(volumeBytes int64) int64 {
 	size := int64(fullChunkBytes)
-	for size < cow.MaxChunkBytes && volumeBytes/size >= maxFullChunks {
+	for size < chunks.MaxBytes && volumeBytes/size >= maxFullChunks {
 		size *= 2
 	}
 	return size
@@ -129,7 +130,7 @@ func (p *Pair) open(o Options) (err error) {
 	if seal.New == "" && !p.members.live {
 		seal.New = info.DMUUID()
 	}
-	var changed *cow.Set
+	var changed *chunks.Set
 	var chunkBytes int64
 	p.warnOfSource()
 	if o.Full {
@@ -263,8 +264,8 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (io.ReaderAt, error) {
 	return device, nil
 }
 
-func allChunks(volumeBytes, chunkBytes int64) *cow.Set {
-	var all cow.SetBuilder
+func allChunks(volumeBytes, chunkBytes int64) *chunks.Set {
+	var all chunks.Builder
 	all.AddRange(0, uint64((volumeBytes-1)/chunkBytes)+1)
 	return all.Set()
 }

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/blockdev"
 	"ddsfs/fs"
 )
@@ -147,7 +148,7 @@ func (b *bench) makeVolume() error {
 
 // pattern measures all ways for one pattern of changes.
 func (b *bench) pattern(p pattern) (err error) {
-	var set cow.SetBuilder
+	var set chunks.Builder
 	var runs [][2]int64 // offset and bytes
 	for at := uint64(0); at < uint64(b.volumeBytes/chunkBytes); at += p.per {
 		set.AddRange(at, at+p.run)
@@ -450,7 +451,7 @@ func (b *bench) dropTarget() error {
 
 // writeStore writes the COW device of a snapshot with these exceptions: its
 // metadata, which is all that is read of it.
-func (b *bench) writeStore(changed *cow.Set) error {
+func (b *bench) writeStore(changed *chunks.Set) error {
 	l, err := cow.NewLayout(chunkBytes, uint64(changed.Len()))
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // Chain are states of a volume, each of which is made of the one before, and the
@@ -79,7 +80,7 @@ func (c *Chain) Full(t testing.TB, state int) string {
 func (c *Chain) MakeDeltas(t testing.TB) {
 	t.Helper()
 	for i := 1; i < len(c.States); i++ {
-		var changed cow.SetBuilder
+		var changed chunks.Builder
 		for _, chunk := range c.changed(i) {
 			changed.Add(uint64(chunk))
 		}

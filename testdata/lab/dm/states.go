@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 )
 
 // Names of the two states of [States] in its deltas' seals.
@@ -113,7 +114,7 @@ func (s *States) MakeDeltas(t testing.TB, dir string) {
 		return path
 	}
 	store := func(name string, before []byte) string {
-		var changed cow.SetBuilder
+		var changed chunks.Builder
 		for _, c := range s.Changed {
 			changed.Add(uint64(c))
 		}

@@ -1,4 +1,4 @@
-package cow
+package chunks
 
 import (
 	"math/rand/v2"
@@ -48,7 +48,7 @@ func TestSet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			shuffled := slices.Clone(want)
 			r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-			var b SetBuilder
+			var b Builder
 			for _, c := range shuffled {
 				if !b.Add(c) {
 					t.Fatalf("%d was there already", c)
@@ -93,7 +93,7 @@ func TestSet(t *testing.T) {
 func TestSetRuns(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	for name, chunks := range sets() {
-		s := setOf(chunks...)
+		s := Of(chunks...)
 		for range 300 {
 			if len(chunks) == 0 {
 				break
@@ -145,9 +145,9 @@ func TestSetUnion(t *testing.T) {
 	for nameA, a := range all {
 		for nameB, b := range all {
 			want := union(a, b)
-			var both SetBuilder
-			both.AddSet(setOf(a...))
-			both.AddSet(setOf(b...))
+			var both Builder
+			both.AddSet(Of(a...))
+			both.AddSet(Of(b...))
 			if got := chunksOf(both.Set()); !slices.Equal(got, want) {
 				t.Errorf("%s and %s: %d chunks, want %d", nameA, nameB, len(got), len(want))
 			}
@@ -159,7 +159,7 @@ func TestSetRange(t *testing.T) {
 	for _, c := range []struct{ first, end uint64 }{
 		{0, 0}, {5, 5}, {0, 1}, {65535, 65537}, {1, 65536}, {0, 65536}, {65536, 4*65536 + 1}, {3, 1 << 24},
 	} {
-		var b SetBuilder
+		var b Builder
 		b.Add(c.first + 1)
 		b.AddRange(c.first, c.end)
 		s := b.Set()
@@ -179,7 +179,7 @@ func TestSetRange(t *testing.T) {
 func TestSetAddRange(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for round := range 60 {
-		var b SetBuilder
+		var b Builder
 		var want [5 * pageChunks]bool
 		longest := []int{1, 3, 80, 70000}[round%4]
 		for range 100 + r.IntN(2000)/(1+longest/1000) {
@@ -244,27 +244,6 @@ func setBenches() []setBench {
 	}
 }
 
-// Runs of few pages, which are shared out: all of a page go to one goroutine.
-func TestSetAddRunsOfFewPages(t *testing.T) {
-	r := rand.New(rand.NewPCG(17, 18))
-	for range 30 {
-		var runs []Run
-		for _, v := range r.Perm(3 * pageChunks)[:2*minGrouped+r.IntN(999)] {
-			runs = append(runs, Run{Chunk: uint64(v), Count: 1})
-		}
-		var b SetBuilder
-		if n, _ := b.addRuns(runs); n != len(runs) || b.Set().Len() != int64(n) {
-			t.Fatalf("%d of %d runs", n, len(runs))
-		}
-		again := 100 + r.IntN(len(runs)-100)
-		runs[again] = runs[r.IntN(again)]
-		b = SetBuilder{}
-		if n, chunk := b.addRuns(runs); n != again || chunk != runs[again].Chunk {
-			t.Fatalf("run %d is there twice with chunk %d, not run %d with %d", again, runs[again].Chunk, n, chunk)
-		}
-	}
-}
-
 func BenchmarkSetAdd(b *testing.B) {
 	const count = 1 << 20
 	for _, bench := range setBenches() {
@@ -272,7 +251,7 @@ func BenchmarkSetAdd(b *testing.B) {
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				var s SetBuilder
+				var s Builder
 				for _, c := range chunks {
 					s.Add(c)
 				}
@@ -287,11 +266,11 @@ func BenchmarkSetUnion(b *testing.B) {
 	const count = 1 << 20
 	for _, bench := range setBenches() {
 		chunks := bench.chunks(count)
-		odd, even := setOf(chunks[:count/2]...), setOf(chunks[count/2:]...)
+		odd, even := Of(chunks[:count/2]...), Of(chunks[count/2:]...)
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				var s SetBuilder
+				var s Builder
 				s.AddSet(odd)
 				s.AddSet(even)
 				s.Set()
@@ -303,7 +282,7 @@ func BenchmarkSetUnion(b *testing.B) {
 
 func BenchmarkSetCursor(b *testing.B) {
 	for _, bench := range setBenches() {
-		s := setOf(bench.chunks(1 << 20)...)
+		s := Of(bench.chunks(1 << 20)...)
 		b.Run(bench.name, func(b *testing.B) {
 			r := rand.New(rand.NewPCG(1, 2))
 			b.ReportAllocs()
@@ -317,7 +296,7 @@ func BenchmarkSetCursor(b *testing.B) {
 
 func BenchmarkSetWalk(b *testing.B) {
 	for _, bench := range setBenches() {
-		s := setOf(bench.chunks(1 << 20)...)
+		s := Of(bench.chunks(1 << 20)...)
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -335,7 +314,7 @@ func BenchmarkSetWalk(b *testing.B) {
 func BenchmarkSetContains(b *testing.B) {
 	for _, bench := range setBenches() {
 		chunks := bench.chunks(1 << 20)
-		s := setOf(chunks...)
+		s := Of(chunks...)
 		b.Run(bench.name, func(b *testing.B) {
 			r := rand.New(rand.NewPCG(1, 2))
 			b.ReportAllocs()
@@ -352,7 +331,7 @@ func TestRechunk(t *testing.T) {
 		from, to := int64(512)<<r.IntN(6), int64(512)<<r.IntN(6)
 		volume := 1 + r.Int64N(1<<20)
 		count := uint64((volume-1)/from + 1)
-		var b SetBuilder
+		var b Builder
 		want := map[uint64]bool{}
 		for range r.IntN(50) {
 			c := r.Uint64N(count)
@@ -372,4 +351,32 @@ func TestRechunk(t *testing.T) {
 			}
 		}
 	}
+}
+
+// randomChunks are some chunks below limit, ascending, in runs or scattered.
+func randomChunks(r *rand.Rand, limit uint64, count int) []uint64 {
+	seen := map[uint64]bool{}
+	for len(seen) < min(count, int(limit)) {
+		first := r.Uint64N(limit)
+		for n := uint64(1 + r.IntN(40)*r.IntN(2)); n > 0 && first < limit && len(seen) < count; n-- {
+			seen[first] = true
+			first++
+		}
+	}
+	chunks := make([]uint64, 0, len(seen))
+	for c := range seen {
+		chunks = append(chunks, c)
+	}
+	slices.Sort(chunks)
+	return chunks
+}
+
+// chunksOf lists a set.
+func chunksOf(s *Set) (list []uint64) {
+	for r := range s.Runs {
+		for i := range uint64(r.Count) {
+			list = append(list, r.Chunk+i)
+		}
+	}
+	return list
 }

@@ -1,4 +1,4 @@
-package cow
+package chunks
 
 import (
 	"bufio"
@@ -13,8 +13,8 @@ import (
 // run before and the run's length.
 const setMagic = "ddsfset1"
 
-// WriteSet writes down a set of chunks of that size, compactly.
-func WriteSet(w io.Writer, s *Set, chunkBytes int64) error {
+// Write writes down a set of chunks of that size, compactly.
+func Write(w io.Writer, s *Set, chunkBytes int64) error {
 	out := bufio.NewWriter(w)
 	head := binary.LittleEndian.AppendUint64([]byte(setMagic), uint64(chunkBytes))
 	if _, err := out.Write(head); err != nil {
@@ -22,39 +22,36 @@ func WriteSet(w io.Writer, s *Set, chunkBytes int64) error {
 	}
 	end := uint64(0)
 	var b [2 * binary.MaxVarintLen64]byte
-	for c := s.Cursor(0); ; {
-		first, n := c.Next(s.count)
-		if n == 0 {
-			return out.Flush()
-		}
-		pair := binary.AppendUvarint(b[:0], first-end)
-		pair = binary.AppendUvarint(pair, uint64(n))
+	for r := range s.Runs {
+		pair := binary.AppendUvarint(b[:0], r.Chunk-end)
+		pair = binary.AppendUvarint(pair, uint64(r.Count))
 		if _, err := out.Write(pair); err != nil {
 			return err
 		}
-		end = first + uint64(n)
+		end = r.End()
 	}
+	return out.Flush()
 }
 
 // maxSetChunks bounds what a few bytes of a damaged file can ask for: 64 TiB in
 // chunks of 512 bytes.
 const maxSetChunks = 1 << 37
 
-// ReadSet reads a set that [WriteSet] wrote, to the end of r.
-func ReadSet(r io.Reader) (s *Set, chunkBytes int64, err error) {
+// Read reads a set that [Write] wrote, to the end of r.
+func Read(r io.Reader) (s *Set, chunkBytes int64, err error) {
 	in := bufio.NewReader(r)
 	head := make([]byte, len(setMagic)+8)
 	if _, err := io.ReadFull(in, head); err != nil {
 		return nil, 0, fmt.Errorf("set of chunks: header: %w", err)
 	}
 	size := binary.LittleEndian.Uint64(head[len(setMagic):])
-	if string(head[:len(setMagic)]) != setMagic || size > MaxChunkBytes {
+	if string(head[:len(setMagic)]) != setMagic || size > MaxBytes {
 		return nil, 0, errors.New("set of chunks: not one")
 	}
-	if err := checkChunkBytes(int64(size)); err != nil {
+	if err := CheckBytes(int64(size)); err != nil {
 		return nil, 0, fmt.Errorf("set of chunks: %w", err)
 	}
-	var b SetBuilder
+	var b Builder
 	end, count := uint64(0), uint64(0)
 	for {
 		gap, err := binary.ReadUvarint(in)
