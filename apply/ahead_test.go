@@ -10,13 +10,13 @@ import (
 	"testing"
 
 	"ddsfs/cow"
-	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
 
 // asked is a file that notes what is read of it, and what was asked for before.
 type asked struct {
-	file
+	files.File
 	wanted map[int64]int64
 	reads  int
 	// dropped says that all of it was dropped from the page cache before it was read.
@@ -24,19 +24,19 @@ type asked struct {
 	t       *testing.T
 }
 
-func (a *asked) dropCached(off, bytes int64) error {
-	if fi, err := a.os().Stat(); err != nil || off == 0 && bytes == fi.Size() && a.reads == 0 && len(a.wanted) == 0 {
+func (a *asked) DropCached(off, bytes int64) error {
+	if fi, err := a.OS().Stat(); err != nil || off == 0 && bytes == fi.Size() && a.reads == 0 && len(a.wanted) == 0 {
 		a.dropped = true
 	}
-	return a.file.dropCached(off, bytes)
+	return a.File.DropCached(off, bytes)
 }
 
-func (a *asked) willRead(off, bytes int64) {
+func (a *asked) WillRead(off, bytes int64) {
 	if a.reads > 0 {
 		a.t.Errorf("byte %d is asked for when %d reads were made", off, a.reads)
 	}
 	a.wanted[off] = bytes
-	a.file.willRead(off, bytes)
+	a.File.WillRead(off, bytes)
 }
 
 func (a *asked) ReadAt(p []byte, off int64) (int, error) {
@@ -44,7 +44,7 @@ func (a *asked) ReadAt(p []byte, off int64) (int, error) {
 	if a.wanted[off] != int64(len(p)) {
 		a.t.Errorf("%d bytes at byte %d are read, and %d were asked for", len(p), off, a.wanted[off])
 	}
-	return a.file.ReadAt(p, off)
+	return a.File.ReadAt(p, off)
 }
 
 // All that a merge compares with the target is asked for before it waits for any of
@@ -81,11 +81,11 @@ func TestComparedIsAskedFor(t *testing.T) {
 				clear(before[chunk*c : min(len(before), (chunk+1)*c)])
 			}
 			path := newTargetFile(t, before)
-			f, err := disk{}.openTarget(path, toWrite)
+			f, err := files.Disk{}.Open(path, files.ToWrite)
 			if err != nil {
 				t.Fatal(err)
 			}
-			watched := &asked{file: f, wanted: map[int64]int64{}, t: t}
+			watched := &asked{File: f, wanted: map[int64]int64{}, t: t}
 			target, err := newTarget(watched, path)
 			if err != nil {
 				t.Fatal(err)
@@ -109,7 +109,7 @@ func TestComparedIsAskedFor(t *testing.T) {
 
 // flushes is a file that notes how often it was flushed, and fails at one of them.
 type flushes struct {
-	file
+	files.File
 	count, failsAt int
 }
 
@@ -120,7 +120,7 @@ func (f *flushes) Sync() error {
 	if f.count == f.failsAt {
 		return errFlush
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // What is recorded as done was flushed before: whether a flush fails, or a signal ends
@@ -137,12 +137,12 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for failsAt := range 7 {
-		f, err := disk{}.openTarget(newTargetFile(t, make([]byte, len(volume))), toWrite)
+		f, err := files.Disk{}.Open(newTargetFile(t, make([]byte, len(volume))), files.ToWrite)
 		if err != nil {
 			t.Fatal(err)
 		}
-		watched := &flushes{file: f, failsAt: failsAt}
-		target, err := newTarget(watched, f.os().Name())
+		watched := &flushes{File: f, failsAt: failsAt}
+		target, err := newTarget(watched, f.OS().Name())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +212,7 @@ func TestListThatLostChunks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := openTarget(Options{}, newTargetFile(t, make([]byte, 10*c)), toWrite)
+	target, err := openTarget(Options{}, newTargetFile(t, make([]byte, 10*c)), files.ToWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +243,7 @@ func TestPagesOfZeros(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := newTargetFile(t, bytes.Repeat([]byte{0xff}, c))
-	target, err := openTarget(Options{}, path, toWrite)
+	target, err := openTarget(Options{}, path, files.ToWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,27 +257,5 @@ func TestPagesOfZeros(t *testing.T) {
 	}
 	if result.WrittenBytes+result.PunchedBytes != c || result.WrittenBytes < 2*zeroBytes {
 		t.Errorf("%+v", result)
-	}
-}
-
-// What can't be read of a file that is read once is told.
-func TestReadOnceErrors(t *testing.T) {
-	path := newTargetFile(t, make([]byte, 1<<20))
-	in, err := blockdev.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	f, err := in.Reopen(os.O_RDONLY)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := os.Truncate(path, 1<<19); err != nil {
-		t.Fatal(err)
-	}
-	n, err := readOnce(in, f, windowBytes).ReadPieces([][]byte{make([]byte, 4096), make([]byte, 4096)}, []int64{0, 1 << 19})
-	if n != 1 || err == nil {
-		t.Errorf("%d pieces, %v", n, err)
 	}
 }

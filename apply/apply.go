@@ -11,6 +11,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // RefusedError says why a target is not written to, to protect it. Nothing was
@@ -56,7 +57,7 @@ type Options struct {
 	Progress func(stage Stage, done, total int64)
 
 	// For tests.
-	storage         storage
+	storage         files.Storage
 	devices         devices
 	outside         outside
 	random          *rand.Rand
@@ -77,13 +78,11 @@ func (o Options) warn(message string) {
 	}
 }
 
-func (o Options) window() int64 { return cmp.Or(o.windowBytes, windowBytes) }
-
-func (o Options) disk() storage {
+func (o Options) disk() files.Storage {
 	if o.storage != nil {
 		return o.storage
 	}
-	return disk{}
+	return files.Disk{}
 }
 
 func (o Options) kernel() devices {
@@ -155,7 +154,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	m, err := open(targetPath, toWrite, o)
+	m, err := open(targetPath, files.ToWrite, o)
 	if err != nil {
 		return Result{}, sizedFor(in, err)
 	}
@@ -173,7 +172,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 
 // Pipe merges the delta that comes from r into the target.
 func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result, error) {
-	m, err := open(targetPath, toWrite, o)
+	m, err := open(targetPath, files.ToWrite, o)
 	if err != nil {
 		return Result{}, err
 	}

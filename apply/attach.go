@@ -12,6 +12,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // AttachOptions say how to show what a target will be.
@@ -34,7 +35,7 @@ const overlayChunkBytes = 4096
 // Attach makes a device-mapper device that shows the target as it will be when the
 // delta is merged. It writes neither to the target nor to the delta.
 func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result Result, err error) {
-	m, err := open(targetPath, toRead, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
+	m, err := open(targetPath, files.ToRead, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
 	if err != nil {
 		return Result{}, err
 	}
@@ -56,7 +57,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
-	d, err := m.check(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
+	d, err := m.check(ctx, path, input{Volume: in})
 	if err != nil {
 		return Result{}, err
 	}
@@ -71,7 +72,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer store.Close()
-	l, err := newLower(m.o.kernel(), m.target.os(), store, false)
+	l, err := newLower(m.o.kernel(), m.target.OS(), store, false)
 	if err != nil {
 		return Result{}, err
 	}
@@ -122,7 +123,7 @@ func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
 		return nil, err
 	}
 	end := sectors
-	if d.seal != nil && d.seal.VolumeBytes < m.target.size {
+	if d.seal != nil && d.seal.VolumeBytes < m.target.Size() {
 		if d.seal.VolumeBytes%cow.SectorBytes != 0 {
 			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.seal.VolumeBytes, cow.SectorBytes)
 		}
@@ -171,13 +172,13 @@ func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	if err != nil {
 		return err
 	}
-	f, err := unnamedFile(dir)
+	f, err := files.Unnamed(dir)
 	if err != nil {
 		return fmt.Errorf("overlay: %w (--overlay names another directory)", err)
 	}
 	defer f.Close()
 	// Room for every chunk, which the file takes when it is written to.
-	chunks := (m.target.size-1)/chunkBytes + 1
+	chunks := (m.target.Size()-1)/chunkBytes + 1
 	if err := f.Truncate(chunks * chunkBytes); err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
 
 var errStopped = errors.New("stopped")
@@ -32,7 +33,7 @@ const (
 // faulty is a storage on real files that stops at an operation, or fails there once,
 // and knows what a power cut would leave.
 type faulty struct {
-	disk
+	files.Disk
 	at    int  // the operation, from 1
 	fails bool // only that one fails; otherwise all after it as well
 	count int
@@ -53,44 +54,44 @@ func (s *faulty) step() error {
 	return nil
 }
 
-func (s *faulty) track(f file, path string) (file, error) {
+func (s *faulty) track(f files.File, path string) (files.File, error) {
 	durable, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	tracked := &faultyFile{file: f, storage: s, path: path, durable: durable}
+	tracked := &faultyFile{File: f, storage: s, path: path, durable: durable}
 	s.files = append(s.files, tracked)
 	return tracked, nil
 }
 
-func (s *faulty) openTarget(path string, how access) (file, error) {
-	f, err := s.disk.openTarget(path, how)
+func (s *faulty) Open(path string, how files.Access) (files.File, error) {
+	f, err := s.Disk.Open(path, how)
 	if err != nil {
 		return nil, err
 	}
 	return s.track(f, path)
 }
 
-func (s *faulty) create(path string) (file, error) {
+func (s *faulty) Create(path string) (files.File, error) {
 	if err := s.step(); err != nil {
 		return nil, err
 	}
-	f, err := s.disk.create(path)
+	f, err := s.Disk.Create(path)
 	if err != nil {
 		return nil, err
 	}
-	s.names = append(s.names, func() error { return s.disk.remove(path) })
+	s.names = append(s.names, func() error { return s.Disk.Remove(path) })
 	s.dirs = append(s.dirs, filepath.Dir(path))
 	return s.track(f, path)
 }
 
-func (s *faulty) rename(from, to string) error {
+func (s *faulty) Rename(from, to string) error {
 	if err := s.step(); err != nil {
 		return err
 	}
 	before, err := os.ReadFile(to)
 	existed := err == nil
-	if err := s.disk.rename(from, to); err != nil {
+	if err := s.Disk.Rename(from, to); err != nil {
 		return err
 	}
 	for _, f := range s.files {
@@ -112,7 +113,7 @@ func (s *faulty) rename(from, to string) error {
 	return nil
 }
 
-func (s *faulty) remove(path string) error {
+func (s *faulty) Remove(path string) error {
 	before, err := os.ReadFile(path)
 	if err != nil {
 		return nil
@@ -120,19 +121,19 @@ func (s *faulty) remove(path string) error {
 	if err := s.step(); err != nil {
 		return err
 	}
-	if err := s.disk.remove(path); err != nil {
+	if err := s.Disk.Remove(path); err != nil {
 		return err
 	}
 	s.names = append(s.names, func() error { return os.WriteFile(path, before, 0o600) })
 	return nil
 }
 
-func (s *faulty) syncDir(path string) error {
+func (s *faulty) SyncDir(path string) error {
 	if err := s.step(); err != nil {
 		return err
 	}
 	s.names = nil
-	return s.disk.syncDir(path)
+	return s.Disk.SyncDir(path)
 }
 
 // crash leaves of the files what a power cut would.
@@ -181,7 +182,7 @@ func (s *faulty) crash(l loss, r *rand.Rand) error {
 
 // faultyFile is a file of a faulty storage.
 type faultyFile struct {
-	file
+	files.File
 	storage *faulty
 	path    string
 	durable []byte
@@ -196,7 +197,7 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	f.writes++
 	data := slices.Clone(p)
 	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, data, off) })
-	return f.file.WriteAt(p, off)
+	return f.File.WriteAt(p, off)
 }
 
 func overwrite(content, data []byte, off int64) []byte {
@@ -207,12 +208,12 @@ func overwrite(content, data []byte, off int64) []byte {
 	return changed
 }
 
-func (f *faultyFile) punchHole(off, n int64) error {
+func (f *faultyFile) PunchHole(off, n int64) error {
 	if err := f.storage.step(); err != nil {
 		return err
 	}
 	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, make([]byte, n), off) })
-	return f.file.punchHole(off, n)
+	return f.File.PunchHole(off, n)
 }
 
 func (f *faultyFile) Sync() error {
@@ -224,23 +225,23 @@ func (f *faultyFile) Sync() error {
 		content = w(content)
 	}
 	f.durable, f.pending = content, nil
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
-func (f *faultyFile) startWriteback(off, n int64) error {
+func (f *faultyFile) StartWriteback(off, n int64) error {
 	if err := f.storage.step(); err != nil {
 		return err
 	}
-	return f.file.startWriteback(off, n)
+	return f.File.StartWriteback(off, n)
 }
 
 // dropCached waits for the disk to take what was written, which a power cut may undo
 // all the same.
-func (f *faultyFile) dropCached(off, n int64) error {
+func (f *faultyFile) DropCached(off, n int64) error {
 	if err := f.storage.step(); err != nil {
 		return err
 	}
-	return f.file.dropCached(off, n)
+	return f.File.DropCached(off, n)
 }
 
 // rig is a target with a delta to merge, in a directory of its own.
@@ -379,7 +380,7 @@ func (r *rig) mustApply(delta, undo string) {
 }
 
 // apply merges the rig's delta as the rig says.
-func (r *rig) apply(s storage) error {
+func (r *rig) apply(s files.Storage) error {
 	o := r.options("")
 	if r.undoWanted {
 		o.Undo = r.undo

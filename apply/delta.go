@@ -4,29 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // delta is a delta that can be looked through before it is merged, and was.
 type delta struct {
-	r         io.ReaderAt
-	toMerge   io.ReaderAt
-	sizeBytes int64
-	header    cow.Header
-	seal      *cow.Seal    // nil: the delta is not sealed
-	digests   *cow.Digests // of a sealed one
-	changed   *chunks.Set
-	report    cow.Report
+	v       layer.Volume
+	toMerge layer.Volume
+	header  cow.Header
+	seal    *cow.Seal    // nil: the delta is not sealed
+	digests *cow.Digests // of a sealed one
+	changed *chunks.Set
+	report  cow.Report
 }
 
 // openDelta checks all that can be checked of a delta. Of a sealed one, that is every
 // byte.
 func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*delta, error) {
-	d, err := newDelta(in.ReaderAt, in.sizeBytes)
+	d, err := newDelta(in.Volume)
 	if err != nil {
 		return nil, err
 	}
@@ -44,19 +43,19 @@ func openDelta(ctx context.Context, in input, progress func(done, total int64)) 
 }
 
 // newDelta reads what the delta says of itself, and nothing else.
-func newDelta(r io.ReaderAt, sizeBytes int64) (*delta, error) {
-	d := &delta{r: r, sizeBytes: sizeBytes}
+func newDelta(v layer.Volume) (*delta, error) {
+	d := &delta{v: v}
 	var err error
-	if d.header, d.seal, err = cow.ReadSeal(r, sizeBytes); err != nil || d.seal == nil {
+	if d.header, d.seal, err = cow.ReadSeal(v, v.Size()); err != nil || d.seal == nil {
 		return d, err
 	}
-	d.digests, err = cow.ReadDigests(r, *d.seal)
+	d.digests, err = cow.ReadDigests(v, *d.seal)
 	return d, err
 }
 
 // readList reads which chunks the delta has.
 func (d *delta) readList() error {
-	store, err := cow.ReadStore(d.r, d.sizeBytes, cow.StoreOptions{VolumeBytes: d.volumeBytes()})
+	store, err := cow.ReadStore(d.v, d.v.Size(), cow.StoreOptions{VolumeBytes: d.volumeBytes()})
 	if err != nil {
 		return err
 	}
@@ -129,7 +128,7 @@ func (d *delta) full() bool { return d.seal != nil && d.seal.IsFull(d.header.Chu
 
 // over is the delta with the data of another volume: what the delta would be if
 // that volume were its new snapshot.
-func (d *delta) over(volume io.ReaderAt) (*cow.Delta, error) {
+func (d *delta) over(volume layer.Volume) (*cow.Delta, error) {
 	if d.seal == nil {
 		return nil, errors.New("delta: not sealed")
 	}
@@ -141,4 +140,4 @@ func (d *delta) over(volume io.ReaderAt) (*cow.Delta, error) {
 }
 
 // decoder decodes the delta from its beginning.
-func (d *delta) decoder() (*cow.Decoder, error) { return cow.NewDecoderAt(d.toMerge, d.sizeBytes) }
+func (d *delta) decoder() (*cow.Decoder, error) { return cow.NewDecoderAt(d.toMerge, d.v.Size()) }

@@ -12,6 +12,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // driveKind is what a drive shows of writes to it.
@@ -246,7 +247,7 @@ func (s *drives) aliasesOf(d *drive, path string) []string {
 }
 
 func (s *drives) key(t *target) (string, error) {
-	d, err := s.of(t.os())
+	d, err := s.of(t.OS())
 	if err != nil {
 		return "", err
 	}
@@ -254,7 +255,7 @@ func (s *drives) key(t *target) (string, error) {
 }
 
 func (s *drives) aliases(t *target) ([]string, error) {
-	d, err := s.of(t.os())
+	d, err := s.of(t.OS())
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +263,7 @@ func (s *drives) aliases(t *target) ([]string, error) {
 }
 
 func (s *drives) subject(t *target) (record.Subject, func(), error) {
-	d, err := s.of(t.os())
+	d, err := s.of(t.OS())
 	if err != nil {
 		return record.Subject{}, nil, err
 	}
@@ -281,38 +282,38 @@ func (s *drives) checkApart(*target, blockdev.Info) error { return nil }
 
 // driveStorage is a storage that counts what is written to drives.
 type driveStorage struct {
-	storage
+	files.Storage
 	drives *drives
 	// torn, if set, has the write that is under way when a process is killed be done in
 	// part.
 	torn *rand.Rand
 }
 
-func (s driveStorage) openTarget(path string, how access) (file, error) {
-	f, err := s.storage.openTarget(path, how)
+func (s driveStorage) Open(path string, how files.Access) (files.File, error) {
+	f, err := s.Storage.Open(path, how)
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.drives.of(f.os())
+	d, err := s.drives.of(f.OS())
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &driveFile{file: f, drive: d, torn: s.torn}, nil
+	return &driveFile{File: f, drive: d, torn: s.torn}, nil
 }
 
 type driveFile struct {
-	file
+	files.File
 	drive *drive
 	torn  *rand.Rand
 }
 
 func (f *driveFile) WriteAt(p []byte, off int64) (int, error) {
-	n, err := f.file.WriteAt(p, off)
+	n, err := f.File.WriteAt(p, off)
 	if err != nil && f.torn != nil {
 		part := p[:f.torn.IntN(len(p)+1)]
 		f.torn = nil
-		if _, err := f.os().WriteAt(part, off); err != nil {
+		if _, err := f.OS().WriteAt(part, off); err != nil {
 			return 0, err
 		}
 		if len(part) > 0 {
@@ -326,8 +327,8 @@ func (f *driveFile) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (f *driveFile) punchHole(off, n int64) error {
-	err := f.file.punchHole(off, n)
+func (f *driveFile) PunchHole(off, n int64) error {
+	err := f.File.PunchHole(off, n)
 	if err == nil {
 		f.drive.wrote(off, n)
 	}

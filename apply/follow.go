@@ -175,7 +175,7 @@ func (k *kernelMerger) still(r *record.Record, device mapped) (*record.Evidence,
 		// It is recorded with the rest.
 		r.Touched = r.Merging.Kernel.TouchedBy()
 	}
-	if err := blockdev.DropCache(k.target.os()); err != nil {
+	if err := blockdev.DropCache(k.target.OS()); err != nil {
 		return nil, err
 	}
 	return k.evidence(r.Evidence, r.Merging.Changes, record.Stale)

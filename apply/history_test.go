@@ -20,6 +20,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
 
 var (
@@ -403,7 +404,7 @@ func newHistory(seed uint64) (*history, error) {
 		seed: seed, r: rand.New(rand.NewPCG(seed, 11)), system: &drives{dir: dir, keying: byStable},
 		named: map[string][]byte{}, claims: map[string]*claim{},
 	}
-	h.state = record.Dir{Path: h.path("state"), Files: files{disk{}}}
+	h.state = record.Dir{Path: h.path("state"), Storage: files.Disk{}}
 	return h, nil
 }
 
@@ -862,11 +863,11 @@ func (h *history) run(a *attempt) (err error) {
 		outside: h.system, random: rand.New(rand.NewPCG(h.r.Uint64(), 12)),
 		checkpointBytes: 2048, windowBytes: 3 * cow.SectorBytes,
 	}
-	s := driveStorage{storage: disk{}, drives: h.system}
+	s := driveStorage{Storage: files.Disk{}, drives: h.system}
 	var f *faulty
 	if a.fault > 0 {
 		f = &faulty{at: a.fault, fails: a.fails}
-		s.storage = f
+		s.Storage = f
 		if !a.fails && !a.power {
 			s.torn = h.r
 		}

@@ -15,6 +15,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // KernelOptions say how the kernel is to merge.
@@ -46,7 +47,7 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	} else if r != nil {
 		// The kernel leaves the seal and the trailer as they are when it uses a
 		// delta up.
-		d, err := newDelta(in, in.Size())
+		d, err := newDelta(in)
 		if err != nil {
 			return Result{}, fmt.Errorf("%s: %w", path, err)
 		}
@@ -63,11 +64,11 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	// A delta that is refused or already merged is not copied first. What else is
 	// wrong with it comes out when all of it is looked at.
 	done := false
-	if d, err := newDelta(in, in.Size()); err == nil && d.readList() == nil {
+	if d, err := newDelta(in); err == nil && d.readList() == nil {
 		if d.seal == nil && o.Consume {
 			return Result{}, fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one: do without --consume", path)
 		}
-		how, err := k.decide(d.facts(k.target.size), d)
+		how, err := k.decide(d.facts(k.target.Size()), d)
 		if err != nil {
 			return Result{}, err
 		}
@@ -75,7 +76,7 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	}
 	switch {
 	case o.DryRun || done:
-		return k.look(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
+		return k.look(ctx, path, input{Volume: in})
 	case o.Consume:
 		return k.mergeIn(ctx, in)
 	}
@@ -172,7 +173,7 @@ func openKernel(targetPath string, o KernelOptions) (*kernelMerger, error) {
 	if err := o.kernel().checkFree(o.Name); err != nil {
 		return nil, err
 	}
-	m, err := open(targetPath, toRead, o.Options)
+	m, err := open(targetPath, files.ToRead, o.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -235,11 +236,11 @@ func (k *kernelMerger) mergeIn(ctx context.Context, in *blockdev.Device) (Result
 	if err != nil {
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
-	d, err := k.check(ctx, path, input{ReaderAt: in, sizeBytes: in.Size()})
+	d, err := k.check(ctx, path, input{Volume: in})
 	if err != nil {
 		return Result{}, err
 	}
-	if _, bytes := d.behind(k.target.size); bytes > 0 {
+	if _, bytes := d.behind(k.target.Size()); bytes > 0 {
 		return Result{}, fmt.Errorf("delta %s: it would have to be changed first, as its last chunk has what the target holds behind the volume's end: do without --consume", path)
 	}
 	if err := checkShown(in); err != nil {
@@ -321,7 +322,7 @@ func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.
 		return nil, nil, err
 	}
 	from.Name, from.UUID = k.o.Name, record.MergeUUIDPrefix+rand.Text()
-	from.Sectors, from.ChunkSectors, from.Chunks = k.target.size/cow.SectorBytes, d.header.ChunkBytes/cow.SectorBytes, d.changed.Len()
+	from.Sectors, from.ChunkSectors, from.Chunks = k.target.Size()/cow.SectorBytes, d.header.ChunkBytes/cow.SectorBytes, d.changed.Len()
 	recorded = true
 	if r, err = k.begin(d.facts, d.how, job); err != nil {
 		return nil, nil, err
@@ -347,7 +348,7 @@ func (k *kernelMerger) raise(from *record.KernelMerge, store *blockdev.Device) (
 	if err := f.Sync(); err != nil {
 		return nil, fmt.Errorf("delta %s: flush: %w", from.Store, err)
 	}
-	l, err := newLower(k.o.kernel(), k.target.os(), f, true)
+	l, err := newLower(k.o.kernel(), k.target.OS(), f, true)
 	if err != nil {
 		return nil, err
 	}
@@ -462,7 +463,7 @@ func (k *kernelMerger) adopt(r *record.Record, device mapped) (goesOn bool, err 
 func (k *kernelMerger) claim() error {
 	was := k.target
 	was.Close() // or it would be counted among the others that have it open
-	t, err := openTarget(k.o.Options, was.path, toRead)
+	t, err := openTarget(k.o.Options, was.path, files.ToRead)
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func (m *merger) refresh() error {
 		return nil
 	}
 	_ = m.target.Sync()
-	if err := m.target.dropCached(0, m.target.size); err != nil {
+	if err := m.target.DropCached(0, m.target.Size()); err != nil {
 		return fmt.Errorf("target %s: %w", m.target.path, err)
 	}
 	return nil

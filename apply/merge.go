@@ -13,6 +13,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
 
 const (
@@ -28,7 +29,7 @@ const (
 type writer struct {
 	target    *target
 	page      *record.Page
-	trail     trail
+	trail     files.Trail
 	alwaysAll bool // write zeros as anything else
 	result    *Result
 	existing  []byte
@@ -110,7 +111,7 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 // what goes on writes all again since the last flush that did not fail.
 func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
 	c := d.Header().ChunkBytes
-	w := &writer{target: t, page: page, trail: trail{file: t, windowBytes: o.window()}, alwaysAll: o.WriteZeros, result: result}
+	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), alwaysAll: o.WriteZeros, result: result}
 	// Of the last chunk, what lies behind the volume's end is not the volume's.
 	end := t.size
 	if seal := d.Seal(); seal != nil {
@@ -129,7 +130,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *re
 	if done > 0 {
 		// What an earlier run wrote and could not flush may still be in the page cache,
 		// and look as if the disk had it.
-		if err := t.dropCached(0, t.size); err != nil {
+		if err := t.DropCached(0, t.size); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
 	}
@@ -196,7 +197,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *re
 func (w *writer) flush() error {
 	err := w.target.Sync()
 	if err == nil {
-		err = w.trail.flushed()
+		err = w.trail.Flushed()
 	}
 	if err != nil {
 		return fmt.Errorf("flush: %w", err)
@@ -206,7 +207,7 @@ func (w *writer) flush() error {
 
 // passed notes that what is at off is as it should be.
 func (w *writer) passed(off, bytes int64) error {
-	if err := w.trail.passed(off, bytes); err != nil {
+	if err := w.trail.Passed(off, bytes); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	return nil
@@ -245,12 +246,12 @@ func (w *writer) holds(data []byte, off int64) (bool, error) {
 // that it has many reads to do at once.
 func (w *writer) willCompare(p piece) {
 	if p.known > 0 {
-		w.target.willRead(p.off, p.known)
+		w.target.WillRead(p.off, p.known)
 	}
 	off := p.off + p.known
 	for part, zero := range w.parts(p.data[p.known:]) {
 		if zero {
-			w.target.willRead(off, int64(len(part)))
+			w.target.WillRead(off, int64(len(part)))
 		}
 		off += int64(len(part))
 	}
@@ -321,7 +322,7 @@ func (w *writer) writeZeros(data []byte, off int64) error {
 	}
 	if !w.target.info.Block {
 		w.page.Begin(off, int64(len(data)))
-		err := w.target.punchHole(off, int64(len(data)))
+		err := w.target.PunchHole(off, int64(len(data)))
 		w.page.Done()
 		if err == nil {
 			w.result.PunchedBytes += int64(len(data))

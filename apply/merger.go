@@ -12,6 +12,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // merger merges one delta into a target that it has opened and locked.
@@ -36,7 +37,7 @@ type merger struct {
 
 // open opens and locks the target, which nobody may use, and reads what is known of
 // it.
-func open(targetPath string, how access, o Options) (*merger, error) {
+func open(targetPath string, how files.Access, o Options) (*merger, error) {
 	t, err := openTarget(o, targetPath, how)
 	if err != nil {
 		return nil, err
@@ -47,7 +48,7 @@ func open(targetPath string, how access, o Options) (*merger, error) {
 // watch opens and locks a target that a device of ours may have claimed, and reads
 // what is known of it.
 func watch(targetPath string, o Options) (*merger, error) {
-	f, err := o.disk().openTarget(targetPath, toWatch)
+	f, err := o.disk().Open(targetPath, files.ToWatch)
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
@@ -59,7 +60,7 @@ func watch(targetPath string, o Options) (*merger, error) {
 }
 
 func newMerger(t *target, o Options) (*merger, error) {
-	m := &merger{target: t, state: record.Dir{Path: o.StateDir, Files: files{o.disk()}}, random: o.chance(), o: o}
+	m := &merger{target: t, state: record.Dir{Path: o.StateDir, Storage: o.disk()}, random: o.chance(), o: o}
 	if err := m.takeOver(); err != nil {
 		m.close()
 		return nil, err
@@ -126,7 +127,7 @@ func (m *merger) check(ctx context.Context, name string, in input) (*checked, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	c := &checked{delta: d, facts: d.facts(m.target.size)}
+	c := &checked{delta: d, facts: d.facts(m.target.Size())}
 	if c.how, err = m.decide(c.facts, d); err != nil {
 		return nil, err
 	}
@@ -172,7 +173,7 @@ func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 		result.Report = d.report
 		return result, nil
 	}
-	if job.Changes, err = m.changes(d, d.r); err != nil {
+	if job.Changes, err = m.changes(d, d.v); err != nil {
 		return Result{}, err
 	}
 	return m.merge(ctx, decoder, func() {}, d.facts, d.how, job, d.changed.Len())
@@ -190,7 +191,7 @@ func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
 	d := &delta{header: decoder.Header(), seal: decoder.Seal()}
-	facts := d.facts(m.target.size)
+	facts := d.facts(m.target.Size())
 	how, err := m.decide(facts, d)
 	if err != nil {
 		return Result{}, err
@@ -459,7 +460,7 @@ func (m *merger) checkUndoOf(ctx context.Context, delta string) error {
 }
 
 func (m *merger) newResult() Result {
-	return Result{TargetBytes: m.target.size, DryRun: m.o.DryRun}
+	return Result{TargetBytes: m.target.Size(), DryRun: m.o.DryRun}
 }
 
 // saveStreamed records which chunks were written of a delta that streamed in: it could

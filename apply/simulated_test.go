@@ -10,6 +10,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // simulated is a kernel that makes devices of files, and merges a chunk each time
@@ -264,7 +265,7 @@ func (d *simulatedDevice) mergeOne() error {
 
 // write writes to a file that a device lies on, and flushes it.
 func (d *simulatedDevice) write(path string, p []byte, off int64) error {
-	f, err := d.kernel.storage.openTarget(path, toWrite)
+	f, err := d.kernel.storage.Open(path, files.ToWrite)
 	if err != nil {
 		return err
 	}

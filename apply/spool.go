@@ -11,30 +11,37 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
+	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 // spoolFile holds a delta that came from a pipe. It has no name, so that nothing
 // is left of it however this process ends, and nobody else can change it: its digests
 // are taken as it comes in, and are those of what is read from it.
 type spoolFile struct {
-	osFile
+	files.OSFile
 	size  int64
 	taken *cow.Digester // nil of a delta that is not sealed
 }
 
+var _ layer.Volume = (*spoolFile)(nil)
+
+// Size is how much came in.
+func (s *spoolFile) Size() int64 { return s.size }
+
 // spool keeps a delta that comes from a pipe of that name: all of it if it is sealed, and if it is not, all
 // there is.
 //
-// Most are small, and are merged and gone before the kernel would write them out. Of
-// one that takes more than an eighth of the memory, the rest is written out as it
-// comes, and read back later.
+// Most are small, and are merged and gone before the kernel would write them out. Of a
+// large one, the rest is written out as it comes, and read back later.
 func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
-	f, err := unnamedFile(o.SpoolDir)
+	f, err := files.Unnamed(o.SpoolDir)
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
 	}
-	s = &spoolFile{osFile: osFile{f}}
-	s.size, s.taken, err = receive(ctx, name, r, &spooling{trail{file: s, windowBytes: windowBytes}, s, memoryBytes() / 8},
+	s = &spoolFile{OSFile: files.OSFile{File: f}}
+	behind := files.Behind(s, 0)
+	s.size, s.taken, err = receive(ctx, name, r, s, &behind,
 		room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
 		func(done, total int64) { o.progress(Receiving, done, total) })
 	if err != nil {
@@ -44,65 +51,35 @@ func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFi
 	return s, nil
 }
 
-// spooling is a spool that is being filled.
-type spooling struct {
-	trail       trail
-	file        io.WriterAt
-	cachedBytes int64 // what is left to the kernel to write out when it likes
-}
-
-// WriteAt implements io.WriterAt.
-func (s *spooling) WriteAt(p []byte, off int64) (int, error) {
-	n, err := s.file.WriteAt(p, off)
-	if err == nil && off >= s.cachedBytes {
-		err = s.trail.passed(off, int64(n))
-	}
-	return n, err
-}
-
-// input is the spool as a delta to merge. Behind the second reading, nothing is kept of
-// a sealed one, whose parts are read in the order in which they lie there. Of another,
-// what lies between two parts that were read may be still to come: it is only not kept
-// in the page cache.
+// input is the spool as a delta to merge. The second reading frees what it has read of
+// a sealed one, whose parts are read in the order in which they lie there, so that what
+// was not written out never is. Of another, the parts between two that were read may be
+// still to come: they are only dropped from the page cache.
 func (s *spoolFile) input() input {
-	var behind cached = onlyRead{s.File}
+	drop := func(off, bytes int64) { files.Drop(s.File, off, bytes) }
 	if s.taken != nil {
-		behind = usedUp{s}
+		drop = func(off, bytes int64) {
+			if err := s.PunchHole(off, bytes); err != nil {
+				files.Drop(s.File, off, bytes) // without a wait, whose error kept would miss
+			}
+		}
 	}
-	return input{
-		ReaderAt: s, sizeBytes: s.size, taken: s.taken,
-		toMerge: &oneReading{r: s, trail: trail{file: behind, windowBytes: windowBytes}},
-	}
+	return input{Volume: s, taken: s.taken, toMerge: files.ReadOnce(s, drop)}
 }
 
 // kept fails if a part of the spool could not be written out: what was read of it may
 // then not be what was received.
 func (s *spoolFile) kept() error {
-	if err := s.syncRange(0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+	if err := s.Written(); err != nil {
 		return fmt.Errorf("spool: it could not be kept: %w", err)
 	}
 	return nil
 }
 
-// usedUp is a spool that is not read again.
-type usedUp struct{ file *spoolFile }
-
-func (usedUp) startWriteback(_, _ int64) error { return nil }
-
-// dropCached frees the part, so that what was not written out never is.
-func (u usedUp) dropCached(off, bytes int64) error {
-	err := u.file.punchHole(off, bytes)
-	if errors.Is(err, errors.ErrUnsupported) {
-		dropCached(u.file.File, off, bytes) // without a wait, whose error kept would miss
-		return nil
-	}
-	return err
-}
-
 // receive writes a delta to a file: all of it if it is sealed, and if it is not, all
 // there is. Of a sealed one, it takes the digests. What does not begin as a delta does
-// is refused at once.
-func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
+// is refused at once. Behind, if it is set, follows beyond what may stay in the page cache.
+func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
@@ -123,11 +100,15 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, room 
 		taken = cow.NewDigester(*seal)
 		r = io.LimitReader(r, total-int64(n))
 	}
+	cachedBytes := cachedBytes()
 	write := func(p []byte) error {
 		if taken != nil {
 			_, _ = taken.Write(p) // it never fails
 		}
 		n, err := f.WriteAt(p, size)
+		if err == nil && behind != nil && size >= cachedBytes {
+			err = behind.Passed(size, int64(n))
+		}
 		size += int64(n)
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return room.none(fmt.Sprintf("after %d bytes", size))
@@ -203,16 +184,4 @@ func (r room) check(bytes int64) error {
 
 func (r room) none(what string) error {
 	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool)%s", r.dir, what, r.instead)
-}
-
-func unnamedFile(dir string) (*os.File, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err == nil || !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
-		return f, err
-	}
-	// A file system without unnamed files.
-	if f, err = os.CreateTemp(dir, "ddsfs-spool-"); err != nil {
-		return nil, err
-	}
-	return f, os.Remove(f.Name())
 }

@@ -16,6 +16,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
 
 // A record that can't be understood is not taken for none.
@@ -106,22 +107,22 @@ func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
 }
 
 // unwritable is a storage whose target takes no write.
-type unwritable struct{ disk }
+type unwritable struct{ files.Disk }
 
-func (u unwritable) openTarget(path string, how access) (file, error) {
-	f, err := u.disk.openTarget(path, how)
+func (u unwritable) Open(path string, how files.Access) (files.File, error) {
+	f, err := u.Disk.Open(path, how)
 	return unwritableFile{f}, err
 }
 
-type unwritableFile struct{ file }
+type unwritableFile struct{ files.File }
 
 func (unwritableFile) WriteAt([]byte, int64) (int, error) { return 0, errStopped }
-func (unwritableFile) punchHole(_, _ int64) error         { return errStopped }
+func (unwritableFile) PunchHole(_, _ int64) error         { return errStopped }
 
 // unrecorded is a storage that has no room for a record.
-type unrecorded struct{ disk }
+type unrecorded struct{ files.Disk }
 
-func (unrecorded) rename(_, _ string) error { return syscall.ENOSPC }
+func (unrecorded) Rename(_, _ string) error { return syscall.ENOSPC }
 
 // A full disk gets no fuller by trying again.
 func TestNothingIsLeftWhereNothingCanBeRecorded(t *testing.T) {
@@ -414,7 +415,7 @@ func TestKilledStreamIsFinished(t *testing.T) {
 	for _, finish := range []string{"stream", "file", "nameless"} {
 		t.Run(finish, func(t *testing.T) {
 			var r *rig
-			stream := func(s storage) error {
+			stream := func(s files.Storage) error {
 				o := r.options("")
 				o.Stream, o.storage = true, s
 				in := feed(t, r.mustReadAll(r.delta))
@@ -515,9 +516,9 @@ func TestStreamIsKnownByItsDigest(t *testing.T) {
 func TestPartsOfTheUndoFileAreRemoved(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
 	defer os.RemoveAll(r.dir)
-	part := r.undo + partInfix + rand.Text() + partSuffix
+	part := r.undo + "." + rand.Text() + files.PartSuffix
 	r.write(part, r.base)
-	others := []string{r.undo + ".part", r.undo + ".COPY.part", r.undo + "2" + partInfix + rand.Text() + partSuffix}
+	others := []string{r.undo + ".part", r.undo + ".COPY.part", r.undo + "2" + "." + rand.Text() + files.PartSuffix}
 	for _, other := range others {
 		r.write(other, r.base)
 	}

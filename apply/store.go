@@ -14,6 +14,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
 
 // spoolDir is where the copy is kept that the kernel uses up.
@@ -37,33 +38,19 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 	if isInMemory(dir) {
 		k.o.warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
 	}
-	s := k.o.disk()
-	// The target is locked, so that nobody else uses the name. What has it was left
-	// by a run that did not get to recording it.
+	// The target is locked, so that nobody else uses the name. Only a run that did not
+	// get to recording it can have left something there.
 	path = filepath.Join(dir, record.StoreName(k.key))
-	part := path + partSuffix
-	if err := s.remove(part); err != nil {
+	if err := files.RemoveParts(k.o.disk(), path); err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
 	}
-	f, err := s.create(part)
-	if err != nil {
-		return "", nil, fmt.Errorf("copy of the delta: %w (--spool names another directory)", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.remove(part))
-		}
-	}()
-	d, err = k.fill(ctx, f, name, r, room{dir, ", or have the kernel use up the delta itself (--consume)"}, stage)
-	closeErr := f.Close()
-	if err != nil {
-		return "", nil, err
-	}
-	if err = closeErr; err == nil {
-		err = s.rename(part, path)
-	}
-	if err == nil {
-		err = s.syncDir(dir)
+	var bad error // of the delta, and not of the copy
+	err = files.Replace(k.o.disk(), path, func(f files.File) error {
+		d, bad = k.fill(ctx, f, name, r, room{dir, ", or have the kernel use up the delta itself (--consume)"}, stage)
+		return bad
+	})
+	if bad != nil {
+		return "", nil, bad
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
@@ -72,22 +59,16 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 }
 
 // fill writes the delta to the copy.
-func (k *kernelMerger) fill(ctx context.Context, f file, name string, r io.Reader, room room, stage Stage) (*checked, error) {
-	size, taken, err := receive(ctx, name, r, f, room, func(done, total int64) { k.o.progress(stage, done, total) })
+func (k *kernelMerger) fill(ctx context.Context, f files.File, name string, r io.Reader, room room, stage Stage) (*checked, error) {
+	size, taken, err := receive(ctx, name, r, f, nil, room, func(done, total int64) { k.o.progress(stage, done, total) })
 	if err != nil {
 		return nil, err
 	}
-	d, err := k.check(ctx, name, input{ReaderAt: f, sizeBytes: size, taken: taken})
+	d, err := k.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
 	if err != nil {
 		return nil, err
 	}
-	if err := k.keepBehind(d, f); err != nil {
-		return nil, err
-	}
-	if err := f.Sync(); err != nil {
-		return nil, fmt.Errorf("copy of the delta: flush: %w", err)
-	}
-	return d, nil
+	return d, k.keepBehind(d, f)
 }
 
 // behind is where in the delta its last chunk goes on behind the volume's end, and
@@ -110,7 +91,7 @@ func (d *delta) behind(targetBytes int64) (off, bytes int64) {
 // the chunk that it falls into: the kernel merges whole chunks, up to the target's
 // end.
 func (k *kernelMerger) keepBehind(d *checked, f io.WriterAt) error {
-	off, bytes := d.behind(k.target.size)
+	off, bytes := d.behind(k.target.Size())
 	if bytes == 0 {
 		return nil
 	}
@@ -173,7 +154,7 @@ var errOtherDelta = errors.New("it is another delta")
 // leftOf is what is left of a delta that the kernel uses up. It leaves the seal and
 // the trailer as they are, and so the delta's name.
 func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
-	d, err := newDelta(store, store.Size())
+	d, err := newDelta(store)
 	if err != nil {
 		return nil, err
 	}
@@ -268,9 +249,9 @@ func (k *kernelMerger) removeUsedUp(r *record.Record) error {
 
 // removeCopy removes a file that the kernel has merged from, or was to.
 func (m *merger) removeCopy(path string) error {
-	err := m.o.disk().remove(path)
+	err := m.o.disk().Remove(path)
 	if err == nil {
-		err = m.o.disk().syncDir(filepath.Dir(path))
+		err = m.o.disk().SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)
@@ -280,7 +261,7 @@ func (m *merger) removeCopy(path string) error {
 
 // wipe makes a block device hold no delta any more.
 func (m *merger) wipe(path string) error {
-	f, err := m.o.disk().openTarget(path, toWrite)
+	f, err := m.o.disk().Open(path, files.ToWrite)
 	if err != nil {
 		return err
 	}

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/apply/record"
-	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 // target is the device or file that is merged into, held so that nobody else can
 // claim it as long as it is open.
 type target struct {
-	file
+	files.File
 	path string
 	info blockdev.Info
 	size int64 // in bytes
@@ -28,8 +29,8 @@ type target struct {
 
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
-func openTarget(o Options, path string, how access) (*target, error) {
-	f, err := o.disk().openTarget(path, how)
+func openTarget(o Options, path string, how files.Access) (*target, error) {
+	f, err := o.disk().Open(path, how)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, inUse(path)}
 	}
@@ -40,7 +41,7 @@ func openTarget(o Options, path string, how access) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if how == toWrite {
+	if how == files.ToWrite {
 		err = t.checkWritable()
 	}
 	if err == nil {
@@ -56,12 +57,15 @@ func openTarget(o Options, path string, how access) (*target, error) {
 	return t, nil
 }
 
+// Size is how many bytes the target has.
+func (t *target) Size() int64 { return t.size }
+
 // newTarget is the target that was opened, and closes it if it can't be one.
-func newTarget(f file, path string) (*target, error) {
-	t := &target{file: f, path: path}
+func newTarget(f files.File, path string) (*target, error) {
+	t := &target{File: f, path: path}
 	var err error
-	if t.info, err = blockdev.Stat(f.os()); err == nil {
-		t.size, err = blockdev.Size(f.os())
+	if t.info, err = blockdev.Stat(f.OS()); err == nil {
+		t.size, err = blockdev.Size(f.OS())
 	}
 	if err != nil {
 		t.Close()
@@ -76,12 +80,12 @@ func (t *target) release() error {
 	if !t.info.Block {
 		return nil
 	}
-	f, err := blockdev.Reopen(t.os(), os.O_RDONLY)
+	f, err := blockdev.Reopen(t.OS(), os.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	err = t.Close()
-	t.file = osFile{f}
+	t.File = files.OSFile{File: f}
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
@@ -90,8 +94,8 @@ func (t *target) release() error {
 
 // content reads what the target holds, once: nothing of it is left in the page cache,
 // and many chunks are read at the same time.
-func (t *target) content() (r cow.PiecesReaderAt, done func(), err error) {
-	f, err := blockdev.Reopen(t.os(), os.O_RDONLY)
+func (t *target) content() (r layer.Pieces, done func(), err error) {
+	f, err := blockdev.Reopen(t.OS(), os.O_RDONLY)
 	if err != nil {
 		return nil, nil, fmt.Errorf("target: %w", err)
 	}
@@ -102,7 +106,7 @@ func (t *target) content() (r cow.PiecesReaderAt, done func(), err error) {
 	if t.info.Block {
 		return device, func() { device.Close() }, nil
 	}
-	return readOnce(device, t.os(), windowBytes), func() { device.Close() }, nil
+	return files.ReadOnce(device, func(off, bytes int64) { files.Drop(t.OS(), off, bytes) }), func() { device.Close() }, nil
 }
 
 // ours is what shows of us among a target's users.
@@ -303,7 +307,7 @@ func (t *target) wholeSectors() (bytes, sectorBytes int64, err error) {
 	if !t.info.Block {
 		return t.size, 1, nil
 	}
-	if sectorBytes, err = blockdev.LogicalBlockBytes(t.os()); err != nil {
+	if sectorBytes, err = blockdev.LogicalBlockBytes(t.OS()); err != nil {
 		return 0, 0, fmt.Errorf("target %s: %w", t.path, err)
 	}
 	return t.size - t.size%sectorBytes, sectorBytes, nil
@@ -339,14 +343,14 @@ func (t *target) subject() (s record.Subject, done func(), err error) {
 	if err != nil {
 		return record.Subject{}, nil, err
 	}
-	traces := func() (record.Trace, []record.Trace, error) { return record.TracesOf(t.info, t.os()) }
+	traces := func() (record.Trace, []record.Trace, error) { return record.TracesOf(t.info, t.OS()) }
 	return record.Subject{Traces: traces, SizeBytes: size, Content: content}, done, nil
 }
 
 // timedHere tells whether it is this host's clock that says when a file was written to.
 func (t *target) timedHere() bool {
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(t.os().Fd()), &fs); err != nil {
+	if err := unix.Fstatfs(int(t.OS().Fd()), &fs); err != nil {
 		return false
 	}
 	switch fs.Type {
@@ -367,7 +371,7 @@ func (t *target) absolute() string {
 
 // keyOf is the key of what is at path, which is not claimed.
 func keyOf(path string) (string, error) {
-	if err := checkKind(path); err != nil {
+	if err := files.CheckKind(path); err != nil {
 		return "", fmt.Errorf("target: %w", err)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)

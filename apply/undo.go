@@ -12,6 +12,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/files"
 )
 
 // unnamedPrefix begins the names of states that nobody vouches for. A text follows that
@@ -41,10 +42,10 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 		return nil, fmt.Errorf("undo: %w", err)
 	}
 	if there == nil {
-		if err := removeParts(m.o.disk(), path); err != nil {
+		if err := files.RemoveParts(m.o.disk(), path); err != nil {
 			return nil, fmt.Errorf("undo: what an earlier run left behind: %w", err)
 		}
-		err = replaceFile(m.o.disk(), path, func(f file) error { return copyUndo(ctx, f, undo, m.o) })
+		err = files.Replace(m.o.disk(), path, func(f files.File) error { return copyUndo(ctx, f, undo, m.o) })
 		if err != nil {
 			return nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
 		}
@@ -76,9 +77,9 @@ func (m *merger) held(d *checked, there *undoFile) record.Content {
 // undoDelta is the delta that brings back what d overwrites.
 func (m *merger) undoDelta(d *checked, content io.ReaderAt, held record.Content) (*cow.Sealed, error) {
 	// A state that is larger than d's is not all that d overwrites.
-	volumeBytes := min(max(d.volumeBytes(), held.VolumeBytes), m.target.size)
+	volumeBytes := min(max(d.volumeBytes(), held.VolumeBytes), m.target.Size())
 	if volumeBytes == 0 {
-		volumeBytes = m.target.size
+		volumeBytes = m.target.Size()
 	}
 	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, content)
 	if err != nil {
@@ -93,10 +94,10 @@ func (m *merger) undoDelta(d *checked, content io.ReaderAt, held record.Content)
 }
 
 // copyUndo writes the undo delta to a file.
-func copyUndo(ctx context.Context, f file, undo *cow.Sealed, o Options) error {
+func copyUndo(ctx context.Context, f files.File, undo *cow.Sealed, o Options) error {
 	ahead := cow.ReadAhead(undo, undo.Size())
 	defer ahead.Close()
-	behind := trail{file: f, windowBytes: o.window()}
+	behind := files.Behind(f, o.windowBytes)
 	for at := int64(0); ; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -111,7 +112,7 @@ func copyUndo(ctx context.Context, f file, undo *cow.Sealed, o Options) error {
 		if _, err := f.WriteAt(p, at); err != nil {
 			return err
 		}
-		if err := behind.passed(at, int64(len(p))); err != nil {
+		if err := behind.Passed(at, int64(len(p))); err != nil {
 			return err
 		}
 		at += int64(len(p))

@@ -67,7 +67,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 		return Verification{}, err
 	}
 	defer done()
-	from.ReaderAt = from.toMerge // it is read but once
+	from.Volume = from.toMerge // it is read but once
 	v, err := verify(ctx, from, targetPath, o)
 	if err != nil {
 		return Verification{}, fmt.Errorf("%s: %w", path, err)
@@ -91,12 +91,12 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 
 func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
 	v := Verification{BadDelta: []Block{}, BadTarget: []Block{}}
-	header, seal, err := cow.ReadSeal(in, in.sizeBytes)
+	header, seal, err := cow.ReadSeal(in, in.Size())
 	if err != nil {
 		return Verification{}, err
 	}
 	if seal == nil {
-		store, err := cow.ReadStore(in, in.sizeBytes, cow.StoreOptions{})
+		store, err := cow.ReadStore(in, in.Size(), cow.StoreOptions{})
 		if err != nil {
 			return Verification{}, err
 		}
@@ -120,7 +120,7 @@ func verify(ctx context.Context, in input, targetPath string, o Options) (Verifi
 	if v.BadDelta, err = compare(Verifying, in); err != nil {
 		return Verification{}, err
 	}
-	store, err := cow.ReadStore(in.ReaderAt, in.sizeBytes, cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
+	store, err := cow.ReadStore(in.Volume, in.Size(), cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
 	if err == nil {
 		err = store.CheckSeal()
 	}
@@ -148,7 +148,7 @@ func verify(ctx context.Context, in input, targetPath string, o Options) (Verifi
 		if err != nil {
 			return Verification{}, err
 		}
-		if v.BadTarget, err = compare(Proving, input{ReaderAt: on.Sealed(*seal)}); err != nil {
+		if v.BadTarget, err = compare(Proving, input{Volume: on.Sealed(*seal)}); err != nil {
 			return Verification{}, err
 		}
 	}

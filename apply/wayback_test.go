@@ -14,6 +14,7 @@ import (
 	"lukechampine.com/blake3"
 
 	"ddsfs/apply/record"
+	"ddsfs/cow/files"
 )
 
 // known is what is recorded of the rig's target, without what is of no merge.
@@ -106,7 +107,7 @@ func TestUndoOfATouchedTarget(t *testing.T) {
 
 // state is the rig's state directory.
 func (r *rig) state() record.Dir {
-	return record.Dir{Path: filepath.Join(r.dir, "state"), Files: files{disk{}}}
+	return record.Dir{Path: filepath.Join(r.dir, "state"), Storage: files.Disk{}}
 }
 
 // However often the merge and its undo interrupt each other, both stay there to be
@@ -121,7 +122,7 @@ func TestInterruptedUndoAndMerge(t *testing.T) {
 				t.Fatalf("%s: not half merged: %v", what, err)
 			}
 		}
-		stopWriting := func(merge func(s storage) error) error {
+		stopWriting := func(merge func(s files.Storage) error) error {
 			for at := 1; ; at++ {
 				err := merge(&faulty{at: at})
 				if err == nil || !r.targetIs(r.base) && !r.targetIs(r.after) {
@@ -129,13 +130,13 @@ func TestInterruptedUndoAndMerge(t *testing.T) {
 				}
 			}
 		}
-		undo := func(s storage) error {
+		undo := func(s files.Storage) error {
 			o := r.options("")
 			o.storage = s
 			_, err := File(context.Background(), r.undo, r.target, o)
 			return err
 		}
-		half("the merge", stopWriting(func(s storage) error { return r.apply(s) }))
+		half("the merge", stopWriting(func(s files.Storage) error { return r.apply(s) }))
 		for range 3 {
 			if err := undo(&faulty{at: 12}); err == nil {
 				t.Fatal("the undo was not interrupted")
@@ -206,7 +207,7 @@ func (r *rig) blind() {
 	f, err := os.Open(r.target)
 	must(r.t, err)
 	defer f.Close()
-	t, err := newTarget(osFile{f}, r.target)
+	t, err := newTarget(files.OSFile{File: f}, r.target)
 	must(r.t, err)
 	k.Evidence.Self.Counter, err = t.info.Counter(f)
 	must(r.t, err)

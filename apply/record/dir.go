@@ -17,23 +17,13 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
 )
-
-// Files is how a directory's files are changed.
-type Files interface {
-	// Replace gives a file the contents that write writes, or leaves it as it was.
-	// They and the name are durable when it returns.
-	Replace(path string, write func(io.WriterAt) error) error
-	// Remove removes a file, if it is there.
-	Remove(path string) error
-	// SyncDir makes the names in a directory durable.
-	SyncDir(path string) error
-}
 
 // Dir is a directory with the records. The zero Dir keeps none.
 type Dir struct {
-	Path  string
-	Files Files
+	Path    string
+	Storage files.Storage
 }
 
 // None tells whether no records are kept.
@@ -46,8 +36,6 @@ const (
 	pageSuffix   = ".page"
 	chunksSuffix = ".chunks"
 	storeSuffix  = ".store"
-	// PartSuffix is that of a file that is not complete.
-	PartSuffix = ".part"
 )
 
 // fileName is the name of the files of a target, without their suffix.
@@ -177,7 +165,7 @@ func (d Dir) Save(r *Record) error {
 		err = errors.New("too large")
 	}
 	if err == nil {
-		err = d.Files.Replace(d.file(r.Key, recordSuffix), func(f io.WriterAt) error {
+		err = files.Replace(d.Storage, d.file(r.Key, recordSuffix), func(f files.File) error {
 			_, err := f.WriteAt(append(b, '\n'), 0)
 			return err
 		})
@@ -200,7 +188,7 @@ func (d Dir) SaveWritten(key string, c Chunks) (Written, error) {
 	}
 	digest := fmt.Sprintf("%x", hash.Sum(nil))
 	w := Written{File: fmt.Sprintf("%s-%s%s", fileName(key), digest[:16], chunksSuffix), Digest: digest, EndBytes: c.endBytes}
-	err := d.Files.Replace(filepath.Join(d.Path, w.File), func(f io.WriterAt) error {
+	err := files.Replace(d.Storage, filepath.Join(d.Path, w.File), func(f files.File) error {
 		return chunks.Write(io.NewOffsetWriter(f, 0), c.set, c.chunkBytes)
 	})
 	if err != nil {
@@ -236,10 +224,10 @@ func (d Dir) Forget(key string) error {
 	if d.None() {
 		return nil
 	}
-	if err := d.Files.Remove(d.file(key, recordSuffix)); err != nil {
+	if err := d.Storage.Remove(d.file(key, recordSuffix)); err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
-	return d.Files.SyncDir(d.Path)
+	return d.Storage.SyncDir(d.Path)
 }
 
 // Tidy removes what a target's record, which is nil if there is none, does not need
@@ -260,11 +248,11 @@ func (d Dir) Tidy(key string, r *Record) error {
 	for _, e := range entries {
 		suffix, ofTarget := strings.CutPrefix(e.Name(), fileName(key))
 		isOld := strings.HasPrefix(suffix, "-") && !needed[e.Name()]
-		isPart := strings.HasSuffix(suffix, PartSuffix)
+		isPart := strings.HasSuffix(suffix, files.PartSuffix)
 		if !ofTarget || !isOld && !isPart && suffix != storeSuffix {
 			continue
 		}
-		if err := d.Files.Remove(filepath.Join(d.Path, e.Name())); err != nil {
+		if err := d.Storage.Remove(filepath.Join(d.Path, e.Name())); err != nil {
 			return fmt.Errorf("state directory: %w", err)
 		}
 	}
@@ -309,7 +297,7 @@ func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 
 // RemovePage removes the file of a page that no record names any more.
 func (d Dir) RemovePage(key string, p *Page) error {
-	if err := d.Files.Remove(filepath.Join(d.Path, pageName(key, p.ID))); err != nil {
+	if err := d.Storage.Remove(filepath.Join(d.Path, pageName(key, p.ID))); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	return nil

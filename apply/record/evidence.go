@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 	"os"
 
-	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/layer"
 )
 
 // Evidence is what a target looked like when its record was made.
@@ -67,7 +67,7 @@ type Subject struct {
 	Traces    func() (self Trace, below []Trace, err error)
 	SizeBytes int64
 	// Content reads what is on the disk, past what the page cache may have of it.
-	Content cow.PiecesReaderAt
+	Content layer.Pieces
 	// Scale, if set, is how many times smaller than a real one the target of a test is.
 	Scale int64
 }

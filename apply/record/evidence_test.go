@@ -96,6 +96,8 @@ type memory struct {
 	bad     int64 // a byte that can't be read, -1 if there is none
 }
 
+func (m memory) Size() int64 { return int64(len(m.content)) }
+
 var errUnreadable = errors.New("unreadable")
 
 func (m memory) ReadAt(p []byte, off int64) (int, error) {

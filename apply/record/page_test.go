@@ -5,11 +5,13 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"ddsfs/cow/files"
 )
 
 // What is put into a page is there for others at once, and names what was written.
 func TestPage(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	p, err := d.NewPage("k", nil, true)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +73,7 @@ func TestPage(t *testing.T) {
 
 // The page of another boot, or of nothing, says nothing.
 func TestPageOfAnotherBoot(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	p, err := d.NewPage("k", nil, true)
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +125,7 @@ func TestPageOfAnotherBoot(t *testing.T) {
 
 // A page that the disk does not take any more ends nothing.
 func TestPageThatIsGone(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	p, err := d.NewPage("k", nil, true)
 	if err != nil {
 		t.Fatal(err)

@@ -2,28 +2,14 @@ package record
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"ddsfs/cow/files"
 )
-
-// plainFiles changes files without making anything durable.
-type plainFiles struct{}
-
-func (plainFiles) Replace(path string, write func(io.WriterAt) error) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(f), f.Close())
-}
-
-func (plainFiles) Remove(path string) error { return os.Remove(path) }
-
-func (plainFiles) SyncDir(string) error { return nil }
 
 func testRecord() *Record {
 	return &Record{
@@ -34,7 +20,7 @@ func testRecord() *Record {
 }
 
 func TestRecordSurvives(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	if r, err := d.Load("path:/t"); r != nil || err != nil {
 		t.Fatalf("before: %+v, %v", r, err)
 	}
@@ -81,7 +67,7 @@ func TestRecordRefuses(t *testing.T) {
 }
 
 func TestLockKeepsTheSecondOut(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	lock, err := d.Lock("k")
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +90,7 @@ func TestLockKeepsTheSecondOut(t *testing.T) {
 
 // At every moment a locked target is known to be, or status would call it interrupted.
 func TestLockedByAtEveryMoment(t *testing.T) {
-	d := Dir{t.TempDir(), plainFiles{}}
+	d := Dir{t.TempDir(), files.Disk{}}
 	lock := func() *os.File {
 		t.Helper()
 		f, err := d.Lock("k")
@@ -154,7 +140,7 @@ func FuzzRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		d := Dir{t.TempDir(), plainFiles{}}
+		d := Dir{t.TempDir(), files.Disk{}}
 		if err := d.Save(r); err != nil {
 			t.Fatal(err)
 		}

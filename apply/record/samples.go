@@ -10,7 +10,7 @@ import (
 
 	"lukechampine.com/blake3"
 
-	"ddsfs/cow"
+	"ddsfs/cow/layer"
 )
 
 // Sample is what a target holds at some place.
@@ -112,7 +112,7 @@ const maxUnreadable = 8
 
 // takeSamples reads what the target holds at the places, and leaves out those that
 // can't be read: a disk's bad sector is for a full delta to write again.
-func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
+func takeSamples(target layer.Pieces, list []Sample) ([]Sample, error) {
 	var taken []Sample
 	for unreadable := 0; len(list) > 0; {
 		read, err := readSamples(target, list)
@@ -130,7 +130,7 @@ func takeSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
 
 // readSamples reads what the target holds at the places, up to the first that can't be
 // read.
-func readSamples(target cow.PiecesReaderAt, list []Sample) ([]Sample, error) {
+func readSamples(target layer.Pieces, list []Sample) ([]Sample, error) {
 	pieces, offsets := make([][]byte, len(list)), make([]int64, len(list))
 	for i, s := range list {
 		pieces[i], offsets[i] = make([]byte, s.Bytes), s.At
@@ -158,7 +158,7 @@ func (e errOther) Error() string {
 
 // compareSamples compares the target with the samples. It is nil if all are as they
 // were, and errOther for the first that is not.
-func compareSamples(target cow.PiecesReaderAt, list []Sample) error {
+func compareSamples(target layer.Pieces, list []Sample) error {
 	now, err := readSamples(target, list)
 	for i, s := range now {
 		if s.Digest != list[i].Digest {

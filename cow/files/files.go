@@ -1,0 +1,275 @@
+package files
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Storage is every way in which a merge changes what is on disk. What is durable
+// before what is overwritten hangs on the order of these calls, so tests put a
+// Storage of their own in its place that stops or fails at any of them.
+type Storage interface {
+	// Open opens an existing device or file.
+	Open(path string, how Access) (File, error)
+	// Create makes a new file. It is an error if there is one.
+	Create(path string) (File, error)
+	// Rename gives a file another name, in place of what had it.
+	Rename(from, to string) error
+	// Remove removes a file, if it is there.
+	Remove(path string) error
+	// SyncDir makes the names in a directory durable.
+	SyncDir(path string) error
+}
+
+// Access is how a device or file is opened: for what, and whether a block device is
+// claimed.
+type Access int
+
+// The ways to open one.
+const (
+	// ToWrite is for what is written to.
+	ToWrite Access = syscall.O_RDWR | syscall.O_EXCL
+	// ToRead is for what leaves the writing to the kernel, if anything is written.
+	ToRead Access = syscall.O_RDONLY | syscall.O_EXCL
+	// ToWatch is for a target that a device of ours has claimed.
+	ToWatch Access = syscall.O_RDONLY
+)
+
+// File is an open file of a Storage.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Sync makes all that was written durable.
+	Sync() error
+	// PunchHole makes a part of a regular file read as zeros without taking
+	// room. It is errors.ErrUnsupported where that can't be.
+	PunchHole(off, bytes int64) error
+	// WillRead has the disk get a part of the file, and does not wait for it.
+	WillRead(off, bytes int64)
+	// StartWriteback has the kernel begin to write out a part of the file, and does
+	// not wait for it. No error of the writing is reported here, so that Sync
+	// reports it.
+	StartWriteback(off, bytes int64) error
+	// DropCached waits until what is being written out of a part of the file is,
+	// and takes the part out of the page cache. That makes nothing durable, but an
+	// error is as final as that of Sync, which will not report it any more.
+	DropCached(off, bytes int64) error
+	// OS is the operating system's file.
+	OS() *os.File
+}
+
+// Disk is the Storage of the operating system.
+type Disk struct{}
+
+var _ Storage = Disk{}
+
+func (Disk) Open(path string, how Access) (File, error) {
+	if err := CheckKind(path); err != nil {
+		return nil, err
+	}
+	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
+	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
+	// us wait for its other end.
+	f, err := os.OpenFile(path, int(how)|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return OSFile{f}, nil
+}
+
+// CheckKind refuses what is neither a block device nor a regular file, before it is opened: opening a character
+// device can do things by itself.
+func CheckKind(path string) error {
+	fi, err := os.Stat(path)
+	if err == nil && !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+		err = fmt.Errorf("%s: is neither a block device nor a regular file", path)
+	}
+	return err
+}
+
+func (Disk) Create(path string) (File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return OSFile{f}, nil
+}
+
+func (Disk) Rename(from, to string) error { return os.Rename(from, to) }
+
+func (Disk) Remove(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (Disk) SyncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// OSFile is a File of the operating system.
+type OSFile struct{ *os.File }
+
+var _ File = OSFile{}
+
+func (f OSFile) OS() *os.File { return f.File }
+
+// WriteAt implements io.WriterAt. That of os.File does not count what a call wrote
+// before it failed, such as up to where the room ended.
+func (f OSFile) WriteAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pwrite(int(f.Fd()), p[n:], off+int64(n))
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return n, err
+		case m == 0:
+			return n, io.ErrShortWrite
+		}
+		n += max(0, m)
+	}
+	return n, nil
+}
+
+func (f OSFile) PunchHole(off, bytes int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, bytes)
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
+		return errors.ErrUnsupported
+	}
+	return err
+}
+
+func (f OSFile) WillRead(off, bytes int64) {
+	// Without it, the disk gets it later.
+	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_WILLNEED)
+}
+
+func (f OSFile) StartWriteback(off, bytes int64) error {
+	return f.syncRange(off, bytes, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+func (f OSFile) DropCached(off, bytes int64) error {
+	// What is still being written out would stay.
+	if err := f.syncRange(off, bytes, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+		return err
+	}
+	Drop(f.File, off, bytes)
+	return nil
+}
+
+// Written waits until what is being written out is, and fails if it could not be.
+func (f OSFile) Written() error { return f.syncRange(0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE) }
+
+func (f OSFile) syncRange(off, bytes int64, flags int) error {
+	err := unix.SyncFileRange(int(f.Fd()), off, bytes, flags)
+	for errors.Is(err, syscall.EINTR) {
+		err = unix.SyncFileRange(int(f.Fd()), off, bytes, flags)
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // so the flush has all to do
+	}
+	return err
+}
+
+// Drop takes what is clean in a part of a file out of the page cache.
+func Drop(f *os.File, off, bytes int64) {
+	// It can only be of no use.
+	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_DONTNEED)
+}
+
+// The names of files that are not complete have partInfix, a random text and
+// PartSuffix behind the name that they are to have.
+const (
+	partInfix  = "."
+	PartSuffix = ".part"
+)
+
+// RemoveParts removes what Replace left beside path when the process was killed.
+func RemoveParts(s Storage, path string) error {
+	// A directory that can't be listed may be one that can be written to.
+	entries, _ := os.ReadDir(filepath.Dir(path))
+	for _, e := range entries {
+		random, isPart := strings.CutPrefix(e.Name(), filepath.Base(path)+partInfix)
+		if random, isSuffix := strings.CutSuffix(random, PartSuffix); isPart && isSuffix && isRandom(random) {
+			if err := s.Remove(filepath.Join(filepath.Dir(path), e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isRandom tells whether a text looks like one of rand.Text, of whose alphabet and
+// length hardly anything else is.
+func isRandom(text string) bool {
+	return len(text) == len(rand.Text()) && strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
+
+// Replace gives path the contents that write writes, or leaves it as it was:
+// the new file is durable before it takes the name, and the name is durable when
+// Replace returns.
+func Replace(s Storage, path string, write func(File) error) (err error) {
+	// A name that nobody else has: path may be in a directory of the user's.
+	part := path + partInfix + rand.Text() + PartSuffix
+	f, err := s.Create(part)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			// What matters is the first error.
+			_ = s.Remove(part)
+		}
+	}()
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = s.Rename(part, path)
+	}
+	if err == nil {
+		err = s.SyncDir(filepath.Dir(path))
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%s: %w: make room in %s, or name another place", path, err, filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// Unnamed makes a file in a directory that has no name: nothing is left of it however
+// this process ends.
+func Unnamed(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err == nil || !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
+		return f, err
+	}
+	// A file system without unnamed files.
+	if f, err = os.CreateTemp(dir, "ddsfs-spool-"); err != nil {
+		return nil, err
+	}
+	return f, os.Remove(f.Name())
+}
