@@ -11,6 +11,8 @@ PACKAGES = ./... ./testdata/lab/... ./testdata/bench
 # Where to install, below DESTDIR.
 PREFIX        ?= /usr/local
 SBIN          ?= $(PREFIX)/sbin
+MAN5          ?= $(PREFIX)/share/man/man5
+MAN7          ?= $(PREFIX)/share/man/man7
 MAN8          ?= $(PREFIX)/share/man/man8
 BASH_COMPLETE ?= $(PREFIX)/share/bash-completion/completions
 ZSH_COMPLETE  ?= $(PREFIX)/share/zsh/site-functions
@@ -52,13 +54,24 @@ documentation:
 	  sed -i '/^\./!{ s/\\\?-/\\-/g; s/\\f[BI]/&\\%/g }' $$page; \
 	  gzip -9n $$page; \
 	done
+# And those that are about no command, from cmd/ddsfs/man.
+	@set -e; date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F); \
+	version=$$($(HERE) run ./cmd/ddsfs --version | head -n 1); \
+	for source in cmd/ddsfs/man/*.md; do \
+	  page=$(BIN)/doc/$$(basename $$source .md); \
+	  sed "s/@DATE@/$$date/; s/@VERSION@/$$version/" $$source | $(HERE) tool go-md2man -out $$page; \
+	  sed -i '/^\./!{ s/\\\?-/\\-/g; s/\\f[BI]/&\\%/g }' $$page; \
+	  gzip -9n $$page; \
+	done
 
 install: build documentation
-	install -d $(addprefix $(DESTDIR),$(SBIN) $(MOUNT_HELPERS) $(MAN8) $(BASH_COMPLETE) $(ZSH_COMPLETE) $(FISH_COMPLETE) $(UNITS) $(CONFIG))
+	install -d $(addprefix $(DESTDIR),$(SBIN) $(MOUNT_HELPERS) $(MAN5) $(MAN7) $(MAN8) $(BASH_COMPLETE) $(ZSH_COMPLETE) $(FISH_COMPLETE) $(UNITS) $(CONFIG))
 	install -m 755 $(BIN)/ddsfs cmd/ddsfs-replicate/ddsfs-replicate $(DESTDIR)$(SBIN)
 	ln -sf ddsfs $(DESTDIR)$(SBIN)/dds
 	for helper in mount.ddsfs mount.fuse.ddsfs; do \
 	  ln -sf $(if $(filter $(SBIN),$(MOUNT_HELPERS)),,$(SBIN)/)ddsfs $(DESTDIR)$(MOUNT_HELPERS)/$$helper; done
+	install -m 644 $(BIN)/doc/*.5.gz $(DESTDIR)$(MAN5)
+	install -m 644 $(BIN)/doc/*.7.gz $(DESTDIR)$(MAN7)
 	install -m 644 $(BIN)/doc/*.8.gz $(DESTDIR)$(MAN8)
 	ln -sf mount.ddsfs.8.gz $(DESTDIR)$(MAN8)/mount.fuse.ddsfs.8.gz
 	install -m 644 $(BIN)/doc/ddsfs $(DESTDIR)$(BASH_COMPLETE)
@@ -71,6 +84,7 @@ install: build documentation
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(SBIN)/,ddsfs ddsfs-replicate dds) \
 	  $(addprefix $(DESTDIR)$(MOUNT_HELPERS)/,mount.ddsfs mount.fuse.ddsfs) \
+	  $(DESTDIR)$(MAN5)/ddsfs-delta.5.gz $(DESTDIR)$(MAN7)/ddsfs-safety.7.gz \
 	  $(addprefix $(DESTDIR)$(MAN8)/,ddsfs.8.gz ddsfs-*.8.gz dds.8.gz mount.ddsfs.8.gz mount.fuse.ddsfs.8.gz) \
 	  $(DESTDIR)$(BASH_COMPLETE)/ddsfs $(DESTDIR)$(ZSH_COMPLETE)/_ddsfs $(DESTDIR)$(FISH_COMPLETE)/ddsfs.fish \
 	  $(addprefix $(DESTDIR)$(UNITS)/ddsfs-replicate@,.service .timer)

@@ -41,7 +41,7 @@ func tree(t *testing.T, dir string) (all []string) {
 	return all
 }
 
-// manualPages are the names of all pages.
+// manualPages are the names of all pages of section 8.
 func manualPages(t *testing.T) []string {
 	t.Helper()
 	names := []string{"dds", "ddsfs", "ddsfs-replicate", "mount.ddsfs"}
@@ -61,6 +61,7 @@ func TestInstall(t *testing.T) {
 		"/sbin/mount.ddsfs", "/sbin/mount.fuse.ddsfs", "/opt/sbin/dds", "/opt/sbin/ddsfs", "/opt/sbin/ddsfs-replicate",
 		"/opt/share/bash-completion/completions/ddsfs",
 		"/opt/share/fish/vendor_completions.d/ddsfs.fish",
+		"/opt/share/man/man5/ddsfs-delta.5.gz", "/opt/share/man/man7/ddsfs-safety.7.gz",
 		"/opt/share/zsh/site-functions/_ddsfs",
 		"/opt/lib/systemd/system/ddsfs-replicate@.service",
 		"/opt/lib/systemd/system/ddsfs-replicate@.timer",
@@ -97,30 +98,46 @@ func TestInstall(t *testing.T) {
 	runMake(t, args("uninstall", variables)...)
 }
 
-// Each page is shown by both of the programs that show them, and has what the
-// command's help says.
+// shownPage is what man shows of a page, which both of the programs that show pages
+// must understand.
+func shownPage(t *testing.T, page string) string {
+	t.Helper()
+	if r := run(t, "mandoc", "-T", "lint", "-W", "warning", page); r.code != 0 || r.stdout != "" {
+		t.Errorf("mandoc on %s: %s%s", page, r.stdout, r.stderr)
+	}
+	shown := runWith(t, func(c *exec.Cmd) {
+		c.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANWIDTH=80", "MANROFFSEQ=", "PAGER=cat")
+	}, "man", "--warnings", "--no-hyphenation", "--no-justification", "--local-file", page).ok()
+	name := strings.TrimSuffix(filepath.Base(page), ".gz")
+	name = strings.TrimSuffix(name, filepath.Ext(name))
+	for _, part := range []string{"\nNAME\n       " + name + " - ", "\nDESCRIPTION\n", "\nSEE ALSO\n", "2023-11-14"} {
+		if !strings.Contains(shown, part) {
+			t.Errorf("%s has no %q:\n%s", page, part, shown)
+		}
+	}
+	// Markup that was not understood.
+	for _, mark := range []string{"**", "\\", "`", "<no value>"} {
+		if strings.Contains(shown, mark) {
+			t.Errorf("%s has %q:\n%s", page, mark, shown)
+		}
+	}
+	return shown
+}
+
+// Each page is shown, and has what the command's help says.
 func TestManualPages(t *testing.T) {
 	bin := t.TempDir()
 	runMake(t, "documentation", "BIN="+bin, "SOURCE_DATE_EPOCH=1700000000")
+	for _, page := range []string{"ddsfs-delta.5.gz", "ddsfs-safety.7.gz"} {
+		if shown := shownPage(t, filepath.Join(bin, "doc", page)); strings.Contains(shown, "@") {
+			t.Errorf("%s has a place that was not filled:\n%s", page, shown)
+		}
+	}
 	pages := manualPages(t)
 	for _, name := range pages {
-		page := filepath.Join(bin, "doc", name+".8.gz")
-		if r := run(t, "mandoc", "-T", "lint", "-W", "warning", page); r.code != 0 || r.stdout != "" {
-			t.Errorf("mandoc on %s: %s%s", name, r.stdout, r.stderr)
-		}
-		shown := runWith(t, func(c *exec.Cmd) {
-			c.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANWIDTH=80", "MANROFFSEQ=", "PAGER=cat")
-		}, "man", "--warnings", "--no-hyphenation", "--no-justification", "--local-file", page).ok()
-		for _, part := range []string{"\nNAME\n       " + name + " - ", "\nSYNOPSIS\n", "\nDESCRIPTION\n", "\nSEE ALSO\n", "2023-11-14"} {
-			if !strings.Contains(shown, part) {
-				t.Errorf("%s has no %q:\n%s", name, part, shown)
-			}
-		}
-		// Markup that was not understood.
-		for _, mark := range []string{"**", "\\", "`", "<no value>"} {
-			if strings.Contains(shown, mark) {
-				t.Errorf("%s has %q:\n%s", name, mark, shown)
-			}
+		shown := shownPage(t, filepath.Join(bin, "doc", name+".8.gz"))
+		if !strings.Contains(shown, "\nSYNOPSIS\n") {
+			t.Errorf("%s has no synopsis:\n%s", name, shown)
 		}
 		for _, other := range pages {
 			if other != name && !strings.Contains(shown, other+"(8)") {
