@@ -5,6 +5,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/inorder"
 )
 
 const (
@@ -20,7 +21,7 @@ const (
 // batch is what was decoded at once.
 type batch struct {
 	buf     []byte
-	runs    []chunks.Run // their data is in buf, one run behind the other
+	runs    []chunks.Run // their data is in buf, one run after the other
 	highest uint64       // the highest chunk in the metadata that was read by then
 }
 
@@ -48,63 +49,37 @@ func (b *batch) pieces(chunkBytes, end, known int64) iter.Seq[piece] {
 	}
 }
 
-// ahead decodes a delta in a goroutine of its own, a few batches ahead of who writes
-// them. There is one writer, and they come to it in their order, an error behind all
-// that was decoded before it: what is written does not depend on which of the two is
-// faster.
-type ahead struct {
-	// Each has room for all batches, so that nobody waits to hand one on.
-	filled, free chan *batch
-	err          error // what ended it, when filled is closed
-}
-
-// decodeAhead begins to decode what is left of a delta.
-func decodeAhead(d *cow.Decoder) *ahead {
-	a := &ahead{filled: make(chan *batch, batches), free: make(chan *batch, batches)}
-	for range batches {
-		a.free <- new(batch)
+// decoded decodes what is left of a delta ahead of its consumer, and yields batches of
+// it: each is good until the next one. An error comes after all that was decoded before
+// it. When the consumer has had enough, stop ends a reading that is under way.
+func decoded(d *cow.Decoder, stop func()) iter.Seq2[*batch, error] {
+	bytes := int64(pieceBytes)
+	if seal := d.Store.Seal; seal != nil {
+		bytes = min(bytes, seal.BodyBytes) // most deltas are small
 	}
-	go func() {
-		defer close(a.filled)
-		bytes := int64(pieceBytes)
-		if seal := d.Seal(); seal != nil {
-			bytes = min(bytes, seal.BodyBytes) // most deltas are small
+	buffers := make([]*batch, batches)
+	for i := range buffers {
+		buffers[i] = new(batch)
+	}
+	next := func(b *batch) (_ *batch, err error) {
+		if b.buf == nil {
+			b.buf = make([]byte, max(bytes, d.Store.ChunkBytes))
 		}
-		for b := range a.free {
-			if b.buf == nil {
-				b.buf = make([]byte, max(bytes, d.Header().ChunkBytes))
+		b.runs, err = d.Next(b.buf, b.runs[:0])
+		b.highest = d.Highest()
+		return b, err
+	}
+	all := inorder.Each(1, buffers, func(yield func(func(*batch) (*batch, error)) bool) {
+		for yield(next) {
+		}
+	})
+	return func(yield func(*batch, error) bool) {
+		all(func(b *batch, err error) bool {
+			more := yield(b, err)
+			if !more {
+				stop()
 			}
-			if b.runs, a.err = d.Next(b.buf, b.runs[:0]); a.err != nil {
-				return
-			}
-			b.highest = d.Highest()
-			a.filled <- b
-		}
-	}()
-	return a
-}
-
-// next returns the next batch, or what ended it, such as io.EOF.
-func (a *ahead) next() (*batch, error) {
-	b, ok := <-a.filled
-	if !ok {
-		return nil, a.err
-	}
-	return b, nil
-}
-
-// done gives back a batch that next returned.
-func (a *ahead) done(b *batch) { a.free <- b }
-
-// close ends the decoding, and returns when it has ended.
-func (a *ahead) close() {
-	for len(a.free) > 0 {
-		select {
-		case <-a.free:
-		default: // it was faster
-		}
-	}
-	close(a.free)
-	for range a.filled {
+			return more
+		})
 	}
 }

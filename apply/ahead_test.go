@@ -12,6 +12,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 // asked is a file that notes what is read of it, and what was asked for before.
@@ -61,7 +62,7 @@ func TestComparedIsAskedFor(t *testing.T) {
 			}
 		}
 	}
-	d, err := cow.NewDelta(changed.Set(), c, int64(len(volume)), bytes.NewReader(volume))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: int64(len(volume)), Content: bytes.NewReader(volume)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 	for chunk := uint64(0); chunk < count; chunk += 2 {
 		changed.Add(chunk)
 	}
-	d, err := cow.NewDelta(changed.Set(), c, int64(len(volume)), bytes.NewReader(volume))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: int64(len(volume)), Content: bytes.NewReader(volume)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,11 +181,11 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 // tells checkpoint, if it is set, how many are durable.
 func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *target, done, chunks int64, o Options, checkpoint func(chunks int64)) (result Result, err error) {
 	t.Helper()
-	decoder, err := cow.NewDecoderAt(d, d.Size())
+	opened, err := cow.Open(d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = merge(ctx, decoder, func() {}, target, nil, done, chunks, o, &result, nil, func(chunks int64) error {
+	err = merge(ctx, opened.Decoder(), func() {}, target, nil, done, chunks, o, &result, nil, func(chunks int64) error {
 		if checkpoint != nil {
 			checkpoint(chunks)
 		}
@@ -208,7 +209,7 @@ func TestListThatLostChunks(t *testing.T) {
 	const c = 4096
 	var changed chunks.Builder
 	changed.AddRange(0, 10)
-	d, err := cow.NewDelta(changed.Set(), c, 10*c, bytes.NewReader(bytes.Repeat([]byte{1}, 10*c)))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: 10 * c, Content: bytes.NewReader(bytes.Repeat([]byte{1}, 10*c))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +239,7 @@ func TestPagesOfZeros(t *testing.T) {
 	volume := bytes.Join(pages, nil)
 	var changed chunks.Builder
 	changed.Add(0)
-	d, err := cow.NewDelta(changed.Set(), c, c, bytes.NewReader(volume))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: c, Content: bytes.NewReader(volume)})
 	if err != nil {
 		t.Fatal(err)
 	}

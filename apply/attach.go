@@ -81,7 +81,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return Result{}, err
 	}
 	result = m.newResult()
-	result.Report = d.report
+	result.Report = d.Report()
 	return result, nil
 }
 
@@ -115,7 +115,7 @@ func (m *merger) attach(d *checked, l *lower, name string, o AttachOptions) (err
 // viewTable shows the target as it will be. What lies behind the volume's end, also
 // in the chunk that it falls into, is not the volume's.
 func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
-	if err := l.checkChunk(d.header.ChunkBytes); err != nil {
+	if err := l.checkChunk(d.ChunkBytes); err != nil {
 		return nil, err
 	}
 	sectors, err := m.target.sectors()
@@ -123,13 +123,13 @@ func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
 		return nil, err
 	}
 	end := sectors
-	if d.seal != nil && d.seal.VolumeBytes < m.target.Size() {
-		if d.seal.VolumeBytes%cow.SectorBytes != 0 {
-			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.seal.VolumeBytes, cow.SectorBytes)
+	if d.Seal != nil && d.Seal.VolumeBytes < m.target.Size() {
+		if d.Seal.VolumeBytes%cow.SectorBytes != 0 {
+			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.Seal.VolumeBytes, cow.SectorBytes)
 		}
-		end = d.seal.VolumeBytes / cow.SectorBytes
+		end = d.Seal.VolumeBytes / cow.SectorBytes
 	}
-	table := []blockdev.Target{snapshotOf(blockdev.KindSnapshot, end, l.target, l.delta, "P", d.header.ChunkBytes)}
+	table := []blockdev.Target{snapshotOf(blockdev.KindSnapshot, end, l.target, l.delta, "P", d.ChunkBytes)}
 	if end < sectors {
 		table = append(table, blockdev.Target{
 			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: blockdev.KindLinear,

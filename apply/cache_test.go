@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -65,6 +66,8 @@ func forget(t *testing.T, path string) {
 
 // repeated is a volume that holds the same MiB of noise all over.
 type repeated struct{}
+
+func (repeated) Size() int64 { return math.MaxInt64 }
 
 func (repeated) ReadAt(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {

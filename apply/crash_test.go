@@ -17,6 +17,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 var errStopped = errors.New("stopped")
@@ -272,7 +273,7 @@ func sealedFile(t *testing.T, path, base, new string, before, after []byte, more
 	for _, c := range more {
 		changed.Add(c)
 	}
-	d, err := cow.NewDelta(changed.Set(), rigChunk, int64(len(after)), bytes.NewReader(after))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: rigChunk, VolumeBytes: int64(len(after)), Content: bytes.NewReader(after)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"ddsfs/apply"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // loopDevice returns the name of a new loop device over a file. The kernel
@@ -153,7 +154,7 @@ func TestBaseCheckAndUndo(t *testing.T) {
 		changed.Add(chunk)
 		copy(new[chunk*chunkBytes:min((chunk+1)*chunkBytes, volumeBytes)], noise[1+chunk:])
 	}
-	d, err := cow.NewDelta(changed.Set(), chunkBytes, volumeBytes, bytes.NewReader(new))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(new)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // feed is the other end of a pipe, into which b is written. What is left of it is not
@@ -48,7 +49,7 @@ func TestFaultOfTheDelta(t *testing.T) {
 			changed.Add(i)
 		}
 	}
-	d, err := cow.NewDelta(changed.Set(), c, count*c, bytes.NewReader(after))
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: count * c, Content: bytes.NewReader(after)})
 	must(t, err)
 	s, err := cow.NewSealed(d, cow.SealOptions{New: "new", BaseContent: bytes.NewReader(before)})
 	must(t, err)
@@ -160,7 +161,7 @@ func TestStreamThatBreaksOff(t *testing.T) {
 	const volumeBytes = 4 << 20
 	var all chunks.Builder
 	all.AddRange(0, volumeBytes/4096)
-	d, err := cow.NewDelta(all.Set(), 4096, volumeBytes, bytes.NewReader(bytes.Repeat([]byte("x"), volumeBytes)))
+	d, err := cow.Encode(layer.Layer{Changed: all.Set(), ChunkBytes: 4096, VolumeBytes: volumeBytes, Content: bytes.NewReader(bytes.Repeat([]byte("x"), volumeBytes))})
 	must(t, err)
 	s, err := cow.NewSealed(d, cow.SealOptions{New: "new"})
 	must(t, err)

@@ -21,6 +21,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 var (
@@ -525,7 +526,7 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 			p.sectors.touch(at, end)
 		}
 	}
-	d, err := cow.NewDelta(chunks.Set(), int64(p.chunkBytes), int64(len(to)), bytes.NewReader(to))
+	d, err := cow.Encode(layer.Layer{Changed: chunks.Set(), ChunkBytes: int64(p.chunkBytes), VolumeBytes: int64(len(to)), Content: bytes.NewReader(to)})
 	if err != nil {
 		return nil, err
 	}
@@ -558,18 +559,14 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 
 // sealOf is the seal of a delta, with its digest.
 func sealOf(b []byte) (*cow.Seal, string, error) {
-	_, seal, err := cow.ReadSeal(bytes.NewReader(b), int64(len(b)))
+	d, err := cow.Open(bytes.NewReader(b))
 	if err != nil {
 		return nil, "", err
 	}
-	if seal == nil {
+	if d.Seal == nil {
 		return nil, "", errors.New("not sealed")
 	}
-	digests, err := cow.ReadDigests(bytes.NewReader(b), *seal)
-	if err != nil {
-		return nil, "", err
-	}
-	return seal, digests.Name().String(), nil
+	return d.Seal, d.Name.String(), nil
 }
 
 // truth is what a volume holds that the delta was merged into, if all that is said of

@@ -22,11 +22,11 @@ type input struct {
 }
 
 // verify compares the body with the digests of its trailer.
-func (in input) verify(ctx context.Context, digests *cow.Digests, bad func(block int64), progress func(done int64)) error {
+func (in input) verify(ctx context.Context, d *cow.Store, bad func(block int64), progress func(done int64)) error {
 	if in.taken != nil {
-		return digests.Compare(in.taken, bad)
+		return d.Compare(in.taken, bad)
 	}
-	return digests.Verify(ctx, in, cow.OfNew, bad, progress)
+	return d.Verify(ctx, bad, progress)
 }
 
 // fileInput is a delta in a file or on a block device. A large one is not kept for the

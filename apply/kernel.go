@@ -47,7 +47,7 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	} else if r != nil {
 		// The kernel leaves the seal and the trailer as they are when it uses a
 		// delta up.
-		d, err := newDelta(in)
+		d, err := newDelta(input{Volume: in})
 		if err != nil {
 			return Result{}, fmt.Errorf("%s: %w", path, err)
 		}
@@ -64,8 +64,8 @@ func KernelFile(ctx context.Context, path, targetPath string, o KernelOptions) (
 	// A delta that is refused or already merged is not copied first. What else is
 	// wrong with it comes out when all of it is looked at.
 	done := false
-	if d, err := newDelta(in); err == nil && d.readList() == nil {
-		if d.seal == nil && o.Consume {
+	if d, err := newDelta(input{Volume: in}); err == nil && d.ReadList() == nil {
+		if d.Seal == nil && o.Consume {
 			return Result{}, fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one: do without --consume", path)
 		}
 		how, err := k.decide(d.facts(k.target.Size()), d)
@@ -226,7 +226,7 @@ func (k *kernelMerger) look(ctx context.Context, name string, in input) (Result,
 		return Result{}, err
 	}
 	result := k.newResult()
-	result.Report = d.report
+	result.Report = d.Report()
 	return result, nil
 }
 
@@ -268,6 +268,7 @@ func (k *kernelMerger) mergeCopy(ctx context.Context, name string, r io.Reader, 
 	store, err := blockdev.Open(path)
 	if err == nil {
 		defer store.Close()
+		d.Store = d.At(store)
 		err = k.take(store)
 	}
 	if err == nil && d.how.Verdict == record.Done {
@@ -318,11 +319,11 @@ func (k *kernelMerger) prepare(ctx context.Context, d *checked, store *blockdev.
 	if job.Undo, err = k.undo(ctx, d); err != nil {
 		return nil, nil, err
 	}
-	if job.Changes, err = k.changes(d, store); err != nil {
+	if job.Changes, err = k.changes(d); err != nil {
 		return nil, nil, err
 	}
 	from.Name, from.UUID = k.o.Name, record.MergeUUIDPrefix+rand.Text()
-	from.Sectors, from.ChunkSectors, from.Chunks = k.target.Size()/cow.SectorBytes, d.header.ChunkBytes/cow.SectorBytes, d.changed.Len()
+	from.Sectors, from.ChunkSectors, from.Chunks = k.target.Size()/cow.SectorBytes, d.ChunkBytes/cow.SectorBytes, d.Changed.Len()
 	recorded = true
 	if r, err = k.begin(d.facts, d.how, job); err != nil {
 		return nil, nil, err

@@ -3,11 +3,10 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"ddsfs/apply/record"
-	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/layer"
 )
 
 // readKnown reads the record of the target, and compares it with the target.
@@ -191,19 +190,19 @@ func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stal
 
 // changes chooses places that the merge changes, and says what they will hold: a
 // target that is rolled back later does not hold that. Places are tried until enough
-// are found whose content will be another one, or many were not. From holds the delta.
-func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) {
-	if m.state.None() || d.changed.Len() == 0 {
+// are found whose content will be another one, or many were not.
+func (m *merger) changes(d *checked) ([]record.Sample, error) {
+	if m.state.None() || d.Changed.Len() == 0 {
 		return nil, nil
 	}
 	if d.how.Verdict == record.Resume {
 		return m.known.Merging.Changes, nil
 	}
-	layout, err := cow.NewLayout(d.header.ChunkBytes, uint64(d.changed.Len()))
+	new, err := d.Layer()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("delta: %w", err)
 	}
-	content, done, err := m.target.content()
+	old, done, err := m.target.content()
 	if err != nil {
 		return nil, err
 	}
@@ -214,31 +213,30 @@ func (m *merger) changes(d *checked, from io.ReaderAt) ([]record.Sample, error) 
 	)
 	var found []record.Sample
 	for round := 0; round < rounds && len(found) < enough; round++ {
-		var now [][]byte
-		var at, data []int64
-		for _, i := range record.Spread(d.changed.Len(), record.MaxChanges/2, m.random) {
+		var holds, will [][]byte
+		var at []int64
+		for _, i := range record.Spread(d.Changed.Len(), record.MaxChanges/2, m.random) {
 			// Only a part of a large chunk is looked at, another one each time.
 			within := int64(0)
-			if parts := d.header.ChunkBytes / lookBytes; parts > 1 {
+			if parts := d.ChunkBytes / lookBytes; parts > 1 {
 				within = m.random.Int64N(parts) * lookBytes
 			}
-			off := int64(d.changed.Chunk(i))*d.header.ChunkBytes + within
-			if bytes := min(d.header.ChunkBytes, lookBytes, d.facts.EndBytes-off); bytes > 0 {
-				now, at, data = append(now, make([]byte, bytes)), append(at, off), append(data, layout.DataOffset(i)+within)
+			off := int64(d.Changed.Chunk(i))*d.ChunkBytes + within
+			if bytes := min(d.ChunkBytes, lookBytes, d.facts.EndBytes-off); bytes > 0 {
+				holds, will, at = append(holds, make([]byte, bytes)), append(will, make([]byte, bytes)), append(at, off)
 			}
 		}
 		// One that can't be read is no sample, and may be written all the same.
-		n, _ := content.ReadPieces(now, at)
-		for i, held := range now[:n] {
-			will := make([]byte, len(held))
-			if _, err := from.ReadAt(will, data[i]); err != nil && err != io.EOF {
-				return nil, fmt.Errorf("delta: %w", err)
-			}
-			if s, changes := changedPlace(at[i], held, will, m.isHalfMerged(), m.random); changes && len(found) < record.MaxChanges/2 {
+		n, _ := layer.ReadPieces(old, holds, at)
+		if _, err := layer.ReadPieces(new.Content, will[:n], at[:n]); err != nil {
+			return nil, fmt.Errorf("delta: %w", err)
+		}
+		for i := range n {
+			if s, changes := changedPlace(at[i], holds[i], will[i], m.isHalfMerged(), m.random); changes && len(found) < record.MaxChanges/2 {
 				found = append(found, s)
 			}
 		}
-		if d.changed.Len() <= record.MaxChanges/2 {
+		if d.Changed.Len() <= record.MaxChanges/2 {
 			break // all were looked at
 		}
 	}

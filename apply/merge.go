@@ -110,11 +110,11 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
 func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
-	c := d.Header().ChunkBytes
+	c := d.Store.ChunkBytes
 	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), alwaysAll: o.WriteZeros, result: result}
 	// Of the last chunk, what lies behind the volume's end is not the volume's.
 	end := t.size
-	if seal := d.Seal(); seal != nil {
+	if seal := d.Store.Seal; seal != nil {
 		end = min(end, seal.VolumeBytes)
 	}
 	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
@@ -134,24 +134,18 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *re
 			return fmt.Errorf("flush: %w", err)
 		}
 	}
-	source := decodeAhead(d)
-	defer func() {
-		stop()
-		source.close()
-	}()
-	for {
+	for b, err := range decoded(d, stop) {
 		if err := ctx.Err(); err != nil {
 			if chunks > done {
 				err = errors.Join(err, flush())
 			}
 			return err
 		}
-		b, err := source.next()
 		if errors.Is(err, io.EOF) {
 			if totalChunks > 0 && chunks != totalChunks {
 				return fmt.Errorf("the delta has changed: its list has %d chunks, and had %d when it was read before", chunks, totalChunks)
 			}
-			result.Report = cow.NewReport(d.Header(), d.Areas(), chunks)
+			result.Report = cow.NewReport(d.Store.Header, d.Areas(), chunks)
 			return flush()
 		}
 		if err != nil {
@@ -187,10 +181,10 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *re
 				}
 			}
 		}
-		source.done(b)
 		o.progress(Writing, chunks*c, totalChunks*c)
 		page.Progress(chunks*c, totalChunks*c)
 	}
+	return nil // io.EOF, or another error, ends the loop
 }
 
 // flush makes all that was written durable.

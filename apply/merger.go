@@ -131,7 +131,7 @@ func (m *merger) check(ctx context.Context, name string, in input) (*checked, er
 	if c.how, err = m.decide(c.facts, d); err != nil {
 		return nil, err
 	}
-	if d.seal == nil && !m.o.AnyBase {
+	if d.Seal == nil && !m.o.AnyBase {
 		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
 	}
 	m.o.warn(c.how.Warning)
@@ -157,10 +157,6 @@ func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	if err != nil {
 		return Result{}, err
 	}
-	decoder, err := d.decoder()
-	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", name, err)
-	}
 	if d.how.Verdict == record.Done {
 		return m.alreadyDone(ctx, d)
 	}
@@ -170,13 +166,13 @@ func (m *merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	}
 	if m.o.DryRun {
 		result := m.newResult()
-		result.Report = d.report
+		result.Report = d.Report()
 		return result, nil
 	}
-	if job.Changes, err = m.changes(d, d.v); err != nil {
+	if job.Changes, err = m.changes(d); err != nil {
 		return Result{}, err
 	}
-	return m.merge(ctx, decoder, func() {}, d.facts, d.how, job, d.changed.Len())
+	return m.merge(ctx, d.At(d.toMerge).Decoder(), func() {}, d.facts, d.how, job, d.Changed.Len())
 }
 
 // mergeStream merges a delta as it comes.
@@ -190,7 +186,7 @@ func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
-	d := &delta{header: decoder.Header(), seal: decoder.Seal()}
+	d := &delta{Store: decoder.Store}
 	facts := d.facts(m.target.Size())
 	how, err := m.decide(facts, d)
 	if err != nil {
@@ -202,7 +198,7 @@ func (m *merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 
 // checkFits refuses a delta that is not of the target's size, or from itself.
 func (m *merger) checkFits(d *delta) error {
-	if seal := d.seal; seal != nil {
+	if seal := d.Seal; seal != nil {
 		if err := m.target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
 			return err
 		}
@@ -210,8 +206,8 @@ func (m *merger) checkFits(d *delta) error {
 	if err := m.target.checkSize(d.volumeBytes()); err != nil {
 		return err
 	}
-	if d.changed != nil && d.changed.Len() > 0 {
-		return m.target.checkInside(d.changed.Chunk(d.changed.Len()-1), d.header.ChunkBytes)
+	if d.Changed != nil && d.Changed.Len() > 0 {
+		return m.target.checkInside(d.Changed.Chunk(d.Changed.Len()-1), d.ChunkBytes)
 	}
 	return nil
 }
@@ -238,37 +234,22 @@ func (m *merger) decide(facts record.Delta, d *delta) (record.Decision, error) {
 // prove compares the target with the delta's digests of the base's content, or of the
 // new state's, and refuses it for the reason, which has the place of a text that says
 // where they differ.
-func (m *merger) prove(ctx context.Context, d *delta, list int64, reason string) error {
+func (m *merger) prove(ctx context.Context, d *delta, list cow.List, reason string) error {
 	content, done, err := m.target.content()
 	if err != nil {
 		return err
 	}
 	defer done()
-	on, err := d.over(content)
-	if err != nil {
-		return err
-	}
 	var bad badBlocks
-	err = d.digests.Verify(ctx, on, list, bad.add, func(done int64) { m.o.progress(Proving, done, d.seal.BodyBytes) })
+	err = d.VerifyVolume(ctx, content, list, bad.add, func(done int64) { m.o.progress(Proving, done, d.Seal.BodyBytes) })
 	if err != nil {
 		return fmt.Errorf("target %s: compare it with the delta's digests: %w", m.target.path, err)
 	}
 	if bad.count > 0 {
-		return m.target.refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, m.firstChunk(d, bad.first)))
+		first, _, _ := d.BlockChunks(bad.first)
+		return m.target.refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, first))
 	}
 	return nil
-}
-
-func (m *merger) firstChunk(d *delta, block int64) uint64 {
-	on, err := d.over(m.target)
-	if err != nil {
-		return 0
-	}
-	first, end := on.Layout().BlockChunks(block)
-	if first == end {
-		return 0
-	}
-	return d.changed.Chunk(first)
 }
 
 // undo saves what will be overwritten, if that is asked for, and returns how the merge
@@ -338,7 +319,7 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	}
 	var streamed record.Chunks
 	if streams {
-		streamed = record.NewChunks(begun.chunks.Set(), decoder.Header().ChunkBytes, facts.EndBytes)
+		streamed = record.NewChunks(begun.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
 		r.Merging.Changes = begun.changes
 		if err == nil && how.CoversAtEnd && !streamed.Covers(m.known.Written) {
 			err = errors.New("the delta does not have all chunks that the merge before wrote, which was interrupted: that one again finishes it, or a full one")
@@ -352,13 +333,13 @@ func (m *merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 			return Result{}, err
 		}
 	}
-	if name := decoder.Name(); name != nil {
+	if name := decoder.Store.Name; name != nil {
 		facts.Name = name.String()
 		if !how.Nameless {
 			r.Merging.New.Delta = facts.Name
 		}
 	}
-	if seal := decoder.Seal(); seal != nil {
+	if seal := decoder.Store.Seal; seal != nil {
 		result.VolumeBytes, result.Base, result.New, result.Digest = facts.VolumeBytes, facts.Base, facts.New, facts.Name
 		result.Origin, result.SealedBytes = seal.Origin, seal.TotalBytes()
 	}
@@ -433,7 +414,7 @@ func (m *merger) alreadyDone(ctx context.Context, d *checked) (Result, error) {
 		}
 	}
 	result := m.newResult()
-	result.Report = d.report
+	result.Report = d.Report()
 	result.ResumedBytes = result.DataBytes
 	if m.o.DryRun {
 		return result, nil

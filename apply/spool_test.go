@@ -16,14 +16,15 @@ import (
 	"ddsfs/apply"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // sealed is the sealed delta of a whole volume.
-func sealed(t *testing.T, volume io.ReaderAt, volumeBytes int64) *cow.Sealed {
+func sealed(t *testing.T, volume layer.Volume, volumeBytes int64) *cow.Sealed {
 	t.Helper()
 	var all chunks.Builder
 	all.AddRange(0, uint64(volumeBytes/4096))
-	d, err := cow.NewDelta(all.Set(), 4096, volumeBytes, volume)
+	d, err := cow.Encode(layer.Layer{Changed: all.Set(), ChunkBytes: 4096, VolumeBytes: volumeBytes, Content: volume})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +198,7 @@ func TestDamageIsToldInTheSameWords(t *testing.T) {
 	}
 	target := newFile(t, "target", make([]byte, volumeBytes))
 	for name, at := range map[string]int{
-		"data": 1<<20 + 5, "last data": int(s.Seal().BodyBytes) - 1, "list": 4096 + 8, "digest": int(s.Seal().BodyBytes) + 40, "footer": len(intact) - 1,
+		"data": 1<<20 + 5, "last data": int(s.Seal().BodyBytes) - 1, "list": 4096 + 8, "digest": int(s.Seal().BodyBytes) + 40, "footer": bytes.LastIndex(intact, []byte("ddsftail")) + 40,
 	} {
 		delta := bytes.Clone(intact)
 		delta[at] ^= 1

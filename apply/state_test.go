@@ -17,6 +17,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 // A record that can't be understood is not taken for none.
@@ -201,7 +202,7 @@ func TestBaseCheck(t *testing.T) {
 		}
 	}
 	set := changed.Set()
-	d, err := cow.NewDelta(set, rigChunk, int64(len(r.after)), strings.NewReader(string(r.after)))
+	d, err := cow.Encode(layer.Layer{Changed: set, ChunkBytes: rigChunk, VolumeBytes: int64(len(r.after)), Content: strings.NewReader(string(r.after))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,17 +74,17 @@ func (k *kernelMerger) fill(ctx context.Context, f files.File, name string, r io
 // behind is where in the delta its last chunk goes on behind the volume's end, and
 // for how many bytes up to the end of a target of that size.
 func (d *delta) behind(targetBytes int64) (off, bytes int64) {
-	c := d.header.ChunkBytes
-	n := d.changed.Len()
-	if d.seal == nil || n == 0 || d.seal.VolumeBytes%c == 0 || d.changed.Chunk(n-1) != uint64(d.seal.VolumeBytes/c) {
+	c := d.ChunkBytes
+	n := d.Changed.Len()
+	if d.Seal == nil || n == 0 || d.Seal.VolumeBytes%c == 0 || d.Changed.Chunk(n-1) != uint64(d.Seal.VolumeBytes/c) {
 		return 0, 0
 	}
 	layout, err := cow.NewLayout(c, uint64(n))
 	if err != nil {
 		return 0, 0 // it was read, so there is one
 	}
-	within := d.seal.VolumeBytes % c
-	return layout.DataOffset(n-1) + within, max(0, min(c-within, targetBytes-d.seal.VolumeBytes))
+	within := d.Seal.VolumeBytes % c
+	return layout.DataOffset(n-1) + within, max(0, min(c-within, targetBytes-d.Seal.VolumeBytes))
 }
 
 // keepBehind has the copy hold what the target holds behind the volume's end, in
@@ -96,8 +96,8 @@ func (k *kernelMerger) keepBehind(d *checked, f io.WriterAt) error {
 		return nil
 	}
 	p := make([]byte, bytes)
-	if _, err := k.target.ReadAt(p, d.seal.VolumeBytes); err != nil {
-		return fmt.Errorf("target %s: read %d bytes at byte %d: %w", k.target.path, bytes, d.seal.VolumeBytes, err)
+	if _, err := k.target.ReadAt(p, d.Seal.VolumeBytes); err != nil {
+		return fmt.Errorf("target %s: read %d bytes at byte %d: %w", k.target.path, bytes, d.Seal.VolumeBytes, err)
 	}
 	if _, err := f.WriteAt(p, off); err != nil {
 		return fmt.Errorf("copy of the delta: %w", err)
@@ -154,14 +154,14 @@ var errOtherDelta = errors.New("it is another delta")
 // leftOf is what is left of a delta that the kernel uses up. It leaves the seal and
 // the trailer as they are, and so the delta's name.
 func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
-	d, err := newDelta(store)
+	d, err := cow.Open(store)
 	if err != nil {
 		return nil, err
 	}
-	if d.name() != r.Merging.New.Delta {
+	if d.Name == nil || d.Name.String() != r.Merging.New.Delta {
 		return nil, errOtherDelta
 	}
-	return cow.ReadStore(store, store.Size(), cow.StoreOptions{})
+	return cow.ReadStore(store, cow.StoreOptions{})
 }
 
 // checkUsedUp fails unless the store that a table merges from lists nothing any
@@ -176,7 +176,7 @@ func (k *kernelMerger) checkUsedUp(table blockdev.Target) error {
 		return err
 	}
 	defer store.Close()
-	left, err := cow.ReadStore(store, store.Size(), cow.StoreOptions{})
+	left, err := cow.ReadStore(store, cow.StoreOptions{})
 	if err != nil {
 		return fmt.Errorf("%s: %w", store.Info().Path, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
 // unnamedPrefix begins the names of states that nobody vouches for. A text follows that
@@ -50,12 +51,12 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 			return nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
 		}
 	}
-	digests, err := cow.ReadDigests(undo, undo.Seal())
+	digest, err := undo.Name()
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
-	name := digests.Name().String()
-	if there != nil && there.name != name {
+	name := digest.String()
+	if there != nil && there.Name.String() != name {
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
 	}
 	return record.NewUndo(path, name, d.name(), held, m.known), nil
@@ -63,72 +64,62 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 
 // held is what the target holds. A state that nobody vouches for gets a name of its own
 // that nothing else has, or the one that an earlier run gave it.
-func (m *merger) held(d *checked, there *undoFile) record.Content {
+func (m *merger) held(d *checked, there *cow.Store) record.Content {
 	if d.how.Held != nil {
 		return *d.how.Held
 	}
 	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.volumeBytes()}
-	if there != nil && strings.HasPrefix(there.seal.New, unnamedPrefix) {
-		held.Snapshot = there.seal.New
+	if there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix) {
+		held.Snapshot = there.Seal.New
 	}
 	return held
 }
 
 // undoDelta is the delta that brings back what d overwrites.
-func (m *merger) undoDelta(d *checked, content io.ReaderAt, held record.Content) (*cow.Sealed, error) {
+func (m *merger) undoDelta(d *checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
 	// A state that is larger than d's is not all that d overwrites.
 	volumeBytes := min(max(d.volumeBytes(), held.VolumeBytes), m.target.Size())
 	if volumeBytes == 0 {
 		volumeBytes = m.target.Size()
 	}
-	before, err := cow.NewDelta(d.changed, d.header.ChunkBytes, volumeBytes, content)
+	before, err := cow.Encode(layer.Layer{Changed: d.Changed, ChunkBytes: d.ChunkBytes, VolumeBytes: volumeBytes, Content: content})
 	if err != nil {
 		return nil, err
 	}
 	_, new := d.identities()
 	o := cow.SealOptions{Base: new, New: held.Snapshot}
-	if d.seal != nil {
-		o.Origin = d.seal.Origin
+	if d.Seal != nil {
+		o.Origin = d.Seal.Origin
 	}
 	return cow.NewSealed(before, o)
 }
 
 // copyUndo writes the undo delta to a file.
 func copyUndo(ctx context.Context, f files.File, undo *cow.Sealed, o Options) error {
-	ahead := cow.ReadAhead(undo, undo.Size())
-	defer ahead.Close()
 	behind := files.Behind(f, o.windowBytes)
-	for at := int64(0); ; {
-		if err := ctx.Err(); err != nil {
-			return err
+	at := int64(0)
+	for p, err := range cow.Through(undo) {
+		if err == nil {
+			err = ctx.Err()
 		}
-		p, err := ahead.Next()
-		if err == io.EOF {
-			return nil
+		if err == nil {
+			_, err = f.WriteAt(p, at)
+		}
+		if err == nil {
+			err = behind.Passed(at, int64(len(p)))
 		}
 		if err != nil {
-			return err
-		}
-		if _, err := f.WriteAt(p, at); err != nil {
-			return err
-		}
-		if err := behind.Passed(at, int64(len(p))); err != nil {
 			return err
 		}
 		at += int64(len(p))
 		o.progress(Saving, at, undo.Size())
 	}
-}
-
-// undoFile is a file that an earlier merge wrote.
-type undoFile struct {
-	seal cow.Seal
-	name string // the digest that names its delta
+	return nil
 }
 
 // whatIsThere reads the undo file at path, which must be whole. It is nil if there is
 // none.
-func whatIsThere(ctx context.Context, path string) (*undoFile, error) {
+func whatIsThere(ctx context.Context, path string) (*cow.Store, error) {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -144,22 +135,18 @@ func whatIsThere(ctx context.Context, path string) (*undoFile, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, errors.New("it is not a regular file")
 	}
-	_, seal, err := cow.ReadSeal(f, fi.Size())
+	undo, err := cow.Open(io.NewSectionReader(f, 0, fi.Size()))
 	if err != nil {
 		return nil, err
 	}
-	if seal == nil {
+	if undo.Seal == nil {
 		return nil, errors.New("it is not sealed")
 	}
-	digests, err := cow.ReadDigests(f, *seal)
-	if err != nil {
-		return nil, err
-	}
 	var bad badBlocks
-	if err := digests.Verify(ctx, f, cow.OfNew, bad.add, func(int64) {}); err != nil {
+	if err := undo.Verify(ctx, bad.add, func(int64) {}); err != nil {
 		return nil, err
 	}
-	return &undoFile{*seal, digests.Name().String()}, bad.err()
+	return undo, bad.err()
 }
 
 // checkUndoFile fails unless the file at path is the undo file whose delta has that
@@ -170,7 +157,7 @@ func checkUndoFile(ctx context.Context, path, name string) error {
 	case err != nil:
 	case there == nil:
 		err = os.ErrNotExist
-	case there.name != name:
+	case there.Name.String() != name:
 		err = errors.New("it is another one now")
 	}
 	if err != nil {

@@ -1,12 +1,10 @@
 package apply
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -91,78 +89,63 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 
 func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
 	v := Verification{BadDelta: []Block{}, BadTarget: []Block{}}
-	header, seal, err := cow.ReadSeal(in, in.Size())
+	d, err := cow.Open(in)
 	if err != nil {
 		return Verification{}, err
 	}
-	if seal == nil {
-		store, err := cow.ReadStore(in, in.Size(), cow.StoreOptions{})
-		if err != nil {
+	if d.Seal == nil {
+		if err := d.ReadList(); err != nil {
 			return Verification{}, err
 		}
-		v.Exceptions = store.Changed.Len()
+		v.Exceptions = d.Changed.Len()
 		return v, nil
 	}
-	digests, err := cow.ReadDigests(in, *seal)
+	v.Sealed, v.Delta, v.Exceptions = true, d.Name.String(), d.Seal.Exceptions
+	v.Blocks = (d.Seal.BodyBytes-1)/cow.BlockBytes + 1
+	err = in.verify(ctx, d, func(block int64) { v.BadDelta = append(v.BadDelta, Block{MiB: block}) },
+		func(done int64) { o.progress(Verifying, done, d.Seal.BodyBytes) })
 	if err != nil {
 		return Verification{}, err
 	}
-	v.Sealed, v.Delta, v.Exceptions = true, digests.Name().String(), seal.Exceptions
-	compare := func(stage Stage, body input) ([]Block, error) {
-		bad := []Block{}
-		err := body.verify(ctx, digests, func(block int64) {
-			bad = append(bad, Block{MiB: block})
-		}, func(done int64) { o.progress(stage, done, seal.BodyBytes) })
-		slices.SortFunc(bad, func(a, b Block) int { return cmp.Compare(a.MiB, b.MiB) })
-		return bad, err
-	}
-	v.Blocks = (seal.BodyBytes-1)/cow.BlockBytes + 1
-	if v.BadDelta, err = compare(Verifying, in); err != nil {
-		return Verification{}, err
-	}
-	store, err := cow.ReadStore(in.Volume, in.Size(), cow.StoreOptions{VolumeBytes: seal.VolumeBytes})
-	if err == nil {
-		err = store.CheckSeal()
-	}
-	if err != nil {
+	if err := d.ReadList(); err != nil {
 		if len(v.BadDelta) > 0 {
 			return v, nil // its list is among what is damaged
 		}
 		return Verification{}, err
 	}
 	if targetPath != "" && len(v.BadDelta) == 0 {
-		target, err := blockdev.Open(targetPath)
-		if err != nil {
-			return Verification{}, fmt.Errorf("target: %w", err)
-		}
-		defer target.Close()
-		if target.Size() < seal.VolumeBytes {
-			return Verification{}, fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", targetPath, target.Size(), seal.VolumeBytes, cow.ErrMismatch)
-		}
-		content, done, err := lastReading(target)
-		if err != nil {
-			return Verification{}, fmt.Errorf("target: %w", err)
-		}
-		defer done()
-		on, err := cow.NewDelta(store.Changed, header.ChunkBytes, seal.VolumeBytes, content)
-		if err != nil {
+		if v.BadTarget, err = verifyTarget(ctx, d, targetPath, o); err != nil {
 			return Verification{}, err
 		}
-		if v.BadTarget, err = compare(Proving, input{Volume: on.Sealed(*seal)}); err != nil {
-			return Verification{}, err
-		}
-	}
-	layout, err := cow.NewLayout(header.ChunkBytes, uint64(seal.Exceptions))
-	if err != nil {
-		return Verification{}, err
 	}
 	for _, list := range [][]Block{v.BadDelta, v.BadTarget} {
 		for i := range list {
-			if first, end := layout.BlockChunks(list[i].MiB); first < end {
-				a, b := store.Changed.Chunk(first), store.Changed.Chunk(end-1)
-				list[i].FirstChunk, list[i].LastChunk = &a, &b
+			if first, last, ok := d.BlockChunks(list[i].MiB); ok {
+				list[i].FirstChunk, list[i].LastChunk = &first, &last
 			}
 		}
 	}
 	return v, nil
+}
+
+// verifyTarget compares what a target holds in the delta's chunks with the delta's
+// digests.
+func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) ([]Block, error) {
+	target, err := blockdev.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	defer target.Close()
+	if target.Size() < d.Seal.VolumeBytes {
+		return nil, fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", path, target.Size(), d.Seal.VolumeBytes, cow.ErrMismatch)
+	}
+	content, done, err := lastReading(target)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	defer done()
+	bad := []Block{}
+	err = d.VerifyVolume(ctx, content, cow.OfNew, func(block int64) { bad = append(bad, Block{MiB: block}) },
+		func(done int64) { o.progress(Proving, done, d.Seal.BodyBytes) })
+	return bad, err
 }

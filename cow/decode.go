@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // ErrOutOfOrder says that a store's data chunks do not follow each other in the
@@ -18,10 +19,10 @@ var ErrOutOfOrder = errors.New("data is not in the order of the entries: it can'
 // of dds, and any store of the format. It looks at the metadata of one area at a
 // time and checks it before it returns the area's data.
 type Decoder struct {
-	header   Header
-	seal     *Seal
+	// Store is what is known of the delta. The name of a sealed one that comes from a
+	// pipe is known when it was read to its end.
+	Store    *Store
 	digester *Digester // of a sealed delta that comes from a pipe
-	name     *Digest   // when it is read to its end
 	trailer  io.Reader // where its trailer comes from
 	parser   *metadataParser
 	input    chunkReader
@@ -30,18 +31,14 @@ type Decoder struct {
 	used     int64 // entries of the area in use
 	next     int64 // the first of them whose data was not returned
 	last     bool  // no area follows
-	err      error // what ended it, behind the data that was read before
-}
-
-// Run is a run of adjacent chunks of the volume.
-type Run struct {
-	Chunk uint64
-	Count int64
+	err      error // what ended it, after the data that was read before
 }
 
 // chunkReader reads whole chunks at ascending offsets in bytes, or at any if it
 // can.
 type chunkReader interface {
+	// readFirst reads the first sector, or as much of it as there is.
+	readFirst(sector []byte) (n int, err error)
 	readChunks(p []byte, off int64) error
 	// expect says how many bytes the delta has.
 	expect(totalBytes int64)
@@ -50,69 +47,38 @@ type chunkReader interface {
 // NewDecoder returns a decoder for a delta that comes from a pipe. It reads the
 // delta's chunk 0, and never more than the delta has. It needs data chunks in the
 // order of the entries, as all deltas have them, and ends in [ErrOutOfOrder] where
-// they are not. What a sealed delta's digests say can only be known at its end:
-// the decoder then ends in [ErrMismatch] instead of io.EOF.
+// they are not. Only the end of a sealed delta tells what its digests say: the decoder
+// then ends in [ErrMismatch] instead of io.EOF.
 func NewDecoder(r io.Reader) (*Decoder, error) {
 	stream := &streamReader{r: r}
-	d, err := newDecoder(stream, math.MaxInt64, true)
-	if err != nil || d.seal == nil {
-		return d, err
+	s, chunk, err := readFirst(stream)
+	if err != nil {
+		return nil, err
 	}
-	d.digester, d.trailer = NewDigester(*d.seal), r
-	d.digester.take(d.metadata) // still holds chunk 0
-	stream.r = io.TeeReader(r, d.digester)
+	d := newDecoder(s, stream, math.MaxInt64, chunk)
+	d.ordered = true
+	if s.Seal != nil {
+		d.digester, d.trailer = NewDigester(*s.Seal), r
+		d.digester.take(chunk)
+		stream.r = io.TeeReader(r, d.digester)
+	}
 	return d, nil
 }
 
-// NewDecoderAt returns a decoder for a delta that r holds in its first sizeBytes
-// bytes, whatever the order of its data. It does not look at digests.
-func NewDecoderAt(r io.ReaderAt, sizeBytes int64) (*Decoder, error) {
-	return newDecoder(&fileReader{r, extent{sizeBytes: sizeBytes}}, sizeBytes, false)
+// Decoder returns a decoder for the store, whatever the order of its data. It does not
+// look at digests.
+func (s *Store) Decoder() *Decoder {
+	return newDecoder(s, &fileReader{s.v, extent{sizeBytes: s.v.Size()}}, s.v.Size(), make([]byte, s.ChunkBytes))
 }
 
-func newDecoder(input chunkReader, sizeBytes int64, ordered bool) (*Decoder, error) {
-	sector := make([]byte, SectorBytes)
-	err := input.readChunks(sector, 0)
-	var cut *CutError
-	if errors.As(err, &cut) {
-		sector, err = sector[:cut.EndBytes], nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("header: %w", err)
-	}
-	h, seal, err := ParseFirst(sector)
-	if err != nil {
-		return nil, err
-	}
-	if seal != nil {
-		input.expect(seal.TotalBytes())
-	}
-	chunk := append(sector, make([]byte, h.ChunkBytes-SectorBytes)...)
-	if err := input.readChunks(chunk[SectorBytes:], SectorBytes); err != nil {
-		return nil, fmt.Errorf("chunk 0: %w", err)
-	}
-	if err := checkFirst(chunk[SectorBytes:]); err != nil {
-		return nil, err
-	}
-	d := &Decoder{header: h, seal: seal, input: input, ordered: ordered, metadata: chunk}
+func newDecoder(s *Store, input chunkReader, sizeBytes int64, metadata []byte) *Decoder {
 	var volumeBytes int64
-	if d.seal != nil {
-		volumeBytes = d.seal.VolumeBytes
+	if s.Seal != nil {
+		volumeBytes = s.Seal.VolumeBytes
+		input.expect(s.Seal.TotalBytes())
 	}
-	d.parser = newMetadataParser(h, sizeBytes, volumeBytes)
-	d.parser.seal = d.seal
-	return d, nil
+	return &Decoder{Store: s, input: input, metadata: metadata, parser: newMetadataParser(s, sizeBytes, volumeBytes)}
 }
-
-// Header is the delta's header.
-func (d *Decoder) Header() Header { return d.header }
-
-// Seal is the delta's seal, or nil if it has none.
-func (d *Decoder) Seal() *Seal { return d.seal }
-
-// Name is the digest that names a sealed delta which was read from a pipe to its end,
-// and nil before.
-func (d *Decoder) Name() *Digest { return d.name }
 
 // Highest is the highest chunk of the volume in the metadata that was read so far,
 // which is that of all data that Next has returned, and of some that it has not.
@@ -128,7 +94,7 @@ func (d *Decoder) Areas() int64 { return d.parser.area }
 // returns io.EOF. An error, that one too, comes once all data before it was returned,
 // and nothing comes after it.
 func (d *Decoder) Next(p []byte, runs []chunks.Run) ([]chunks.Run, error) {
-	c := d.header.ChunkBytes
+	c := d.Store.ChunkBytes
 	room := int64(len(p)) / c
 	if room == 0 {
 		return runs, fmt.Errorf("delta: a buffer of %d bytes has no room for a chunk of %d", len(p), c)
@@ -174,7 +140,7 @@ func (d *Decoder) together(limit int64) int64 {
 
 // readData fills p with the area's next data chunks.
 func (d *Decoder) readData(p []byte) error {
-	c := d.header.ChunkBytes
+	c := d.Store.ChunkBytes
 	first, last := entryAt(d.metadata, d.next), entryAt(d.metadata, d.next+int64(len(p))/c-1)
 	if err := d.input.readChunks(p, int64(first.new)*c); err != nil {
 		return fmt.Errorf("delta: data of chunks %d to %d of the volume: %w", first.old, last.old, err)
@@ -192,10 +158,10 @@ func (d *Decoder) nextArea() error {
 
 // finish returns io.EOF if what was read is the whole delta.
 func (d *Decoder) finish() error {
-	if d.seal == nil {
+	if d.Store.Seal == nil {
 		return io.EOF
 	}
-	if err := d.seal.checkCount(d.parser.exceptions); err != nil {
+	if err := d.Store.Seal.checkCount(d.parser.exceptions); err != nil {
 		return err
 	}
 	if d.digester == nil {
@@ -204,14 +170,14 @@ func (d *Decoder) finish() error {
 	if d.digester.left > 0 {
 		return fmt.Errorf("delta: the last data chunk is not at the end of the body, which has %d bytes more: %w", d.digester.left, ErrOutOfOrder)
 	}
-	name, bad, err := d.digester.readTrailer(d.trailer, *d.seal)
+	name, bad, err := d.digester.readTrailer(d.trailer, *d.Store.Seal)
 	if err == nil && len(bad) > 0 {
-		err = fmt.Errorf("delta: %d of %d MiB, the first at byte %d: %w", len(bad), blockCount(d.seal.BodyBytes), bad[0]*BlockBytes, ErrMismatch)
+		err = fmt.Errorf("delta: %d of %d MiB, the first at byte %d: %w", len(bad), blockCount(d.Store.Seal.BodyBytes), bad[0]*BlockBytes, ErrMismatch)
 	}
 	if err != nil {
 		return err
 	}
-	d.name = &name
+	d.Store.Name = &name
 	return io.EOF
 }
 
@@ -225,13 +191,13 @@ func (d *Decoder) readArea() error {
 	if err != nil {
 		return err
 	}
-	if d.seal != nil {
+	if d.Store.Seal != nil {
 		// Its chunks ascend, which the parser has checked, so that none is there
 		// twice: nobody needs to remember them.
 		d.parser.changed = chunks.Builder{}
 	}
 	if d.ordered {
-		low := uint64(offset/d.header.ChunkBytes) + 1
+		low := uint64(offset/d.Store.ChunkBytes) + 1
 		end := low + uint64(d.parser.perArea)
 		for i := range used {
 			n := entryAt(d.metadata, i).new
@@ -247,11 +213,16 @@ func (d *Decoder) readArea() error {
 
 // fileReader reads chunks of a file.
 type fileReader struct {
-	r io.ReaderAt
+	v layer.Volume
 	extent
 }
 
-func (f *fileReader) readChunks(p []byte, off int64) error { return f.readAt(f.r, p, off) }
+func (f *fileReader) readFirst(sector []byte) (n int, err error) {
+	n = int(min(int64(len(sector)), f.sizeBytes))
+	return n, f.readAt(f.v, sector[:n], 0)
+}
+
+func (f *fileReader) readChunks(p []byte, off int64) error { return f.readAt(f.v, p, off) }
 
 func (f *fileReader) expect(totalBytes int64) { f.totalBytes = totalBytes }
 
@@ -261,31 +232,43 @@ type streamReader struct {
 	at, totalBytes int64
 }
 
+func (s *streamReader) readFirst(sector []byte) (n int, err error) {
+	err = s.readChunks(sector, 0)
+	var cut *CutError
+	if errors.As(err, &cut) {
+		return int(s.at), nil
+	}
+	return len(sector), err
+}
+
 func (s *streamReader) readChunks(p []byte, off int64) error {
+	if err := s.skipTo(off); err != nil {
+		return err
+	}
+	n, err := io.ReadFull(s.r, p)
+	s.at += int64(n)
+	if err != nil {
+		return truncated(s.at, s.totalBytes, err)
+	}
+	return nil
+}
+
+// skipTo drops what comes before byte off.
+func (s *streamReader) skipTo(off int64) error {
 	n, err := io.CopyN(io.Discard, s.r, off-s.at)
 	s.at += n
-	if err == nil {
-		var got int
-		got, err = io.ReadFull(s.r, p)
-		s.at += int64(got)
-		if err == nil {
-			return nil
-		}
+	if err != nil {
+		return truncated(s.at, s.totalBytes, err)
 	}
-	return truncated("", s.at, s.totalBytes, err)
+	return nil
 }
 
 func (s *streamReader) expect(totalBytes int64) { s.totalBytes = totalBytes }
 
 // truncated says that a pipe ended at byte end, or could not be read on from there.
-func truncated(what string, end, totalBytes int64, err error) error {
-	if err == nil || err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = &CutError{end, totalBytes}
-	} else {
-		err = fmt.Errorf("read at byte %d: %w", end, err)
+func truncated(end, totalBytes int64, err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return &CutError{end, totalBytes}
 	}
-	if what == "" {
-		return err
-	}
-	return fmt.Errorf("%s: %w", what, err)
+	return fmt.Errorf("read at byte %d: %w", end, err)
 }

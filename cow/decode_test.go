@@ -15,7 +15,7 @@ import (
 // decode returns the data of each chunk that a decoder gives, with a buffer of
 // that many chunks.
 func decode(d *Decoder, bufferChunks int64) (map[uint64][]byte, error) {
-	c := d.Header().ChunkBytes
+	c := d.Store.ChunkBytes
 	got := map[uint64][]byte{}
 	p := make([]byte, bufferChunks*c+c/2)
 	var runs []chunks.Run
@@ -62,7 +62,7 @@ func TestDecoder(t *testing.T) {
 		})
 		trailing := append(slices.Clone(store), randomBytes(1, int64(r.IntN(3))*1000)...)
 
-		inFile, err := NewDecoderAt(bytes.NewReader(trailing), int64(len(trailing)))
+		inFile, err := decoderAt(sized(bytes.NewReader(trailing), int64(len(trailing))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestDecoderRuns(t *testing.T) {
 	store := buildStore(c, inOrder(c, list...), func(exception) []byte { return nil })
 	for _, open := range map[string]func() (*Decoder, error){
 		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
-		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
+		"file": func() (*Decoder, error) { return decoderAt(sized(bytes.NewReader(store), int64(len(store)))) },
 	} {
 		d, err := open()
 		if err != nil {
@@ -146,7 +146,7 @@ func TestDecoderErrorComesLast(t *testing.T) {
 	store := buildStore(c, entries, func(e exception) []byte { return randomBytes(e.old, c) })
 	for name, open := range map[string]func() (*Decoder, error){
 		"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) },
-		"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) },
+		"file": func() (*Decoder, error) { return decoderAt(sized(bytes.NewReader(store), int64(len(store)))) },
 	} {
 		d, err := open()
 		if err != nil {
@@ -182,7 +182,7 @@ func TestDecoderRefuses(t *testing.T) {
 		errs := map[string]error{}
 		for name, open := range map[string]func() (*Decoder, error){
 			"pipe": func() (*Decoder, error) { return NewDecoder(bytes.NewReader(b)) },
-			"file": func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(b), int64(len(b))) },
+			"file": func() (*Decoder, error) { return decoderAt(sized(bytes.NewReader(b), int64(len(b)))) },
 		} {
 			d, err := open()
 			if err == nil {
@@ -240,7 +240,7 @@ func BenchmarkDecoder(b *testing.B) {
 		name string
 		open func() (*Decoder, error)
 	}{
-		{"file", func() (*Decoder, error) { return NewDecoderAt(bytes.NewReader(store), int64(len(store))) }},
+		{"file", func() (*Decoder, error) { return decoderAt(sized(bytes.NewReader(store), int64(len(store)))) }},
 		{"pipe", func() (*Decoder, error) { return NewDecoder(bytes.NewReader(store)) }},
 	} {
 		b.Run(way.name, func(b *testing.B) {

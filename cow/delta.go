@@ -7,35 +7,32 @@ import (
 	"sync"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
-// Delta is the exception store of a set of changed chunks whose data is in a
-// source, laid out by [Layout] and computed as it is read: an io.ReaderAt of a
-// size known from the start. Making it reads nothing. It keeps no position and
-// no data, so that any number of readers may use it at once.
+// Delta is the encoding of a layer: an exception store, laid out by [Layout] and
+// computed as it is read. It keeps no position and no data, so that any number of
+// readers may use it at once.
 type Delta struct {
-	layout      Layout
-	changed     *chunks.Set
-	volumeBytes int64
-	source      io.ReaderAt
-	first       [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
-	spare       *sync.Pool        // of *pieces, so that reading allocates nothing
+	layout Layout
+	layer  layer.Layer
+	first  [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
+	spare  *sync.Pool        // of *pieces, so that reading allocates nothing
 }
 
-// NewDelta returns the delta of the changed chunks of a volume that source holds
-// in its first volumeBytes bytes.
-func NewDelta(changed *chunks.Set, chunkBytes, volumeBytes int64, source io.ReaderAt) (*Delta, error) {
-	l, err := NewLayout(chunkBytes, uint64(changed.Len()))
+var _ layer.Volume = (*Delta)(nil)
+
+// Encode returns the delta of a layer. It reads nothing.
+func Encode(l layer.Layer) (*Delta, error) {
+	layout, err := NewLayout(l.ChunkBytes, uint64(l.Changed.Len()))
+	if err == nil {
+		err = l.Check()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
 	}
-	if n := changed.Len(); n > 0 {
-		if last := changed.Chunk(n - 1); last > uint64((volumeBytes-1)/chunkBytes) || volumeBytes <= 0 {
-			return nil, fmt.Errorf("delta: chunk %d of %d bytes lies past the end of the volume, which has %d bytes", last, chunkBytes, volumeBytes)
-		}
-	}
-	d := &Delta{layout: l, changed: changed, volumeBytes: volumeBytes, source: source, spare: new(sync.Pool)}
-	Header{Valid: true, ChunkBytes: chunkBytes}.Append(d.first[:0])
+	d := &Delta{layout: layout, layer: l, spare: new(sync.Pool)}
+	Header{Valid: true, ChunkBytes: l.ChunkBytes}.Append(d.first[:0])
 	return d, nil
 }
 
@@ -53,25 +50,8 @@ func (d *Delta) Size() int64 { return d.layout.Bytes() }
 // Layout tells where in the store each thing lies.
 func (d *Delta) Layout() Layout { return d.layout }
 
-// Changed is the set of chunks that the delta holds.
-func (d *Delta) Changed() *chunks.Set { return d.changed }
-
-// VolumeBytes is the size of the volume that the delta was taken from.
-func (d *Delta) VolumeBytes() int64 { return d.volumeBytes }
-
-// PiecesReaderAt is a source that reads many pieces at once, such as a device with
-// a queue. A delta asks one for all that a read needs in one call, and [ReadStore]
-// for many metadata chunks.
-type PiecesReaderAt interface {
-	io.ReaderAt
-	// ReadPieces fills each piece with what the source holds from its offset in
-	// bytes. It returns how many it filled before the first that it could not, and
-	// the error of that one.
-	ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
-}
-
-// pieces are what a read needs of the source: parts of the reader's buffer, each
-// with the byte of the source and the byte of the buffer that it begins at.
+// pieces are what a read needs of the layer's content: parts of the reader's buffer, each
+// with the byte of the volume and the byte of the buffer that it begins at.
 type pieces struct {
 	parts   [][]byte
 	offsets []int64
@@ -88,7 +68,7 @@ func (s *pieces) reset() {
 }
 
 // ReadAt implements io.ReaderAt. Chunks that follow each other on the volume, and in
-// an area of the store, are one piece of the source. An error of the source is
+// an area of the store, are one piece. An error of the layer's content is
 // returned with what could be read before it; that is always right.
 func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
@@ -110,7 +90,7 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 		d.spare.Put(needed)
 	}()
 	d.fill(p, off, needed)
-	if n, err := readPieces(d.source, needed.parts, needed.offsets); err != nil {
+	if n, err := layer.ReadPieces(d.layer.Content, needed.parts, needed.offsets); err != nil {
 		return needed.starts[n], fmt.Errorf("read the source: %w", err)
 	}
 	return len(p), atEnd
@@ -120,7 +100,8 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 // source, which it adds to needed.
 func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	c := d.layout.chunkBytes
-	var runs *chunks.Cursor
+	var runs chunks.Cursor
+	started := false
 	for n := 0; n < len(p); {
 		at, part := off+int64(n), p[n:]
 		within := at % c
@@ -135,34 +116,20 @@ func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 			n += len(part)
 			continue
 		}
-		if runs == nil {
-			at := d.changed.Cursor(index)
-			runs = &at
+		if !started {
+			runs, started = d.layer.Changed.Cursor(index), true
 		}
 		inArea := d.layout.perArea - index%d.layout.perArea
 		chunk, count := runs.Next(min(inArea, (within+int64(len(part))-1)/c+1))
 		part = part[:min(int64(len(part)), count*c-within)]
 		from := int64(chunk)*c + within
-		inside := max(0, min(int64(len(part)), d.volumeBytes-from))
-		clear(part[inside:]) // behind the volume's end
+		inside := max(0, min(int64(len(part)), d.layer.VolumeBytes-from))
+		clear(part[inside:]) // after the volume's end
 		if inside > 0 {
 			needed.add(part[:inside], from, n)
 		}
 		n += len(part)
 	}
-}
-
-// readPieces is ReadPieces of a source that may not be able to read many at once.
-func readPieces(source io.ReaderAt, parts [][]byte, offsets []int64) (n int, err error) {
-	if source, ok := source.(PiecesReaderAt); ok && len(parts) > 0 {
-		return source.ReadPieces(parts, offsets)
-	}
-	for n := range parts {
-		if err := readFullAt(source, parts[n], offsets[n]); err != nil {
-			return n, err
-		}
-	}
-	return len(parts), nil
 }
 
 // fillHeader fills p with what chunk 0 holds from its byte within.
@@ -179,7 +146,7 @@ func (d *Delta) fillHeader(p []byte, within int64) {
 func (d *Delta) fillMetadata(p []byte, area, within int64) {
 	i := area*d.layout.perArea + within/EntryBytes
 	within %= EntryBytes
-	runs := d.changed.Cursor(i)
+	runs := d.layer.Changed.Cursor(i)
 	for len(p) > 0 {
 		first, count := runs.Next((within + int64(len(p)) + EntryBytes - 1) / EntryBytes)
 		if count == 0 {

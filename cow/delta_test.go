@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // volume is a source that counts its reads.
@@ -52,7 +53,7 @@ func (q *queue) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) 
 	q.mu.Unlock()
 	n = len(pieces)
 	for i := len(pieces) - 1; i >= 0; i-- {
-		if pieceErr := readFullAt(q.volume, pieces[i], offsets[i]); pieceErr != nil {
+		if pieceErr := layer.ReadFull(q.volume, pieces[i], offsets[i]); pieceErr != nil {
 			n, err = i, pieceErr
 		}
 	}
@@ -70,7 +71,7 @@ func randomDelta(t testing.TB, r *rand.Rand) (d *Delta, v *volume, want []byte) 
 	count := []int{0, 1, perArea - 1, perArea, perArea + 1, 3 * perArea, r.IntN(200)}[r.IntN(7)]
 	list := randomChunks(r, limit, count)
 	source := []io.ReaderAt{v, &queue{volume: v}}[r.IntN(2)]
-	d, err := NewDelta(chunks.Of(list...), int64(chunkBytes), size, source)
+	d, err := Encode(layer.Layer{Changed: chunks.Of(list...), ChunkBytes: int64(chunkBytes), VolumeBytes: size, Content: sized(source, size)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func TestDeltaReadsRunsAtOnce(t *testing.T) {
 	b.AddRange(100, 140)
 	b.AddRange(400, 401)
 	b.AddRange(500, 510)
-	d, err := NewDelta(b.Set(), c, int64(len(v.data)), v)
+	d, err := Encode(layer.Layer{Changed: b.Set(), ChunkBytes: c, VolumeBytes: int64(len(v.data)), Content: sized(v, int64(len(v.data)))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +199,7 @@ func TestDeltaReadError(t *testing.T) {
 	const c = 4096
 	bad := errors.New("bad sector")
 	data := randomBytes(3, 100*c)
-	d, err := NewDelta(chunks.Of(10, 11, 50, 60), c, int64(len(data)), &failing{volume: volume{data: data}, from: 50*c + 512, end: 50*c + 1024, err: bad})
+	d, err := Encode(layer.Layer{Changed: chunks.Of(10, 11, 50, 60), ChunkBytes: c, VolumeBytes: int64(len(data)), Content: sized(&failing{volume: volume{data: data}, from: 50*c + 512, end: 50*c + 1024, err: bad}, int64(len(data)))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +207,7 @@ func TestDeltaReadError(t *testing.T) {
 	all.AddRange(0, 40)
 	all.AddRange(60, 61)
 	source := &volume{data: data[:60*c]}
-	long, err := NewDelta(all.Set(), c, int64(len(data)), &queue{volume: source})
+	long, err := Encode(layer.Layer{Changed: all.Set(), ChunkBytes: c, VolumeBytes: int64(len(data)), Content: sized(&queue{volume: source}, int64(len(data)))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +224,7 @@ func TestDeltaReadError(t *testing.T) {
 	if int64(n) != d.layout.DataOffset(2) || !bytes.Equal(p[n-c:n], data[11*c:12*c]) {
 		t.Errorf("%d bytes before the error", n)
 	}
-	short, err := NewDelta(chunks.Of(10, 99), c, int64(len(data)), bytes.NewReader(data[:len(data)-1]))
+	short, err := Encode(layer.Layer{Changed: chunks.Of(10, 99), ChunkBytes: c, VolumeBytes: int64(len(data)), Content: bytes.NewReader(data[:len(data)-1])})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +245,7 @@ func TestNewDeltaRefuses(t *testing.T) {
 		{[]uint64{1 << 60}, 4096, 1 << 40},
 		{[]uint64{0}, 4095, 1 << 40},
 	} {
-		if _, err := NewDelta(chunks.Of(c.chunks...), c.chunkBytes, c.volumeBytes, bytes.NewReader(nil)); err == nil {
+		if _, err := Encode(layer.Layer{Changed: chunks.Of(c.chunks...), ChunkBytes: c.chunkBytes, VolumeBytes: c.volumeBytes, Content: bytes.NewReader(nil)}); err == nil {
 			t.Errorf("%+v: taken", c)
 		}
 	}
@@ -259,7 +260,7 @@ func TestTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		var want strings.Builder
-		for i, chunk := range chunksOf(d.Changed()) {
+		for i, chunk := range chunksOf(d.layer.Changed) {
 			fmt.Fprintf(&want, "%15d %15d\n", chunk, d.layout.DataChunk(int64(i)))
 		}
 		if table.Size() != int64(want.Len()) {
@@ -281,7 +282,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestTableOfTooLargeAVolume(t *testing.T) {
-	d, err := NewDelta(chunks.Of(maxTableNumber+1), 512, 1<<62, bytes.NewReader(nil))
+	d, err := Encode(layer.Layer{Changed: chunks.Of(maxTableNumber + 1), ChunkBytes: 512, VolumeBytes: 1 << 62, Content: bytes.NewReader(nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +308,7 @@ func benchmarkDeltas(b *testing.B, run func(*testing.B, *Delta)) {
 		for at := uint64(0); at < size/c; at += bench.step {
 			set.AddRange(at, at+bench.run)
 		}
-		d, err := NewDelta(set.Set(), c, size, source)
+		d, err := Encode(layer.Layer{Changed: set.Set(), ChunkBytes: c, VolumeBytes: size, Content: sized(source, size)})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"slices"
 	"testing"
+
+	"ddsfs/cow/layer"
 )
 
 // addStores seeds a fuzz target with small stores of each kind.
@@ -30,14 +32,14 @@ func FuzzReadStore(f *testing.F) {
 	addStores(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const volumeBytes = 1 << 50
-		s, err := ReadStore(bytes.NewReader(b), int64(len(b)), StoreOptions{VolumeBytes: volumeBytes})
+		s, err := ReadStore(sized(bytes.NewReader(b), int64(len(b))), StoreOptions{VolumeBytes: volumeBytes})
 		if err != nil {
 			return
 		}
 		if s.Changed.Len() > int64(len(b)/16) {
 			t.Fatalf("%d exceptions in %d bytes", s.Changed.Len(), len(b))
 		}
-		live, err := ReadStore(bytes.NewReader(b), int64(len(b)), StoreOptions{VolumeBytes: volumeBytes, Live: true})
+		live, err := ReadStore(sized(bytes.NewReader(b), int64(len(b))), StoreOptions{VolumeBytes: volumeBytes, Live: true})
 		if err != nil || !slices.Equal(chunksOf(live.Changed), chunksOf(s.Changed)) {
 			t.Fatalf("as a live device: %v", err)
 		}
@@ -45,7 +47,7 @@ func FuzzReadStore(f *testing.F) {
 		if err != nil || !slices.Equal(chunksOf(piped.Changed), chunksOf(s.Changed)) {
 			t.Fatalf("from a pipe: %v", err)
 		}
-		d, err := NewDelta(s.Changed, s.ChunkBytes, volumeBytes, zeros{})
+		d, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: s.ChunkBytes, VolumeBytes: volumeBytes, Content: sized(zeros{}, volumeBytes)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +55,7 @@ func FuzzReadStore(f *testing.F) {
 		if _, err := d.ReadAt(p, d.Size()-int64(len(p))); err != nil {
 			t.Fatal(err)
 		}
-		again, err := ReadStore(d, d.Size(), StoreOptions{VolumeBytes: volumeBytes})
+		again, err := ReadStore(sized(d, d.Size()), StoreOptions{VolumeBytes: volumeBytes})
 		if err != nil || !slices.Equal(chunksOf(again.Changed), chunksOf(s.Changed)) {
 			t.Fatalf("the delta's own list: %v", err)
 		}
@@ -76,7 +78,7 @@ func FuzzDecoder(f *testing.F) {
 		if err == nil {
 			piped, err = decode(d, 3)
 		}
-		at, errAt := NewDecoderAt(bytes.NewReader(b), int64(len(b)))
+		at, errAt := decoderAt(sized(bytes.NewReader(b), int64(len(b))))
 		if errAt == nil {
 			inFile, errAt = decode(at, 5)
 		}

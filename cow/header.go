@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 
 	"ddsfs/cow/chunks"
 )
@@ -111,17 +110,4 @@ func (h Header) Append(b []byte) []byte {
 	b = le.AppendUint32(b, valid)
 	b = le.AppendUint32(b, version)
 	return le.AppendUint32(b, uint32(h.ChunkBytes/SectorBytes))
-}
-
-// readFullAt fills p from r, a source, at off, or fails: a short read is
-// io.ErrUnexpectedEOF. It says at which byte.
-func readFullAt(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	switch {
-	case n == len(p):
-		return nil
-	case err == nil || err == io.EOF:
-		err = io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("%d bytes at byte %d: %w", len(p), off, err)
 }

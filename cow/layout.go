@@ -101,3 +101,24 @@ func (l Layout) locate(chunk int64) (kind chunkKind, index int64) {
 // isMetadataChunk tells whether chunk, not 0, is a metadata chunk of a store
 // with that many entries in an area.
 func isMetadataChunk(chunk, perArea uint64) bool { return (chunk-1)%(perArea+1) == 0 }
+
+// blockChunks tells which exceptions have data in a block of the body: those from
+// the first-th to before the end-th.
+func (l Layout) blockChunks(block int64) (first, end int64) {
+	begin, last := block*BlockBytes, min((block+1)*BlockBytes, l.bytes)-1
+	kind, index := l.locate(begin / l.chunkBytes)
+	switch kind {
+	case data:
+		first = index
+	case metadata:
+		first = index * l.perArea
+	}
+	kind, index = l.locate(last / l.chunkBytes)
+	switch kind {
+	case data:
+		end = index + 1
+	case metadata:
+		end = index * l.perArea
+	}
+	return first, end
+}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // exception is one of a store that a test writes.
@@ -130,4 +131,38 @@ func fixture(t testing.TB, store, file string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// sized is the first bytes of r as a volume, which reads many pieces at once if r does.
+func sized(r io.ReaderAt, bytes int64) layer.Volume {
+	v := sizedReader{r, bytes}
+	if many, ok := r.(readsPieces); ok {
+		return sizedPieces{v, many}
+	}
+	return v
+}
+
+type readsPieces interface {
+	ReadPieces(pieces [][]byte, offsets []int64) (int, error)
+}
+
+type sizedReader struct {
+	io.ReaderAt
+	bytes int64
+}
+
+func (s sizedReader) Size() int64 { return s.bytes }
+
+type sizedPieces struct {
+	sizedReader
+	readsPieces
+}
+
+// decoderAt is a decoder for what a file has.
+func decoderAt(v layer.Volume) (*Decoder, error) {
+	s, err := open(v)
+	if err != nil {
+		return nil, err
+	}
+	return s.Decoder(), nil
 }

@@ -45,7 +45,7 @@ func (s *Store) Report() Report {
 // Report returns the delta's report.
 func (d *Delta) Report() Report {
 	r := NewReport(Header{Valid: true, ChunkBytes: d.layout.chunkBytes}, d.layout.Areas(), d.layout.exceptions)
-	r.VolumeBytes = d.volumeBytes
+	r.VolumeBytes = d.layer.VolumeBytes
 	return r
 }
 

@@ -36,6 +36,9 @@ const (
 	footerBytes    = 64
 	footerSumAt    = footerBytes - DigestBytes
 	identityOffset = 120
+
+	// paddedBytes is what a delta's size is a multiple of: the block of every device.
+	paddedBytes = 4096
 )
 
 // Identity returns the name under which a seal can keep id. One that is too long,
@@ -70,14 +73,19 @@ func (s Seal) lists() int64 {
 	return 1
 }
 
-// TotalBytes is the size of the body with its trailer.
-func (s Seal) TotalBytes() int64 {
+// endBytes is where the trailer ends.
+func (s Seal) endBytes() int64 {
 	return s.BodyBytes + s.lists()*blockCount(s.BodyBytes)*DigestBytes + footerBytes
 }
 
-// CheckSize fails if so many bytes are not all of the delta.
+// TotalBytes is the size of the body with its trailer and the zeros after it, which
+// keep the trailer readable on a loop device, or past the page cache.
+func (s Seal) TotalBytes() int64 { return (s.endBytes() + paddedBytes - 1) / paddedBytes * paddedBytes }
+
+// CheckSize fails if so many bytes are not all of the delta. The zeros at its end may be
+// missing, as in deltas of earlier versions.
 func (s Seal) CheckSize(bytes int64) error {
-	if bytes < s.TotalBytes() {
+	if bytes < s.endBytes() {
 		return &CutError{bytes, s.TotalBytes()}
 	}
 	return nil
@@ -220,7 +228,7 @@ func (s Seal) footer(name Digest) [footerBytes]byte {
 func (s Seal) parseFooter(b []byte) (Digest, error) {
 	name := Digest(b[footerSumAt:footerBytes])
 	if want := s.footer(name); !bytes.Equal(b[:footerSumAt], want[:footerSumAt]) {
-		return Digest{}, fmt.Errorf("trailer: footer at byte %d: %w: copy it again", s.TotalBytes()-footerBytes, ErrMismatch)
+		return Digest{}, fmt.Errorf("trailer: footer at byte %d: %w: copy it again", s.endBytes()-footerBytes, ErrMismatch)
 	}
 	return name, nil
 }

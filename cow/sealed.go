@@ -7,7 +7,8 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
+	"ddsfs/cow/inorder"
+	"ddsfs/cow/layer"
 )
 
 // ErrSourceChanged says that the source of a delta did not hold still: two
@@ -86,7 +87,7 @@ type SealOptions struct {
 	NewOnly           int64  // exceptions that only the new snapshot's store had
 	// BaseContent, if set, holds the base's content of the changed chunks; the
 	// trailer then has digests of it.
-	BaseContent io.ReaderAt
+	BaseContent layer.Volume
 	// Verify, if set, is asked before the trailer is served whether what was read
 	// of the source can be trusted.
 	Verify func() error
@@ -96,7 +97,7 @@ type SealOptions struct {
 func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 	s := &Sealed{
 		seal: Seal{
-			VolumeBytes: d.volumeBytes,
+			VolumeBytes: d.layer.VolumeBytes,
 			Exceptions:  d.layout.exceptions,
 			NewOnly:     o.NewOnly,
 			BodyBytes:   d.Size(),
@@ -116,13 +117,24 @@ func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 	s.body = d.Sealed(s.seal)
 	if o.BaseContent != nil {
 		s.base = d.Sealed(s.seal)
-		s.base.source = o.BaseContent
+		s.base.layer.Content = o.BaseContent
 	}
 	return s, nil
 }
 
+var _ layer.Late = (*Sealed)(nil)
+
 // Seal is the delta's seal.
 func (s *Sealed) Seal() Seal { return s.seal }
+
+// Name is the digest that names the delta. It reads what of the body was not read.
+func (s *Sealed) Name() (Digest, error) {
+	footer := make([]byte, footerBytes)
+	if n, err := s.ReadAt(footer, s.seal.endBytes()-footerBytes); n < len(footer) {
+		return Digest{}, err
+	}
+	return s.seal.parseFooter(footer)
+}
 
 // Size is the size in bytes, trailer included.
 func (s *Sealed) Size() int64 { return s.seal.TotalBytes() }
@@ -301,7 +313,7 @@ func (s *Sealed) readTrailer(p []byte, off int64) error {
 	blocks := blockCount(s.seal.BodyBytes)
 	footerAt := s.seal.lists() * blocks * DigestBytes
 	end := off + int64(len(p))
-	for list, known := range []*digestList{&s.digests, &s.bases}[:s.seal.lists()] {
+	for list := range List(s.seal.lists()) {
 		at := int64(list) * blocks * DigestBytes
 		first := max(0, (off-at)/DigestBytes)
 		last := min(blocks, (end-at+DigestBytes-1)/DigestBytes)
@@ -313,16 +325,17 @@ func (s *Sealed) readTrailer(p []byte, off int64) error {
 		}
 		s.mu.Lock()
 		for block := max(0, (off-at)/DigestBytes); block < min(blocks, (end-at+DigestBytes-1)/DigestBytes); block++ {
-			d, _ := known.get(block)
+			d, _ := s.list(list).get(block)
 			copyPart(p, off, d[:], at+block*DigestBytes)
 		}
 		s.mu.Unlock()
 	}
 	if end > footerAt {
 		footer := s.makeFooter()
+		clear(p[max(0, min(int64(len(p)), footerAt-off)):]) // the zeros after it
 		copyPart(p, off, footer[:], footerAt)
 	}
-	// Behind all that was read of the source, also for the trailer just now.
+	// After all that was read of the source, also for the trailer just now.
 	if s.verify != nil {
 		if err := s.verify(); err != nil {
 			return fmt.Errorf("delta: trailer: %w", err)
@@ -351,9 +364,9 @@ func (s *Sealed) makeFooter() [footerBytes]byte {
 	defer s.mu.Unlock()
 	if s.footer == nil {
 		name := newNamer()
-		for _, known := range []*digestList{&s.digests, &s.bases}[:s.seal.lists()] {
+		for list := range List(s.seal.lists()) {
 			for block := range blockCount(s.seal.BodyBytes) {
-				d, _ := known.get(block)
+				d, _ := s.list(list).get(block)
 				name.add(d)
 			}
 		}
@@ -363,32 +376,38 @@ func (s *Sealed) makeFooter() [footerBytes]byte {
 	return *s.footer
 }
 
-// ensure reads what is missing for the digests of the blocks from first to before
+// ensure reads what is missing for the digests of a list's blocks from first to before
 // end.
-func (s *Sealed) ensure(list int, first, end int64) error {
-	var failed failure
-	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for block := first; block < end && !failed.before(block); block++ {
-		s.mu.Lock()
-		_, known := []*digestList{&s.digests, &s.bases}[list].get(block)
-		s.mu.Unlock()
-		if known {
-			continue
-		}
-		ensure := s.ensureBody
-		if list != OfNew {
-			ensure = s.ensureBase
-		}
-		g.Go(func() error {
-			if err := ensure(block); err != nil {
-				failed.at(block, err)
-			}
-			return nil
-		})
+func (s *Sealed) ensure(list List, first, end int64) error {
+	ensure := s.ensureBody
+	if list != OfNew {
+		ensure = s.ensureBase
 	}
-	_ = g.Wait() // the errors are in failed
-	return failed.err
+	jobs := func(yield func(func(struct{}) (struct{}, error)) bool) {
+		for block := first; block < end; block++ {
+			s.mu.Lock()
+			_, known := s.list(list).get(block)
+			s.mu.Unlock()
+			if !known && !yield(func(struct{}) (struct{}, error) { return struct{}{}, ensure(block) }) {
+				return
+			}
+		}
+	}
+	workers := runtime.GOMAXPROCS(0)
+	for _, err := range inorder.Each(workers, make([]struct{}, workers), jobs) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list is what is known of a list of digests.
+func (s *Sealed) list(list List) *digestList {
+	if list == OfBase {
+		return &s.bases
+	}
+	return &s.digests
 }
 
 // ensureBody reads of a block what no reader has read.

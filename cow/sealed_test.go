@@ -19,6 +19,7 @@ import (
 	"lukechampine.com/blake3"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // sealStore puts a seal around a store, as its description reads.
@@ -59,7 +60,8 @@ func sealStore(store []byte, volumeBytes, exceptions, newOnly int, base, new, or
 	le.PutUint64(footer[16:], uint64(len(store)))
 	le.PutUint64(footer[24:], uint64(len(digests)/32))
 	copy(footer[32:], name[:])
-	return slices.Concat(b, digests, footer)
+	all := slices.Concat(b, digests, footer)
+	return append(all, make([]byte, -len(all)&4095)...)
 }
 
 // sealedDelta is a delta of some MiB with the bytes that it must read as.
@@ -70,7 +72,7 @@ func sealedDelta(t testing.TB, r *rand.Rand, withBase bool) (s *Sealed, v *volum
 	v = &volume{data: randomBytes(r.Uint64(), size)}
 	limit := uint64((size-1)/int64(chunkBytes)) + 1
 	list := randomChunks(r, limit, r.IntN(int(limit)+1))
-	d, err := NewDelta(chunks.Of(list...), int64(chunkBytes), size, v)
+	d, err := Encode(layer.Layer{Changed: chunks.Of(list...), ChunkBytes: int64(chunkBytes), VolumeBytes: size, Content: sized(v, size)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +201,7 @@ func TestSealedNoticesAChangedSource(t *testing.T) {
 
 func TestSealedAsksBeforeTheTrailer(t *testing.T) {
 	bad := errors.New("overflowed")
-	d, err := NewDelta(chunks.Of(1), 4096, 1<<20, zeros{})
+	d, err := Encode(layer.Layer{Changed: chunks.Of(1), ChunkBytes: 4096, VolumeBytes: 1 << 20, Content: sized(zeros{}, 1<<20)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,36 +225,27 @@ func TestSealedAsksBeforeTheTrailer(t *testing.T) {
 
 // verifyAll is all that tells a whole sealed delta from another.
 func verifyAll(b []byte) error {
-	r, size := bytes.NewReader(b), int64(len(b))
-	_, seal, err := ReadSeal(r, size)
+	s, err := Open(bytes.NewReader(b))
 	if err != nil {
 		return err
 	}
-	if seal == nil {
+	if s.Seal == nil {
 		return errors.New("not sealed")
 	}
-	digests, err := ReadDigests(r, *seal)
-	if err != nil {
-		return err
-	}
 	blocks := 0
-	if err := digests.Verify(context.Background(), r, OfNew, func(int64) { blocks++ }, func(int64) {}); err != nil {
+	if err := s.Verify(context.Background(), func(int64) { blocks++ }, func(int64) {}); err != nil {
 		return err
 	}
 	if blocks > 0 {
 		return ErrMismatch
 	}
-	store, err := ReadStore(r, size, StoreOptions{VolumeBytes: seal.VolumeBytes})
-	if err != nil {
-		return err
-	}
-	return store.CheckSeal()
+	return s.ReadList()
 }
 
 // smallSealed is a sealed delta with every part, and as small as can be.
 func smallSealed(t testing.TB) []byte {
 	t.Helper()
-	d, err := NewDelta(chunks.Of(3, 4, 9), 512, 5000, bytes.NewReader(randomBytes(1, 5000)))
+	d, err := Encode(layer.Layer{Changed: chunks.Of(3, 4, 9), ChunkBytes: 512, VolumeBytes: 5000, Content: bytes.NewReader(randomBytes(1, 5000))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,8 +260,8 @@ func smallSealed(t testing.TB) []byte {
 	return b
 }
 
-// A sealed delta of which any single bit is another, or whose end is missing, is
-// refused, and its data is what is said to be at fault.
+// A sealed delta is refused if any single bit is another, or its end is missing but for
+// the zeros after its footer, and its data is what is said to be at fault.
 func TestSealHoldsEveryBit(t *testing.T) {
 	good := smallSealed(t)
 	if err := verifyAll(good); err != nil {
@@ -289,9 +282,13 @@ func TestSealHoldsEveryBit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := verifyAll(append(slices.Clone(good), randomBytes(3, 100)...)); err != nil {
-		t.Errorf("with something behind it: %v", err)
+		t.Errorf("with something after it: %v", err)
 	}
-	for at := range good {
+	end := bytes.LastIndex(good, []byte(footerMagic)) + footerBytes
+	if unpadded := good[:end]; len(good)%4096 != 0 || errors.Join(verifyAll(unpadded), stream(unpadded), list(unpadded)) != nil {
+		t.Errorf("%d bytes; without the zeros at its end: %v, %v, %v", len(good), verifyAll(unpadded), stream(unpadded), list(unpadded))
+	}
+	for at := range end {
 		for bit := range 8 {
 			b := slices.Clone(good)
 			b[at] ^= 1 << bit
@@ -329,7 +326,7 @@ func TestDigestsOfATarget(t *testing.T) {
 	base, after := randomBytes(1, 5<<20+700), randomBytes(2, 5<<20+700)
 	list := randomChunks(r, 5<<8, 900)
 	set := chunks.Of(list...)
-	d, err := NewDelta(set, 4096, int64(len(after)), bytes.NewReader(after))
+	d, err := Encode(layer.Layer{Changed: set, ChunkBytes: 4096, VolumeBytes: int64(len(after)), Content: bytes.NewReader(after)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,21 +334,19 @@ func TestDigestsOfATarget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digests, err := ReadDigests(s, s.Seal())
+	opened, err := Open(s)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := opened.ReadList(); err != nil {
+		t.Fatal(err)
+	}
 	target := slices.Clone(base)
-	bad := func(list int64) (blocks []int64) {
-		on, err := NewDelta(set, 4096, int64(len(after)), bytes.NewReader(target))
+	bad := func(list List) (blocks []int64) {
+		err := opened.VerifyVolume(context.Background(), bytes.NewReader(target), list, func(block int64) { blocks = append(blocks, block) }, func(int64) {})
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = digests.Verify(context.Background(), on.Sealed(s.Seal()), list, func(block int64) { blocks = append(blocks, block) }, func(int64) {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		slices.Sort(blocks)
 		return blocks
 	}
 	all := blockCount(s.Seal().BodyBytes)
@@ -373,7 +368,7 @@ func TestDigestsOfATarget(t *testing.T) {
 	if len(got) != 1 {
 		t.Fatalf("one byte changed: blocks %v differ", got)
 	}
-	if first, end := d.Layout().BlockChunks(got[0]); first > i || end <= i {
+	if first, end := d.Layout().blockChunks(got[0]); first > i || end <= i {
 		t.Errorf("one byte of exception %d changed: block %d has %d to %d", i, got[0], first, end)
 	}
 }
@@ -405,7 +400,7 @@ func TestVerifyErrors(t *testing.T) {
 	const c, count = BlockBytes, 2 * digestsAtOnce
 	var set chunks.Builder
 	set.AddRange(0, count)
-	d, err := NewDelta(set.Set(), c, count*c, zeros{})
+	d, err := Encode(layer.Layer{Changed: set.Set(), ChunkBytes: c, VolumeBytes: count * c, Content: sized(zeros{}, count*c)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,13 +408,13 @@ func TestVerifyErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digests, err := ReadDigests(s, s.Seal())
+	opened, err := Open(s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	verify := func(ctx context.Context, body io.ReaderAt) error {
-		return digests.Verify(ctx, body, OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
+		return opened.compare(ctx, body, OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
 	}
 	body := &badBlocks{ReaderAt: d.Sealed(s.Seal()), bad: []int64{5, 6, 7}, following: make(chan struct{})}
 	if err := verify(t.Context(), body); err == nil || !strings.HasSuffix(err.Error(), "MiB 5: block 5 is bad") {
@@ -428,8 +423,8 @@ func TestVerifyErrors(t *testing.T) {
 	if n := body.reads.Load(); n > 10 {
 		t.Errorf("%d blocks were read", n)
 	}
-	lost := &Digests{seal: digests.seal, r: &failing{volume: volume{data: nil}, end: math.MaxInt64, err: io.ErrClosedPipe}}
-	if err := lost.Verify(t.Context(), body.ReaderAt, OfNew, func(int64) {}, func(int64) {}); !errors.Is(err, io.ErrClosedPipe) {
+	lost := opened.At(sized(&failing{volume: volume{data: nil}, end: math.MaxInt64, err: io.ErrClosedPipe}, s.Size()))
+	if err := lost.compare(t.Context(), body.ReaderAt, OfNew, func(int64) {}, func(int64) {}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("the digests can't be read: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -446,7 +441,7 @@ func TestSealedTellsOfTheFirstBadBlock(t *testing.T) {
 	var set chunks.Builder
 	set.AddRange(0, count)
 	source := &badBlocks{ReaderAt: zeros{}, bad: []int64{5, 6}, following: make(chan struct{})}
-	d, err := NewDelta(set.Set(), c, count*c, source)
+	d, err := Encode(layer.Layer{Changed: set.Set(), ChunkBytes: c, VolumeBytes: count * c, Content: sized(source, count*c)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +459,7 @@ func TestSealedTellsOfTheFirstBadBlock(t *testing.T) {
 func TestDigester(t *testing.T) {
 	r := rand.New(rand.NewPCG(29, 30))
 	volume := randomBytes(1, 3<<20+700)
-	d, err := NewDelta(chunks.Of(randomChunks(r, 3<<11, 5000)...), 512, int64(len(volume)), bytes.NewReader(volume))
+	d, err := Encode(layer.Layer{Changed: chunks.Of(randomChunks(r, 3<<11, 5000)...), ChunkBytes: 512, VolumeBytes: int64(len(volume)), Content: bytes.NewReader(volume)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -476,7 +471,7 @@ func TestDigester(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digests, err := ReadDigests(bytes.NewReader(good), s.Seal())
+	opened, err := Open(bytes.NewReader(good))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -489,7 +484,7 @@ func TestDigester(t *testing.T) {
 			}
 			passes = passes[n:]
 		}
-		if err := digests.Compare(taken, func(block int64) { blocks = append(blocks, block) }); err != nil {
+		if err := opened.Compare(taken, func(block int64) { blocks = append(blocks, block) }); err != nil {
 			t.Fatal(err)
 		}
 		return blocks
@@ -519,7 +514,7 @@ func TestBlockChunks(t *testing.T) {
 		}
 		next := int64(0)
 		for block := range blockCount(l.Bytes()) {
-			first, end := l.BlockChunks(block)
+			first, end := l.blockChunks(block)
 			if first != next || end < first {
 				t.Fatalf("%d exceptions: block %d has %d to %d, want from %d", n, block, first, end, next)
 			}
@@ -583,7 +578,7 @@ func BenchmarkSealed(b *testing.B) {
 	var set chunks.Builder
 	set.AddRange(0, size/c)
 	source := bytes.NewReader(make([]byte, size))
-	d, err := NewDelta(set.Set(), c, size, source)
+	d, err := Encode(layer.Layer{Changed: set.Set(), ChunkBytes: c, VolumeBytes: size, Content: sized(source, size)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -649,7 +644,7 @@ func TestSealedListIsCanonical(t *testing.T) {
 func TestSealedAsksBehindItsOwnReads(t *testing.T) {
 	bad := errors.New("overflowed")
 	v := &volume{data: randomBytes(1, 1<<20)}
-	d, err := NewDelta(chunks.Of(1, 2), 4096, 1<<20, v)
+	d, err := Encode(layer.Layer{Changed: chunks.Of(1, 2), ChunkBytes: 4096, VolumeBytes: 1 << 20, Content: sized(v, 1<<20)})
 	if err != nil {
 		t.Fatal(err)
 	}

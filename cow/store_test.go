@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 
 	"golang.org/x/sync/errgroup"
+
+	"ddsfs/cow/layer"
 )
 
 // changedChunks compares the images of a fixture: the chunks that any right list
@@ -47,7 +49,7 @@ func TestReadStoreOfAKernel(t *testing.T) {
 			device := fixture(t, c.name, "cow")
 			before, after := fixture(t, c.name, "base"), fixture(t, c.name, "new")
 			for _, live := range []bool{false, true} {
-				s, err := ReadStore(bytes.NewReader(device), int64(len(device)), StoreOptions{VolumeBytes: int64(len(after)), Live: live})
+				s, err := ReadStore(sized(bytes.NewReader(device), int64(len(device))), StoreOptions{VolumeBytes: int64(len(after)), Live: live})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -81,11 +83,11 @@ func TestReadStoreOfAKernel(t *testing.T) {
 // merge puts the chunks of after that a store lists into before, by way of a
 // delta and its decoder.
 func merge(store, before []byte, chunkBytes int64, after []byte) ([]byte, error) {
-	s, err := ReadStore(bytes.NewReader(store), int64(len(store)), StoreOptions{VolumeBytes: int64(len(after))})
+	s, err := ReadStore(sized(bytes.NewReader(store), int64(len(store))), StoreOptions{VolumeBytes: int64(len(after))})
 	if err != nil {
 		return nil, err
 	}
-	d, err := NewDelta(s.Changed, chunkBytes, int64(len(after)), bytes.NewReader(after))
+	d, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: chunkBytes, VolumeBytes: int64(len(after)), Content: bytes.NewReader(after)})
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +128,7 @@ func TestReadStoreAnyOrder(t *testing.T) {
 			list[len(list)-1].new += 7
 		}
 		device := buildStore(c, list, func(exception) []byte { return nil })
-		s, err := ReadStore(bytes.NewReader(device), int64(len(device)), StoreOptions{})
+		s, err := ReadStore(sized(bytes.NewReader(device), int64(len(device))), StoreOptions{})
 		if err != nil {
 			t.Fatalf("%d exceptions: %v", count, err)
 		}
@@ -176,7 +178,7 @@ func TestReadStoreRefuses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b := test.change(good())
-			_, err := ReadStore(bytes.NewReader(b), int64(len(b)), StoreOptions{VolumeBytes: 1000 * c})
+			_, err := ReadStore(sized(bytes.NewReader(b), int64(len(b))), StoreOptions{VolumeBytes: 1000 * c})
 			var format *FormatError
 			if !errors.As(err, &format) {
 				t.Fatalf("error %v", err)
@@ -187,11 +189,11 @@ func TestReadStoreRefuses(t *testing.T) {
 		})
 	}
 	b := good()
-	if _, err := ReadStore(bytes.NewReader(b), int64(len(b)), StoreOptions{VolumeBytes: 117*c + 1}); err != nil {
+	if _, err := ReadStore(sized(bytes.NewReader(b), int64(len(b))), StoreOptions{VolumeBytes: 117*c + 1}); err != nil {
 		t.Errorf("a volume that ends within the last chunk: %v", err)
 	}
 	for _, size := range []int{0, 15, 16, c, c + 1, 2*c - 1, area1, area1 + 100} {
-		if _, err := ReadStore(bytes.NewReader(b[:size]), int64(size), StoreOptions{}); !errors.Is(err, ErrBadData) {
+		if _, err := ReadStore(sized(bytes.NewReader(b[:size]), int64(size)), StoreOptions{}); !errors.Is(err, ErrBadData) {
 			t.Errorf("cut off at byte %d: %v", size, err)
 		}
 	}
@@ -227,7 +229,7 @@ func TestReadStoreFindsTheFirstTwice(t *testing.T) {
 			chunks[later] = 1 << 60 // past the end of the volume
 		}
 		device := buildMetadata(c, chunks)
-		_, err := ReadStore(device, device.bytes, StoreOptions{VolumeBytes: 1 << 50})
+		_, err := ReadStore(sized(device, device.bytes), StoreOptions{VolumeBytes: 1 << 50})
 		at := metadataChunk(int64(want)/(c/16), c/16)*c + int64(want)%(c/16)*16
 		if e, ok := err.(*FormatError); !ok || e.Offset != at || e.Value != chunks[want] {
 			t.Errorf("chunk %d is there twice at byte %d: %v", chunks[want], at, err)
@@ -303,7 +305,7 @@ func TestReadStoreOfALiveDevice(t *testing.T) {
 				g.device = buildStore(growingChunk, staleList, func(exception) []byte { return nil })
 				clear(g.device[growingChunk : 2*growingChunk])
 				g.writeUpTo(start)
-				s, err := ReadStore(g, int64(len(g.device)), StoreOptions{Live: true})
+				s, err := ReadStore(sized(g, int64(len(g.device))), StoreOptions{Live: true})
 				if err != nil {
 					t.Fatalf("start %d, at %d, grow %d: %v", start, at, grow, err)
 				}
@@ -365,7 +367,7 @@ func TestReadStoreOfALiveDeviceInAnyOrder(t *testing.T) {
 					var err error
 					ended := false
 					go func() {
-						s, err = ReadStore(h, int64(len(g.device)), o)
+						s, err = ReadStore(sized(h, int64(len(g.device))), o)
 						ended = true
 					}()
 					for synctest.Wait(); !ended; synctest.Wait() {
@@ -413,7 +415,7 @@ func (h *held) ReadAt(p []byte, off int64) (int, error) {
 func (h *held) ReadPieces(pieces [][]byte, offsets []int64) (int, error) {
 	var reads errgroup.Group
 	for i, p := range pieces {
-		reads.Go(func() error { return readFullAt(h, p, offsets[i]) })
+		reads.Go(func() error { return layer.ReadFull(h, p, offsets[i]) })
 	}
 	return len(pieces), reads.Wait()
 }
@@ -435,7 +437,7 @@ func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
 	chunks[5] = 4
 	device := buildMetadata(c, chunks)
 	cut := io.NewSectionReader(device, 0, metadataChunk(3, perArea)*c)
-	_, err := ReadStore(cut, device.bytes, StoreOptions{})
+	_, err := ReadStore(sized(cut, device.bytes), StoreOptions{})
 	var format *FormatError
 	if !errors.As(err, &format) || format.Offset != c+5*16 {
 		t.Errorf("error %v", err)
@@ -451,7 +453,7 @@ func TestReadStoreNamesTheArea(t *testing.T) {
 	}
 	device := buildMetadata(c, chunks)
 	at := metadataChunk(3, perArea) * c
-	_, err := ReadStore(io.NewSectionReader(device, 0, at), device.bytes, StoreOptions{})
+	_, err := ReadStore(sized(io.NewSectionReader(device, 0, at), device.bytes), StoreOptions{})
 	want := fmt.Sprintf("metadata chunk of area 3 at byte %d: it ends after %d bytes", at, at)
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
@@ -471,7 +473,7 @@ func TestReadStoreWithABadSectorBehindIt(t *testing.T) {
 	for _, o := range []StoreOptions{{}, {Live: true}} {
 		for area := range int64(20) {
 			at := metadataChunk(area, perArea) * c
-			s, err := ReadStore(&failing{volume: volume{data: store}, from: at, end: at + c, err: bad}, int64(len(store)), o)
+			s, err := ReadStore(sized(&failing{volume: volume{data: store}, from: at, end: at + c, err: bad}, int64(len(store))), o)
 			if inUse := area <= 3; inUse != errors.Is(err, bad) || !inUse && (err != nil || s.Changed.Len() != int64(len(old))) {
 				t.Errorf("%+v: bad sector in area %d: %v", o, area, err)
 			}
@@ -500,7 +502,7 @@ func BenchmarkReadStore(b *testing.B) {
 			b.Run(name, func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					if _, err := ReadStore(device, device.bytes, StoreOptions{Live: live}); err != nil {
+					if _, err := ReadStore(sized(device, device.bytes), StoreOptions{Live: live}); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -32,12 +32,12 @@ type Table struct {
 // Table returns the delta's exception map. It fails if the volume is too large
 // for the columns.
 func (d *Delta) Table() (*Table, error) {
-	if n := d.changed.Len(); n > 0 {
-		if highest := max(d.changed.Chunk(n-1), uint64(d.layout.DataChunk(n-1))); highest > maxTableNumber {
+	if n := d.layer.Changed.Len(); n > 0 {
+		if highest := max(d.layer.Changed.Chunk(n-1), uint64(d.layout.DataChunk(n-1))); highest > maxTableNumber {
 			return nil, fmt.Errorf("exceptions: chunk %d has more than %d digits", highest, tableColumn)
 		}
 	}
-	return &Table{d.layout, d.changed}, nil
+	return &Table{d.layout, d.layer.Changed}, nil
 }
 
 // Size is the size of the text in bytes.

@@ -1,106 +1,63 @@
 package cow
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"runtime"
-	"sync"
+
+	"ddsfs/cow/inorder"
+	"ddsfs/cow/layer"
 )
 
-// Digests are the digests that the trailer of a sealed delta has of its body, and
-// of the body as it would be with the base's content.
-type Digests struct {
-	seal Seal
-	name Digest
-	r    io.ReaderAt
-}
+// List is a list of digests in a trailer.
+type List int64
+
+const (
+	// OfNew are the digests of the body: of the changed chunks as they are in the
+	// new snapshot.
+	OfNew List = 0
+	// OfBase are the digests of the body with the base's content.
+	OfBase List = 1
+)
 
 // digestsAtOnce is how many digests are read at once.
 const digestsAtOnce = 256
 
-// The lists of digests in a trailer.
-const (
-	// OfNew are the digests of the body: of the changed chunks as they are in the
-	// new snapshot.
-	OfNew = 0
-	// OfBase are the digests of the body with the base's content.
-	OfBase = 1
-)
-
-// ReadSeal reads the header and the seal of the delta that r holds in its first
-// sizeBytes bytes, which must be all of it. The seal is nil where there is none.
-func ReadSeal(r io.ReaderAt, sizeBytes int64) (Header, *Seal, error) {
-	h, seal, err := readFirst(r, sizeBytes)
-	if err == nil && seal != nil {
-		err = seal.CheckSize(sizeBytes)
+// ReadTrailer reads the trailer of a store that is a sealed delta, checks that it is
+// whole, and notes the delta's name.
+func (s *Store) ReadTrailer() error {
+	if s.Seal == nil {
+		return nil
 	}
-	if err != nil {
-		return Header{}, nil, err
+	if err := s.Seal.CheckSize(s.v.Size()); err != nil {
+		return err
 	}
-	return h, seal, nil
-}
-
-// readFirst reads chunk 0, of which nothing may be wrong. Of a snapshot that is marked
-// invalid, the header is returned with the error.
-func readFirst(r io.ReaderAt, sizeBytes int64) (Header, *Seal, error) {
-	has := extent{sizeBytes: sizeBytes}
-	sector := make([]byte, max(0, min(SectorBytes, sizeBytes)))
-	if err := has.readAt(r, sector, 0); err != nil {
-		return Header{}, nil, fmt.Errorf("header: %w", err)
-	}
-	h, seal, err := ParseFirst(sector)
-	if err != nil {
-		return h, nil, err
-	}
-	if seal != nil {
-		has.totalBytes = seal.TotalBytes()
-	}
-	rest := make([]byte, h.ChunkBytes-SectorBytes)
-	if err := has.readAt(r, rest, SectorBytes); err != nil {
-		return Header{}, nil, fmt.Errorf("chunk 0: %w", err)
-	}
-	return h, seal, checkFirst(rest)
-}
-
-// checkFirst checks what chunk 0 has behind its first sector.
-func checkFirst(rest []byte) error {
-	if at := firstNonZero(rest); at >= 0 {
-		return &FormatError{"byte", uint64(rest[at]), int64(SectorBytes + at), "chunk 0 must be zero behind its first sector: the delta is damaged"}
-	}
-	return nil
-}
-
-// ReadDigests reads the trailer of the sealed delta that r holds, and checks that
-// it is whole.
-func ReadDigests(r io.ReaderAt, seal Seal) (*Digests, error) {
-	d := &Digests{seal: seal, r: r}
 	footer := make([]byte, footerBytes)
-	if err := d.readAt(footer, seal.TotalBytes()-footerBytes); err != nil {
-		return nil, fmt.Errorf("footer: %w", err)
+	if err := s.readTrailer(footer, s.Seal.endBytes()-footerBytes); err != nil {
+		return fmt.Errorf("footer: %w", err)
 	}
-	var err error
-	if d.name, err = seal.parseFooter(footer); err != nil {
-		return nil, err
+	name, err := s.Seal.parseFooter(footer)
+	if err != nil {
+		return err
 	}
-	name := newNamer()
-	for list := range seal.lists() {
-		for first := int64(0); first < blockCount(seal.BodyBytes); first += digestsAtOnce {
-			digests, err := d.read(list, first, digestsAtOnce)
+	all := newNamer()
+	for list := range s.Seal.lists() {
+		for first := int64(0); first < blockCount(s.Seal.BodyBytes); first += digestsAtOnce {
+			digests, err := s.digests(List(list), first)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			for _, digest := range digests {
-				name.add(digest)
+				all.add(digest)
 			}
 		}
 	}
-	if name.digest() != d.name {
-		return nil, seal.badNames()
+	if all.digest() != name {
+		return s.Seal.badNames()
 	}
-	return d, nil
+	s.Name = &name
+	return nil
 }
 
 // badNames is the error of a trailer whose digests are not those that it was made with.
@@ -108,19 +65,16 @@ func (s Seal) badNames() error {
 	return fmt.Errorf("trailer at byte %d: its list %w: copy it again", s.BodyBytes, ErrMismatch)
 }
 
-// readAt reads a part of the trailer.
-func (d *Digests) readAt(p []byte, off int64) error {
-	return extent{math.MaxInt64, d.seal.TotalBytes()}.readAt(d.r, p, off)
+// readTrailer reads a part of the trailer.
+func (s *Store) readTrailer(p []byte, off int64) error {
+	return extent{s.v.Size(), s.Seal.TotalBytes()}.readAt(s.v, p, off)
 }
 
-// Name is the digest of all digests, which names the delta.
-func (d *Digests) Name() Digest { return d.name }
-
-// read reads at most count digests of a list, from that of block first on.
-func (d *Digests) read(list, first, count int64) ([]Digest, error) {
-	blocks := blockCount(d.seal.BodyBytes)
-	b := make([]byte, min(count, blocks-first)*DigestBytes)
-	if err := d.readAt(b, d.seal.BodyBytes+(list*blocks+first)*DigestBytes); err != nil {
+// digests reads some digests of a list, from that of block first on.
+func (s *Store) digests(list List, first int64) ([]Digest, error) {
+	blocks := blockCount(s.Seal.BodyBytes)
+	b := make([]byte, min(digestsAtOnce, blocks-first)*DigestBytes)
+	if err := s.readTrailer(b, s.Seal.BodyBytes+(int64(list)*blocks+first)*DigestBytes); err != nil {
 		return nil, fmt.Errorf("trailer: %w", err)
 	}
 	digests := make([]Digest, len(b)/DigestBytes)
@@ -130,191 +84,80 @@ func (d *Digests) read(list, first, count int64) ([]Digest, error) {
 	return digests, nil
 }
 
-// failure is the error of the first of several blocks that are read at once: which of
-// them fails sooner is chance.
-type failure struct {
-	mu    sync.Mutex
-	block int64
-	err   error
+// Verify compares each block of a sealed delta's body with its digest. It calls bad for
+// each that differs, in their order, and progress with the number of bytes that were
+// read.
+func (s *Store) Verify(ctx context.Context, bad func(block int64), progress func(bytes int64)) error {
+	return s.compare(ctx, s.v, OfNew, bad, progress)
 }
 
-func (f *failure) at(block int64, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.err == nil || block < f.block {
-		f.block, f.err = block, err
+// VerifyVolume is Verify for what another volume holds in the changed chunks, whose
+// list must have been read: as if that volume were the new snapshot, or the base.
+func (s *Store) VerifyVolume(ctx context.Context, v layer.Volume, list List, bad func(block int64), progress func(bytes int64)) error {
+	d, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: s.ChunkBytes, VolumeBytes: s.Seal.VolumeBytes, Content: v})
+	if err != nil {
+		return err
 	}
+	return s.compare(ctx, d.Sealed(*s.Seal), list, bad, progress)
 }
 
-// before tells whether a block before this one failed.
-func (f *failure) before(block int64) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.err != nil && f.block < block
-}
-
-// Verify compares the blocks of a body with a list of digests: of the delta's own
-// body, or of a delta of the same changed chunks with another source. It calls
-// bad for each block that differs, and progress with the number of bytes that
-// were read; neither is called by two goroutines at once. If blocks can't be read, the
-// error is that of the first of them.
-func (d *Digests) Verify(ctx context.Context, body io.ReaderAt, list int64, bad func(block int64), progress func(bytes int64)) error {
-	type block struct {
-		index int64
-		want  Digest
+// compare compares the blocks of a body with a list of digests. If blocks can't be
+// read, the error is that of the first of them.
+func (s *Store) compare(ctx context.Context, body io.ReaderAt, list List, bad func(block int64), progress func(bytes int64)) error {
+	bodyBytes := s.Seal.BodyBytes
+	workers := int(min(int64(runtime.GOMAXPROCS(0)), blockCount(bodyBytes)))
+	buffers := make([][]byte, workers+1)
+	for i := range buffers {
+		buffers[i] = make([]byte, min(BlockBytes, bodyBytes))
 	}
-	blocks := make(chan block, digestsAtOnce)
-	var mu sync.Mutex
-	var done int64
-	var failed failure
-	var workers sync.WaitGroup
-	for range min(int64(runtime.GOMAXPROCS(0)), blockCount(d.seal.BodyBytes)) {
-		workers.Go(func() {
-			p := make([]byte, min(BlockBytes, d.seal.BodyBytes))
-			for b := range blocks {
-				// They are taken in their order: of those before one that failed, each is
-				// read by somebody.
-				if failed.before(b.index) || ctx.Err() != nil {
-					continue
-				}
-				p := p[:min(BlockBytes, d.seal.BodyBytes-b.index*BlockBytes)]
-				if n, err := body.ReadAt(p, b.index*BlockBytes); n < len(p) {
-					if err == nil || err == io.EOF {
-						err = &CutError{b.index*BlockBytes + int64(n), d.seal.TotalBytes()}
-					}
-					failed.at(b.index, fmt.Errorf("delta: MiB %d: %w", b.index, err))
-					continue
-				}
-				same := digestOf(p) == b.want
-				mu.Lock()
-				if !same {
-					bad(b.index)
-				}
-				done += int64(len(p))
-				progress(done)
-				mu.Unlock()
+	jobs := func(yield func(func([]byte) (same bool, err error)) bool) {
+		for first := int64(0); first < blockCount(bodyBytes) && ctx.Err() == nil; first += digestsAtOnce {
+			digests, err := s.digests(list, first)
+			if err != nil {
+				yield(func([]byte) (bool, error) { return false, err })
+				return
 			}
-		})
+			for i, want := range digests {
+				block := first + int64(i)
+				job := func(p []byte) (bool, error) {
+					p = p[:min(BlockBytes, bodyBytes-block*BlockBytes)]
+					n, err := body.ReadAt(p, block*BlockBytes)
+					if n == len(p) {
+						return digestOf(p) == want, nil
+					}
+					if err == nil || err == io.EOF {
+						err = &CutError{block*BlockBytes + int64(n), s.Seal.TotalBytes()}
+					}
+					return false, fmt.Errorf("delta: MiB %d: %w", block, err)
+				}
+				if !yield(job) {
+					return
+				}
+			}
+		}
 	}
-	for first := int64(0); first < blockCount(d.seal.BodyBytes) && !failed.before(first) && ctx.Err() == nil; first += digestsAtOnce {
-		digests, err := d.read(list, first, digestsAtOnce)
+	block := int64(0)
+	for same, err := range inorder.Each(workers, buffers, jobs) {
 		if err != nil {
-			failed.at(first, err)
-			break
+			return err
 		}
-		for i, want := range digests {
-			blocks <- block{first + int64(i), want}
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-	}
-	close(blocks)
-	workers.Wait()
-	if failed.err != nil {
-		return failed.err
+		if !same {
+			bad(block)
+		}
+		block++
+		progress(min(block*BlockBytes, bodyBytes))
 	}
 	return ctx.Err()
 }
 
-// BlockChunks tells which exceptions have data in a block of the body: those from
-// the first-th to before the end-th.
-func (l Layout) BlockChunks(block int64) (first, end int64) {
-	begin, last := block*BlockBytes, min((block+1)*BlockBytes, l.bytes)-1
-	kind, index := l.locate(begin / l.chunkBytes)
-	switch kind {
-	case data:
-		first = index
-	case metadata:
-		first = index * l.perArea
-	}
-	kind, index = l.locate(last / l.chunkBytes)
-	switch kind {
-	case data:
-		end = index + 1
-	case metadata:
-		end = index * l.perArea
-	}
-	return first, end
-}
-
-// Digester takes the digests of the body of a sealed delta that passes by from its
-// beginning to its end. It hashes what passes where it lies, while it is in the
-// processor's cache, and keeps no more of it than the beginning of a group of leaves.
-type Digester struct {
-	bytes   int64 // of the body
-	left    int64 // that have not passed
-	digests []Digest
-	block   blockHash // the block that is passing
-	passed  int       // bytes of it that are hashed
-	group   []byte    // what has passed behind them: less than a group, and than its rest
-}
-
-// NewDigester returns a digester for the delta with that seal.
-func NewDigester(seal Seal) *Digester {
-	d := &Digester{bytes: seal.BodyBytes, left: seal.BodyBytes, group: make([]byte, 0, groupBytes)}
-	d.nextBlock()
-	return d
-}
-
-// Write takes the next piece of the delta, and ignores what comes behind its body.
-// It never fails.
-func (d *Digester) Write(p []byte) (int, error) {
-	d.take(p)
-	return len(p), nil
-}
-
-func (d *Digester) take(p []byte) {
-	p = p[:min(int64(len(p)), d.left)]
-	d.left -= int64(len(p))
-	for len(p) > 0 {
-		rest := d.block.bytes - d.passed
-		n := min(len(p), rest)
-		if n < rest {
-			n -= n % groupBytes // a group is hashed at once, and a part of it for as much
-		}
-		if len(d.group) == 0 && n > 0 {
-			d.hash(p[:n])
-			p = p[n:]
-			continue
-		}
-		n = min(len(p), min(rest, groupBytes)-len(d.group))
-		d.group = append(d.group, p[:n]...)
-		p = p[n:]
-		if len(d.group) == min(rest, groupBytes) {
-			d.hash(d.group)
-			d.group = d.group[:0]
-		}
-	}
-}
-
-// hash takes the next piece of the block: whole groups, or all that is left of it.
-func (d *Digester) hash(piece []byte) {
-	if d.block.bytes <= leafBytes {
-		d.digests = append(d.digests, digestOf(piece))
-		d.nextBlock()
-		return
-	}
-	var buf [subtreesHint]subtree
-	for _, t := range hashPiece(buf[:0], piece, d.passed/leafBytes, d.block.bytes) {
-		d.block.add(t)
-	}
-	if d.passed += len(piece); d.passed == d.block.bytes {
-		d.digests = append(d.digests, d.block.digest())
-		d.nextBlock()
-	}
-}
-
-// nextBlock makes ready for the block that begins where the body has got to.
-func (d *Digester) nextBlock() {
-	rest := d.bytes - int64(len(d.digests))*BlockBytes
-	d.block = blockHash{bytes: int(min(rest, BlockBytes)), trees: d.block.trees[:0]}
-	d.passed = 0
-}
-
 // Compare compares the digests that were taken as the body passed by with those of
 // the trailer, and calls bad for each block that differs, or has not passed.
-func (d *Digests) Compare(taken *Digester, bad func(block int64)) error {
-	blocks := blockCount(d.seal.BodyBytes)
-	for first := int64(0); first < blocks; first += digestsAtOnce {
-		digests, err := d.read(OfNew, first, digestsAtOnce)
+func (s *Store) Compare(taken *Digester, bad func(block int64)) error {
+	for first := int64(0); first < blockCount(s.Seal.BodyBytes); first += digestsAtOnce {
+		digests, err := s.digests(OfNew, first)
 		if err != nil {
 			return err
 		}
@@ -327,28 +170,16 @@ func (d *Digests) Compare(taken *Digester, bad func(block int64)) error {
 	return nil
 }
 
-// readTrailer reads the trailer from r and returns the delta's name, and the
-// blocks that differ.
-func (d *Digester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64, err error) {
-	r = bufio.NewReader(io.LimitReader(r, seal.TotalBytes()-seal.BodyBytes))
-	n := newNamer()
-	var want Digest
-	for i := range seal.lists() * blockCount(seal.BodyBytes) {
-		if got, err := io.ReadFull(r, want[:]); err != nil {
-			return Digest{}, nil, truncated("trailer", seal.BodyBytes+i*DigestBytes+int64(got), seal.TotalBytes(), err)
-		}
-		n.add(want)
-		if i < int64(len(d.digests)) && d.digests[i] != want {
-			bad = append(bad, i)
-		}
+// BlockChunks are the first and the last chunk of the volume that have data in a block
+// of the body, if any has. The list must have been read.
+func (s *Store) BlockChunks(block int64) (first, last uint64, ok bool) {
+	layout, err := NewLayout(s.ChunkBytes, uint64(s.Changed.Len()))
+	if err != nil {
+		return 0, 0, false // it was read, so there is one
 	}
-	footer := make([]byte, footerBytes)
-	if got, err := io.ReadFull(r, footer); err != nil {
-		return Digest{}, nil, truncated("footer", seal.TotalBytes()-footerBytes+int64(got), seal.TotalBytes(), err)
+	begin, end := layout.blockChunks(block)
+	if begin == end {
+		return 0, 0, false
 	}
-	name, err = seal.parseFooter(footer)
-	if err == nil && name != n.digest() {
-		err = seal.badNames()
-	}
-	return name, bad, err
+	return s.Changed.Chunk(begin), s.Changed.Chunk(end - 1), true
 }

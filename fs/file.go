@@ -8,23 +8,14 @@ import (
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"ddsfs/cow/layer"
 )
 
 // File is a file of the mounted directory.
 type File struct {
 	Name    string
-	Content io.ReaderAt
-	Size    int64 // of Content, in bytes
-}
-
-// LateReaderAt is content that has work to do with what was read, such as taking
-// digests, for which the reader need not wait. A File's Content may be one.
-type LateReaderAt interface {
-	io.ReaderAt
-	// ReadFirst is ReadAt without that work. Each one that fills p is followed by a
-	// Finish with the same p and off, when the reader has its answer.
-	ReadFirst(p []byte, off int64) (n int, err error)
-	Finish(p []byte, off int64)
+	Content layer.Volume
 }
 
 // fileNode is a File in the tree.
@@ -62,12 +53,13 @@ func (n *fileNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno
 // Read answers with all that was asked for up to the end of the file, or with an
 // error: of a short answer the kernel would make zeros.
 func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if off >= n.file.Size {
+	size := n.file.Content.Size()
+	if off >= size {
 		return fuse.ReadResultData(nil), gofs.OK
 	}
-	dest = dest[:min(int64(len(dest)), n.file.Size-off)]
+	dest = dest[:min(int64(len(dest)), size-off)]
 	read, a := n.file.Content.ReadAt, &answer{data: [1][]byte{dest}, off: off}
-	if late, ok := n.file.Content.(LateReaderAt); ok {
+	if late, ok := n.file.Content.(layer.Late); ok {
 		read, a.late = late.ReadFirst, late
 	}
 	if got, err := read(dest, off); got < len(dest) {
@@ -85,7 +77,7 @@ func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off i
 type answer struct {
 	data [1][]byte
 	off  int64
-	late LateReaderAt // nil if nothing is left to do
+	late layer.Late // nil if nothing is left to do
 }
 
 func (a *answer) Bytes([]byte) ([]byte, fuse.Status) { return a.data[0], fuse.OK }

@@ -97,7 +97,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	for i, f := range files {
 		n := &fileNode{file: f, attr: attr, log: o.Log}
 		n.attr.Ino = root.attr.Ino + 1 + uint64(i)
-		n.attr.Size = uint64(f.Size)
+		n.attr.Size = uint64(f.Content.Size())
 		n.attr.Blocks = (n.attr.Size + 511) / 512
 		root.files = append(root.files, n)
 	}

@@ -306,7 +306,7 @@ func mountsBelow(t *testing.T, path string) (lines []string) {
 // The kernel reads further ahead than it would by itself, if root mounts.
 func TestReadAhead(t *testing.T) {
 	dir := t.TempDir()
-	m, err := fs.Mount(dir, []fs.File{{Name: "file", Content: bytes.NewReader([]byte("x")), Size: 1}}, fs.Options{Mode: 0o400, Log: log.New(io.Discard, "", 0)})
+	m, err := fs.Mount(dir, []fs.File{{Name: "file", Content: bytes.NewReader([]byte("x"))}}, fs.Options{Mode: 0o400, Log: log.New(io.Discard, "", 0)})
 	if err != nil {
 		t.Fatal(err)
 	}

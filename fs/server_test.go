@@ -71,7 +71,7 @@ func serve(s string) error {
 	what.Options.Log = log.New(os.Stderr, "", 0)
 	var files []fs.File
 	for _, f := range what.Files {
-		files = append(files, fs.File{Name: f.Name, Content: f, Size: f.Size})
+		files = append(files, fs.File{Name: f.Name, Content: served{f}})
 	}
 	mounted, err := fs.Mount(what.Mountpoint, files, what.Options)
 	if err != nil {
@@ -99,6 +99,13 @@ func serve(s string) error {
 
 // ReadAt returns bytes that tell the file and the offset, and fails where the
 // spec says.
+// served is a specFile as a volume.
+type served struct{ f specFile }
+
+func (s served) Size() int64 { return s.f.Size }
+
+func (s served) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
+
 func (f specFile) ReadAt(p []byte, off int64) (int, error) {
 	end := min(off+int64(len(p)), f.Size)
 	fails := off < f.FailTo && f.FailFrom < end

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,6 +12,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/layer"
 	"ddsfs/cow/snapshots"
 )
 
@@ -85,10 +85,7 @@ func (x *extract) write(p *snapshots.Pair) error {
 		return err
 	}
 	defer out.abandon()
-	var delta interface {
-		io.ReaderAt
-		Size() int64
-	} = p.Delta
+	var delta layer.Volume = p.Delta
 	if x.unsealed {
 		delta = p.Unsealed
 		// A reader that hangs up is an error of the write then, and not the end.
@@ -97,13 +94,8 @@ func (x *extract) write(p *snapshots.Pair) error {
 	bar := newProgress("extracting", x.quiet)
 	bar.of(delta.Size())
 	defer bar.stop()
-	ahead := cow.ReadAhead(delta, delta.Size())
-	defer ahead.Close()
-	for at := int64(0); ; {
-		piece, err := ahead.Next()
-		if err == io.EOF {
-			break
-		}
+	at := int64(0)
+	for piece, err := range cow.Through(delta) {
 		if err != nil {
 			// An overflowed snapshot's status says more than its EIO.
 			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(len(piece)), err), p.CheckSource())

@@ -31,6 +31,8 @@ type source struct {
 	once, released sync.Once
 }
 
+func (s *source) Size() int64 { return int64(len(s.content)) }
+
 func (s *source) ReadAt(p []byte, off int64) (int, error) {
 	if off+int64(len(p)) > s.from {
 		s.once.Do(func() { close(s.reached) })
@@ -64,7 +66,7 @@ func serveSource(t *testing.T, content []byte, from int64, hang bool) (*source, 
 	t.Helper()
 	s := &source{content: content, from: from, hang: hang, reached: make(chan struct{}), release: make(chan struct{})}
 	dir := mountpoint(t)
-	m, err := fs.Mount(dir, []fs.File{{Name: "disk", Content: s, Size: int64(len(content))}},
+	m, err := fs.Mount(dir, []fs.File{{Name: "disk", Content: s}},
 		fs.Options{Mode: 0o400, Log: log.New(io.Discard, "", 0)})
 	must(t, err)
 	t.Cleanup(func() {

@@ -51,7 +51,7 @@ ddsfs info delta.cow`,
 					return errors.Join(err, printErr)
 				}
 				// What the kernel uses up can be looked at as well.
-				return errors.Join(store.CheckSeal(), printReport(os.Stdout, store.Report(), *asJSON))
+				return errors.Join(store.CheckList(), printReport(os.Stdout, store.Report(), *asJSON))
 			}
 		},
 	}

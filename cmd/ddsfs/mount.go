@@ -175,15 +175,11 @@ func joinUnmount(err error, mounted *fs.Mounted) error {
 
 // deltaFiles are the files of the mounted directory.
 func deltaFiles(p *snapshots.Pair) []fs.File {
-	text := func(name, content string) fs.File {
-		r := strings.NewReader(content)
-		return fs.File{Name: name, Content: r, Size: r.Size()}
-	}
 	return []fs.File{
-		text("header", p.HeaderText()),
-		{Name: "exceptions", Content: p.Table(), Size: p.Table().Size()},
-		{Name: "delta.cow", Content: p.Delta, Size: p.Delta.Size()},
-		text("report", p.ReportText()),
+		{Name: "header", Content: strings.NewReader(p.HeaderText())},
+		{Name: "exceptions", Content: p.Table()},
+		{Name: "delta.cow", Content: p.Delta},
+		{Name: "report", Content: strings.NewReader(p.ReportText())},
 	}
 }
 

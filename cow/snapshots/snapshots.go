@@ -11,12 +11,12 @@ package snapshots
 import (
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // The chunk size of a delta of a whole volume: no snapshot says one. With 64 KiB,
@@ -161,7 +161,7 @@ func (p *Pair) open(o Options) (err error) {
 			return fmt.Errorf("COW device: %w", err)
 		}
 	}
-	delta, err := cow.NewDelta(changed, chunkBytes, p.source.Size(), p.source)
+	delta, err := cow.Encode(layer.Layer{Changed: changed, ChunkBytes: chunkBytes, VolumeBytes: p.source.Size(), Content: p.source})
 	if err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 
 // baseContent is what the base held in the changed chunks. The snapshot knows, and
 // of a copy of its store, the data in it.
-func (p *Pair) baseContent(store *cow.Store, c changes) (io.ReaderAt, error) {
+func (p *Pair) baseContent(store *cow.Store, c changes) (layer.Volume, error) {
 	base := p.members.base
 	switch {
 	case c.extended > 0:
@@ -249,11 +249,11 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (io.ReaderAt, error) {
 	case base == nil && c.newOnly > 0:
 		return nil, fmt.Errorf("COW device: %s: what the base held in the %d chunks that only the new snapshot's store has is not in it: no base check", p.cow.Info().Path, c.newOnly)
 	case base == nil:
-		content, err := cow.ReadBase(p.cow, store)
+		old, err := store.Layer()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.cow.Info().Path, err)
 		}
-		return content, nil
+		return old.Content, nil
 	}
 	device, err := blockdev.Open(base.Path)
 	if err != nil {
@@ -293,18 +293,12 @@ func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
 	}
 	defer device.Close()
 	store, err := readStore(device, o)
-	if err != nil || store.Seal == nil {
+	if err != nil {
 		return store, baseGone(err)
 	}
-	if err := store.Seal.CheckSize(device.Size()); err != nil {
+	if err := store.ReadTrailer(); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	digests, err := cow.ReadDigests(device, *store.Seal)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	digest := digests.Name()
-	store.Name = &digest
 	return store, nil
 }
 
@@ -365,7 +359,7 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 	if on, err := device.Info().SnapshotOn(); err == nil && on != nil && len(holders) == 1 {
 		o.MetadataBytes = on.MetadataBytes()
 	}
-	store, err := cow.ReadStore(device, device.Size(), o)
+	store, err := cow.ReadStore(device, o)
 	if err != nil {
 		return store, fmt.Errorf("%s: %w", device.Info().Path, err)
 	}

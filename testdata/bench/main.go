@@ -30,8 +30,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
-	"ddsfs/cow/chunks"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 	"ddsfs/fs"
 )
 
@@ -619,7 +619,7 @@ func serveBare(path, mountpoint string) error {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	m, err := fs.Mount(mountpoint, []fs.File{{Name: "file", Content: f, Size: fi.Size()}}, fs.Options{
+	m, err := fs.Mount(mountpoint, []fs.File{{Name: "file", Content: io.NewSectionReader(f, 0, fi.Size())}}, fs.Options{
 		Source: path, Mode: 0o400, Log: log.New(os.Stderr, "bare: ", 0),
 	})
 	if err != nil {

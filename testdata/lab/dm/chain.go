@@ -11,6 +11,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // Chain are states of a volume, each of which is made of the one before, and the
@@ -84,7 +85,7 @@ func (c *Chain) MakeDeltas(t testing.TB) {
 		for _, chunk := range c.changed(i) {
 			changed.Add(uint64(chunk))
 		}
-		store, err := cow.NewDelta(changed.Set(), chainChunk, ChainBytes, bytes.NewReader(c.States[i-1]))
+		store, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: chainChunk, VolumeBytes: ChainBytes, Content: bytes.NewReader(c.States[i-1])})
 		if err != nil {
 			t.Fatal(err)
 		}

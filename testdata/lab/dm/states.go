@@ -11,6 +11,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
 )
 
 // Names of the two states of [States] in its deltas' seals.
@@ -118,7 +119,7 @@ func (s *States) MakeDeltas(t testing.TB, dir string) {
 		for _, c := range s.Changed {
 			changed.Add(uint64(c))
 		}
-		d, err := cow.NewDelta(changed.Set(), s.ChunkBytes, int64(len(before)), bytes.NewReader(before))
+		d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: s.ChunkBytes, VolumeBytes: int64(len(before)), Content: bytes.NewReader(before)})
 		if err != nil {
 			t.Fatal(err)
 		}

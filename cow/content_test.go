@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ddsfs/cow/layer"
 )
 
 // What a base held in the chunks that changed is in its store, wherever the kernel
@@ -23,19 +25,20 @@ func TestBase(t *testing.T) {
 		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		device := &volume{data: buildStore(c, inOrder(c, order...), func(e exception) []byte { return before[e.old*c:][:c] })}
 		for name, in := range map[string]io.ReaderAt{"one by one": device, "many at once": &queue{volume: device}} {
-			s, err := ReadStore(in, int64(len(device.data)), StoreOptions{})
+			s, err := ReadStore(sized(in, int64(len(device.data))), StoreOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := ReadBase(in, s)
+			old, err := s.Layer()
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			d, err := NewDelta(s.Changed, c, volumeChunks*c, b)
+			b := old.Content
+			d, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: c, VolumeBytes: volumeChunks * c, Content: b})
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, err := NewDelta(s.Changed, c, volumeChunks*c, bytes.NewReader(before))
+			want, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: c, VolumeBytes: volumeChunks * c, Content: bytes.NewReader(before)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +61,7 @@ func TestBase(t *testing.T) {
 	}
 }
 
-// An error comes with what could be read before it.
+// An error tells of the first piece that could not be read.
 func TestBaseErrors(t *testing.T) {
 	const c = 512
 	before := randomBytes(7, 100*c)
@@ -70,21 +73,22 @@ func TestBaseErrors(t *testing.T) {
 	bad := errors.New("bad sector")
 	// Chunk 4 of the volume is the third in the store.
 	device := &failing{volume: volume{data: store}, from: 4*c + 10, end: 4*c + 20, err: bad}
-	s, err := ReadStore(device, int64(len(store)), StoreOptions{})
+	s, err := ReadStore(sized(device, int64(len(store))), StoreOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	device.reads()
-	b, err := ReadBase(device, s)
+	old, err := s.Layer()
 	if err != nil {
 		t.Fatal(err)
 	}
+	b := old.Content.(layer.Pieces)
 	if n := len(device.reads()); int64(n) != s.Areas {
 		t.Errorf("the list's %d areas are read in %d times", s.Areas, n)
 	}
 	pieces := [][]byte{make([]byte, c), make([]byte, 2*c), make([]byte, c)}
 	n, err := b.ReadPieces(pieces, []int64{9 * c, 3 * c, 40 * c})
-	if n != 1 || !errors.Is(err, bad) || !strings.Contains(err.Error(), "chunk 4:") || !bytes.Equal(pieces[0], before[9*c:10*c]) {
+	if n != 1 || !errors.Is(err, bad) || !strings.Contains(err.Error(), "chunk 3:") || !bytes.Equal(pieces[0], before[9*c:10*c]) {
 		t.Errorf("%d pieces, %v", n, err)
 	}
 	// A piece's end is the end of the chunk before the bad one.
@@ -92,7 +96,10 @@ func TestBaseErrors(t *testing.T) {
 		t.Errorf("%d pieces, %v", n, err)
 	}
 	got := make([]byte, 2*c)
-	if n, err := b.ReadAt(got, 3*c); n != c || !errors.Is(err, bad) || !bytes.Equal(got[:c], before[3*c:4*c]) {
+	if n, err := b.ReadAt(got, 10*c-50); n != 0 || err == nil {
+		t.Errorf("beyond chunk 10: %d bytes, %v", n, err)
+	}
+	if n, err := b.ReadAt(got, 3*c); n != 0 || !errors.Is(err, bad) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	if n, err := b.ReadAt(got, 10*c); n != 0 || err == nil {
@@ -101,7 +108,8 @@ func TestBaseErrors(t *testing.T) {
 	if n, err := b.ReadPieces([][]byte{got[:c], got[c:]}, []int64{9 * c, 11 * c}); n != 0 || err == nil {
 		t.Errorf("chunk 11, which did not change: %d pieces, %v", n, err)
 	}
-	if _, err := ReadBase(&failing{volume: volume{data: store}, from: c, end: c + 1, err: bad}, s); !errors.Is(err, bad) {
+	broken := &failing{volume: volume{data: store}, from: c, end: c + 1, err: bad}
+	if _, err := s.At(sized(broken, int64(len(store)))).Layer(); !errors.Is(err, bad) {
 		t.Errorf("its list can't be read: %v", err)
 	}
 }

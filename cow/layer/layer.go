@@ -1,0 +1,35 @@
+package layer
+
+import (
+	"fmt"
+
+	"ddsfs/cow/chunks"
+)
+
+// Layer is the chunks of a volume that changed between two states of it, and what they
+// hold in the newer one.
+type Layer struct {
+	Changed    *chunks.Set
+	ChunkBytes int64
+	// VolumeBytes is the size of the volume in its newer state. Its last chunk may be
+	// partial.
+	VolumeBytes int64
+	// Content holds the changed chunks, each at its place on the volume. The rest of it
+	// is not read.
+	Content Volume
+}
+
+// Check fails unless all of the changed chunks lie on the volume.
+func (l Layer) Check() error {
+	if err := chunks.CheckBytes(l.ChunkBytes); err != nil {
+		return fmt.Errorf("chunk size of %d bytes: %w", l.ChunkBytes, err)
+	}
+	n := l.Changed.Len()
+	if n == 0 {
+		return nil
+	}
+	if last := l.Changed.Chunk(n - 1); l.VolumeBytes <= 0 || last > uint64((l.VolumeBytes-1)/l.ChunkBytes) {
+		return fmt.Errorf("chunk %d of %d bytes lies past the end of the volume, which has %d bytes", last, l.ChunkBytes, l.VolumeBytes)
+	}
+	return nil
+}

@@ -1,0 +1,188 @@
+package layer
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"sync"
+)
+
+// Overlay is a volume with layers over it: what each chunk holds is what the last
+// layer holds that has it, or the volume below them. Making one reads nothing.
+type Overlay struct {
+	sizeBytes int64
+	below     Volume
+	layers    []Layer
+	unitBytes int64 // the smallest chunk
+
+	mu    sync.Mutex
+	pages map[uint64]*page
+}
+
+var _ Pieces = (*Overlay)(nil)
+
+// page says of units that follow each other which layer is on top, counted from 1: 0
+// is the volume below.
+type page [pageUnits]uint16
+
+const (
+	// pageUnits is how many look-ups in each layer's set are made at once. For a
+	// sequential reader it is one in many reads, whatever the number of layers.
+	pageUnits = 4096
+	// maxPages bounds what is remembered: 8 MiB.
+	maxPages = 1024
+)
+
+// NewOverlay puts layers over a volume, each over those before it. The result has
+// sizeBytes bytes: where it is larger than the volume below, layers must have the
+// rest.
+func NewOverlay(sizeBytes int64, below Volume, layers ...Layer) (*Overlay, error) {
+	if len(layers) > math.MaxUint16 {
+		return nil, fmt.Errorf("overlay: %d layers are more than %d", len(layers), math.MaxUint16)
+	}
+	o := &Overlay{sizeBytes: sizeBytes, below: below, layers: layers, unitBytes: math.MaxInt64, pages: make(map[uint64]*page)}
+	for i, l := range layers {
+		if err := l.Check(); err != nil {
+			return nil, fmt.Errorf("overlay: layer %d: %w", i+1, err)
+		}
+		o.unitBytes = min(o.unitBytes, l.ChunkBytes)
+	}
+	return o, nil
+}
+
+// Size is how many bytes it has.
+func (o *Overlay) Size() int64 { return o.sizeBytes }
+
+// ReadAt implements io.ReaderAt.
+func (o *Overlay) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, fmt.Errorf("overlay: read at byte %d: negative offset", off)
+	}
+	if off >= o.sizeBytes {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if left := o.sizeBytes - off; int64(len(p)) > left {
+		p, atEnd = p[:left], io.EOF
+	}
+	if _, err := o.ReadPieces([][]byte{p}, []int64{off}); err != nil {
+		return 0, err
+	}
+	return len(p), atEnd
+}
+
+// ReadPieces implements [Pieces]. Each layer that has some of them is asked once.
+func (o *Overlay) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	wanted := make(map[int]*wanted)
+	for i, p := range pieces {
+		if offsets[i] < 0 || offsets[i] > o.sizeBytes-int64(len(p)) {
+			return 0, fmt.Errorf("overlay: %d bytes at byte %d: %w", len(p), offsets[i], io.ErrUnexpectedEOF)
+		}
+		o.split(wanted, i, p, offsets[i])
+	}
+	n = len(pieces)
+	for from, w := range wanted {
+		content := o.below
+		if from > 0 {
+			content = o.layers[from-1].Content
+		}
+		read, readErr := ReadPieces(content, w.parts, w.offsets)
+		if readErr == nil && read < len(w.parts) {
+			readErr = io.ErrUnexpectedEOF
+		}
+		if readErr != nil && (err == nil || w.pieces[read] < n) {
+			n, err = w.pieces[read], readErr
+		}
+	}
+	return n, err
+}
+
+// wanted is what a read needs of a layer, or of the volume below.
+type wanted struct {
+	parts   [][]byte
+	offsets []int64
+	pieces  []int // the number of the piece that each is a part of
+}
+
+// split adds the parts of a piece to what is wanted of each layer.
+func (o *Overlay) split(all map[int]*wanted, piece int, p []byte, off int64) {
+	for len(p) > 0 {
+		from, bytes := o.at(off, int64(len(p)))
+		w := all[from]
+		if w == nil {
+			w = new(wanted)
+			all[from] = w
+		}
+		part := p[:bytes]
+		w.parts, w.offsets, w.pieces = append(w.parts, part), append(w.offsets, off), append(w.pieces, piece)
+		p, off = p[bytes:], off+bytes
+	}
+}
+
+// at tells what is on top at a byte, and for how many bytes, at most limit.
+func (o *Overlay) at(off, limit int64) (from int, bytes int64) {
+	if len(o.layers) == 0 {
+		return 0, limit
+	}
+	unit := uint64(off / o.unitBytes)
+	p := o.page(unit / pageUnits)
+	from = int(p[unit%pageUnits])
+	end := unit + 1
+	for end%pageUnits > 0 && int(p[end%pageUnits]) == from && int64(end)*o.unitBytes-off < limit {
+		end++
+	}
+	bytes = min(limit, int64(end)*o.unitBytes-off)
+	if from == 0 {
+		return 0, bytes
+	}
+	if last := o.layers[from-1].VolumeBytes; off < last {
+		return from, min(bytes, last-off)
+	}
+	// The layer's volume ends within this unit. The rest of it is what the layers below
+	// have there.
+	for from--; from > 0; from-- {
+		if l := o.layers[from-1]; off < l.VolumeBytes && l.Changed.Contains(uint64(off/l.ChunkBytes)) {
+			return from, min(bytes, l.VolumeBytes-off)
+		}
+	}
+	return 0, bytes
+}
+
+func (o *Overlay) page(number uint64) *page {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p := o.pages[number]
+	if p == nil {
+		for other := range o.pages {
+			if len(o.pages) < maxPages {
+				break
+			}
+			delete(o.pages, other)
+		}
+		p = o.paint(number)
+		o.pages[number] = p
+	}
+	return p
+}
+
+// paint finds out which layer is on top in each unit of a page: the later ones cover
+// those before them.
+func (o *Overlay) paint(number uint64) *page {
+	p := new(page)
+	begin, end := number*pageUnits, (number+1)*pageUnits
+	for i, l := range o.layers {
+		units := uint64(l.ChunkBytes / o.unitBytes) // in a chunk
+		first, last := begin/units, (end-1)/units
+		inVolume := uint64((l.VolumeBytes-1)/o.unitBytes) + 1
+		for c := l.Changed.Cursor(l.Changed.Rank(first)); ; {
+			chunk, n := c.Next(int64(last - first + 1))
+			if n == 0 || chunk > last {
+				break
+			}
+			for unit := max(begin, chunk*units); unit < min(end, (chunk+uint64(n))*units, inVolume); unit++ {
+				p[unit-begin] = uint16(i + 1)
+			}
+		}
+	}
+	return p
+}

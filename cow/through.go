@@ -1,0 +1,61 @@
+package cow
+
+import (
+	"io"
+	"iter"
+	"runtime"
+	"sync"
+
+	"ddsfs/cow/inorder"
+	"ddsfs/cow/layer"
+)
+
+const (
+	// throughBytes is how much is read at once. A few of them fit into most processors'
+	// caches.
+	throughBytes = 1 << 20
+
+	// maxReaders is how many pieces are read at a time at most. A disk has more than
+	// one to do then, and digests are taken as fast as most disks read.
+	maxReaders = 4
+)
+
+// Through reads a delta, or another volume, from its beginning to its end, ahead of its
+// consumer, and yields it piece by piece: each is good until the next one. With an
+// error it yields what could be read before it.
+func Through(v layer.Volume) iter.Seq2[[]byte, error] {
+	bodyBytes := v.Size()
+	if s, ok := v.(*Sealed); ok {
+		bodyBytes = s.seal.BodyBytes
+	}
+	jobs := func(yield func(func([]byte) ([]byte, error)) bool) {
+		var body sync.WaitGroup
+		for at, end := int64(0), bodyBytes; at < v.Size(); at = min(at+throughBytes, end) {
+			if at == bodyBytes {
+				// The trailer is of what was read: it would read again what was not.
+				body.Wait()
+				end = v.Size()
+			}
+			off, bytes := at, min(throughBytes, end-at)
+			body.Add(1)
+			if !yield(func(p []byte) ([]byte, error) {
+				defer body.Done()
+				n, err := v.ReadAt(p[:bytes], off)
+				if n == int(bytes) {
+					err = nil
+				} else if err == nil || err == io.EOF {
+					err = io.ErrUnexpectedEOF
+				}
+				return p[:n], err
+			}) {
+				return
+			}
+		}
+	}
+	readers := min(max(2, runtime.GOMAXPROCS(0)), maxReaders)
+	buffers := make([][]byte, readers+1)
+	for i := range buffers {
+		buffers[i] = make([]byte, min(throughBytes, max(1, v.Size())))
+	}
+	return inorder.Each(readers, buffers, jobs)
+}
