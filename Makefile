@@ -8,6 +8,9 @@ STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The go command leaves folders named testdata out of ./...
 PACKAGES = ./... ./testdata/lab/... ./testdata/bench
 
+# What ddsfs builds for, all of 64 bits; the last one is big-endian.
+MACHINES = amd64 arm64 riscv64 ppc64le s390x
+
 # Where to install, below DESTDIR.
 PREFIX        ?= /usr/local
 SBIN          ?= $(PREFIX)/sbin
@@ -127,9 +130,10 @@ test: lint unit completions lab
 lint:
 	@unformatted=$$(gofmt -l cmd cow fs apply testdata); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
-	$(GO) vet -tags shells $(PACKAGES)
+	@set -e; for machine in $(MACHINES); do \
+	  echo "build and vet for $$machine"; export GOARCH=$$machine CGO_ENABLED=0; \
+	  $(GO) build -o /dev/null ./cmd/ddsfs; $(GO) vet -tags shells $(PACKAGES); done
 	$(STATICCHECK) -tags shells $(PACKAGES)
-	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/ddsfs
 
 # What tests take from Debian, as PROGRAM:PACKAGE.
 need = @missing=; \

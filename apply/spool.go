@@ -176,7 +176,7 @@ func (r room) check(bytes int64) error {
 	if err := unix.Statfs(r.dir, &fs); err != nil {
 		return fmt.Errorf("spool: room in %s: %w", r.dir, err)
 	}
-	if room := int64(fs.Bavail) * fs.Bsize; room < bytes {
+	if room := int64(fs.Bavail) * int64(fs.Bsize); room < bytes {
 		return r.none(fmt.Sprintf("the delta has %d bytes, and there is room for %d", bytes, room))
 	}
 	return nil

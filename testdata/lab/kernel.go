@@ -124,7 +124,7 @@ func checkShm(memoryMiB int) error {
 	if fs.Flags&unix.ST_NOEXEC != 0 {
 		return fmt.Errorf("user-mode-linux needs to execute what is in %[1]s: mount -o remount,exec %[1]s", shm)
 	}
-	if free := int64(fs.Bavail) * fs.Bsize >> 20; free < int64(2*memoryMiB) {
+	if free := int64(fs.Bavail) * int64(fs.Bsize) >> 20; free < int64(2*memoryMiB) {
 		return fmt.Errorf("%[1]s has room for %[2]d MiB, and two guests' memory may take %[3]d: mount -o remount,size=%[3]dM %[1]s", shm, free, 2*memoryMiB)
 	}
 	return nil

@@ -1,0 +1,7 @@
+//go:build 386 || arm || mips || mipsle
+
+package cow
+
+// Offsets and counts of chunks are ints in many places, and files and devices are
+// larger than 32 bits can say.
+var _ int = "ddsfs needs a machine of 64 bits"
