@@ -12,6 +12,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 )
 
@@ -114,7 +115,7 @@ func (m *merger) attach(d *checked, l *lower, name string, o AttachOptions) (err
 
 // viewTable shows the target as it will be. What lies behind the volume's end, also
 // in the chunk that it falls into, is not the volume's.
-func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
+func (m *merger) viewTable(d *checked, l *lower) ([]dm.Target, error) {
 	if err := l.checkChunk(d.ChunkBytes); err != nil {
 		return nil, err
 	}
@@ -129,21 +130,21 @@ func (m *merger) viewTable(d *checked, l *lower) ([]blockdev.Target, error) {
 		}
 		end = d.Seal.VolumeBytes / cow.SectorBytes
 	}
-	table := []blockdev.Target{snapshotOf(blockdev.KindSnapshot, end, l.target, l.delta, "P", d.ChunkBytes)}
+	table := []dm.Target{snapshotOf(dm.KindSnapshot, end, l.target, l.delta, "P", d.ChunkBytes)}
 	if end < sectors {
-		table = append(table, blockdev.Target{
-			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: blockdev.KindLinear,
-			Params: fmt.Sprintf("%s %d", l.target.Number(), end),
+		table = append(table, dm.Target{
+			StartSector: uint64(end), Sectors: uint64(sectors - end), Type: dm.KindLinear,
+			Params: fmt.Sprintf("%s %d", l.target.Number, end),
 		})
 	}
 	return table, nil
 }
 
 // snapshotOf is a table's target over an origin and a COW device.
-func snapshotOf(kind string, sectors int64, origin, cowDevice blockdev.Info, persistent string, chunkBytes int64) blockdev.Target {
-	return blockdev.Target{
+func snapshotOf(kind string, sectors int64, origin, cowDevice blockdev.Info, persistent string, chunkBytes int64) dm.Target {
+	return dm.Target{
 		Sectors: uint64(sectors), Type: kind,
-		Params: fmt.Sprintf("%s %s %s %d", origin.Number(), cowDevice.Number(), persistent, chunkBytes/cow.SectorBytes),
+		Params: fmt.Sprintf("%s %s %s %d", origin.Number, cowDevice.Number, persistent, chunkBytes/cow.SectorBytes),
 	}
 }
 
@@ -154,7 +155,7 @@ func show(d mapped, hidden bool) error {
 		err = d.MakeNode()
 	}
 	if err == nil {
-		var status []blockdev.Target
+		var status []dm.Target
 		if status, err = d.Status(); err == nil {
 			err = checkHealthy(d.Path(), status)
 		}
@@ -191,7 +192,7 @@ func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	if err != nil {
 		return err
 	}
-	if err := d.Load(false, snapshotOf(blockdev.KindSnapshot, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
+	if err := d.Load(false, snapshotOf(dm.KindSnapshot, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
 		return errors.Join(err, d.Remove())
 	}
 	return show(d, false)
@@ -199,10 +200,10 @@ func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 
 // Detach takes down what Attach made. It leaves what a merge by the kernel needs.
 func Detach(name string) error {
-	d, err := blockdev.MappedByName(name)
+	d, err := dm.ByName(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		// An attach that was killed may have got no further than to this one.
-		hidden, hiddenErr := blockdev.MappedByName(name + hiddenSuffix)
+		hidden, hiddenErr := dm.ByName(name + hiddenSuffix)
 		if hiddenErr == nil && isOurs(hidden.UUID) && strings.HasSuffix(hidden.UUID, hiddenSuffix) {
 			return remove(hidden)
 		}
@@ -224,7 +225,7 @@ func Detach(name string) error {
 	if isMerging(table) {
 		return &RefusedError{d.Path(), "the kernel merges through it: ddsfs apply --kernel --resume TARGET finishes that, and ddsfs status names TARGET"}
 	}
-	hidden, err := blockdev.MappedByUUID(d.UUID + hiddenSuffix)
+	hidden, err := dm.ByUUID(d.UUID + hiddenSuffix)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -235,7 +236,7 @@ func Detach(name string) error {
 }
 
 // remove removes a device, or says who uses it.
-func remove(d *blockdev.Mapped) error {
+func remove(d *dm.Device) error {
 	err := d.Remove()
 	if errors.Is(err, syscall.EBUSY) {
 		return fmt.Errorf("%s: %s: %w", d.Path(), inUse(d.Path()), err)

@@ -12,6 +12,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 // devices is every way in which the kernel is asked for a device. As with storage,
@@ -36,16 +37,16 @@ type loop interface {
 	Info() blockdev.Info
 }
 
-// mapped is a device-mapper device of ours: see [blockdev.Mapped].
+// mapped is a mapped device of ours: see [dm.Device].
 type mapped interface {
 	Path() string
 	Info() blockdev.Info
 	Counter() (blockdev.Counter, error)
-	State() (blockdev.MappedState, error)
-	Load(readOnly bool, table ...blockdev.Target) error
-	Table() ([]blockdev.Target, error)
-	Status() ([]blockdev.Target, error)
-	LoadedStatus() ([]blockdev.Target, error)
+	State() (dm.State, error)
+	Load(readOnly bool, table ...dm.Target) error
+	Table() ([]dm.Target, error)
+	Status() ([]dm.Target, error)
+	LoadedStatus() ([]dm.Target, error)
 	Suspend() error
 	Resume(hidden bool) error
 	MakeNode() error
@@ -56,17 +57,34 @@ type mapped interface {
 type kernel struct{}
 
 func (kernel) loop(backing *os.File, writable bool) (loop, error) {
-	l, err := blockdev.NewLoop(backing, writable)
+	l, err := dm.NewLoop(backing, writable)
 	if err != nil {
 		return nil, err
 	}
-	return l, nil
+	return kernelLoop{l}, nil
 }
+
+// kernelLoop and kernelDevice are what the kernel made, as the block devices that they
+// are.
+type (
+	kernelLoop   struct{ *dm.Loop }
+	kernelDevice struct{ *dm.Device }
+)
+
+func (l kernelLoop) Info() blockdev.Info {
+	return blockdev.Info{Path: l.Name(), Block: true, Number: l.Number}
+}
+
+func (d kernelDevice) Info() blockdev.Info {
+	return blockdev.Info{Path: d.Path(), Block: true, Number: d.Number}
+}
+
+func (d kernelDevice) Counter() (blockdev.Counter, error) { return d.Info().Counter(nil) }
 
 func (kernel) open(number string) (*blockdev.Device, error) { return blockdev.OpenNumber(number) }
 
 func (kernel) checkFree(name string) error {
-	d, err := blockdev.MappedByName(name)
+	d, err := dm.ByName(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -80,19 +98,19 @@ func (kernel) checkFree(name string) error {
 }
 
 func (kernel) create(name, uuid string) (mapped, error) {
-	d, err := blockdev.CreateMapped(name, uuid)
+	d, err := dm.Create(name, uuid)
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return kernelDevice{d}, nil
 }
 
 func (kernel) find(uuid string) (mapped, error) {
-	d, err := blockdev.MappedByUUID(uuid)
+	d, err := dm.ByUUID(uuid)
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return kernelDevice{d}, nil
 }
 
 // The dm uuids of our devices, by which we know them again. What follows is random.
@@ -110,8 +128,8 @@ func isOurs(uuid string) bool { return strings.HasPrefix(uuid, oursPrefix) }
 
 // isMerging tells whether the kernel merges, or would, through a device with that
 // table.
-func isMerging(table []blockdev.Target) bool {
-	return len(table) > 0 && table[0].Type == blockdev.KindMerge
+func isMerging(table []dm.Target) bool {
+	return len(table) > 0 && table[0].Type == dm.KindMerge
 }
 
 // usedByOurs says which device of ours shows the target, and what to do about it;
@@ -122,7 +140,7 @@ func usedByOurs(info blockdev.Info, path string) (string, error) {
 		return "", err
 	}
 	for _, i := range append(below, info) {
-		holders, err := i.HolderInfos()
+		holders, err := i.Holders()
 		if err != nil {
 			return "", err
 		}
@@ -131,7 +149,7 @@ func usedByOurs(info blockdev.Info, path string) (string, error) {
 			if !isOurs(uuid) {
 				continue
 			}
-			if table, err := h.Table(); err == nil && isMerging(table) {
+			if table, err := dm.Table(h.Number); err == nil && isMerging(table) {
 				return fmt.Sprintf("the kernel merges into it as /dev/mapper/%s: ddsfs apply --kernel --resume %s finishes that", name, path), nil
 			}
 			if strings.HasSuffix(uuid, hiddenSuffix) {
@@ -229,9 +247,9 @@ func (l *lower) Close() {
 
 // checkHealthy refuses targets whose status says that they don't show what they
 // should. A table can be loaded without an error and be of no use.
-func checkHealthy(path string, targets []blockdev.Target) error {
+func checkHealthy(path string, targets []dm.Target) error {
 	for _, t := range targets {
-		if t.Type == blockdev.KindLinear {
+		if t.Type == dm.KindLinear {
 			continue
 		}
 		if _, err := t.Usage(); err != nil {
@@ -252,7 +270,7 @@ func (t *target) sectors() (int64, error) {
 
 // load makes a device with a table that lies on the target, and leaves it at that:
 // nobody can open it, and the kernel writes nothing, before it is resumed.
-func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...blockdev.Target) (mapped, error) {
+func (m *merger) load(l *lower, name, uuid string, readOnly bool, table ...dm.Target) (mapped, error) {
 	// Also for the kernel, which reads and writes beneath the page cache.
 	if err := m.target.Sync(); err != nil {
 		return nil, fmt.Errorf("target %s: flush: %w", m.target.path, err)
@@ -297,7 +315,7 @@ func (m *merger) differs(before *record.Evidence) (string, error) {
 // It claims what its tables lie on, so that our own claim has to go first. Whoever
 // came in between is found out by looking once more when the device mapper has it:
 // nobody else has it open, and it is what it was.
-func (m *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly bool, table []blockdev.Target) error {
+func (m *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly bool, table []dm.Target) error {
 	if err := m.target.release(); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 // pollInterval is how often the kernel is asked how far it is, and so how long a
@@ -67,10 +68,10 @@ func (k *kernelMerger) wait(ctx context.Context, r *record.Record, device mapped
 		if err != nil {
 			return 0, k.unfinished(err)
 		}
-		if len(status) == 1 && status[0].Type == blockdev.KindLinear {
+		if len(status) == 1 && status[0].Type == dm.KindLinear {
 			return from.Chunks, nil // an earlier run saw that it was done
 		}
-		if len(status) != 1 || status[0].Type != blockdev.KindMerge {
+		if len(status) != 1 || status[0].Type != dm.KindMerge {
 			return 0, k.unfinished(fmt.Errorf("%s: somebody has given it another table", device.Path()))
 		}
 		if err := k.noteWrites(r, device); err != nil {
@@ -145,7 +146,7 @@ func (k *kernelMerger) settle(r *record.Record, device mapped, run record.Run) (
 	}
 	if isMerging(table) {
 		below, _, _ := strings.Cut(table[0].Params, " ")
-		linear := blockdev.Target{Sectors: table[0].Sectors, Type: blockdev.KindLinear, Params: below + " 0"}
+		linear := dm.Target{Sectors: table[0].Sectors, Type: dm.KindLinear, Params: below + " 0"}
 		if err := device.Load(false, linear); err != nil {
 			return nil, k.unfinished(err)
 		}

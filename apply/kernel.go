@@ -15,6 +15,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 )
 
@@ -358,7 +359,7 @@ func (k *kernelMerger) raise(from *record.KernelMerge, store *blockdev.Device) (
 	if err := errors.Join(l.checkWritable(), l.checkChunk(chunkBytes)); err != nil {
 		return nil, err
 	}
-	return k.load(l, from.Name, from.UUID, false, snapshotOf(blockdev.KindMerge, from.Sectors, l.target, l.delta, "P", chunkBytes))
+	return k.load(l, from.Name, from.UUID, false, snapshotOf(dm.KindMerge, from.Sectors, l.target, l.delta, "P", chunkBytes))
 }
 
 // start lets the kernel merge, and waits for it.

@@ -16,7 +16,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
-	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 const errBusy = syscall.EBUSY
@@ -192,7 +192,7 @@ func (r *rig) finishKernel(where string, k *simulated, finish string, good []byt
 	}
 	// A device that could not be removed in the end is the target's plain view.
 	for _, d := range k.mapped {
-		if d.active == nil || d.active.Type != blockdev.KindLinear || d.suspended {
+		if d.active == nil || d.active.Type != dm.KindLinear || d.suspended {
 			r.t.Errorf("%s: %s: a device is left, with the table %+v", where, finish, d.active)
 		}
 	}
@@ -354,7 +354,7 @@ type intrudedDevice struct {
 	comes func()
 }
 
-func (d intrudedDevice) Load(readOnly bool, table ...blockdev.Target) error {
+func (d intrudedDevice) Load(readOnly bool, table ...dm.Target) error {
 	d.comes()
 	return d.mapped.Load(readOnly, table...)
 }
@@ -392,7 +392,7 @@ func TestKernelBusyAndFailed(t *testing.T) {
 		t.Errorf("%+v, %v", result, err)
 	}
 	for _, d := range k.mapped {
-		if d.active.Type != blockdev.KindLinear || d.suspended {
+		if d.active.Type != dm.KindLinear || d.suspended {
 			t.Errorf("the device that stays: %+v", d)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 // usersOf are the processes that have a device or file open, and those that have each
@@ -55,7 +56,7 @@ func mountedAs(info blockdev.Info) (string, error) {
 // several devices has a number of its own.
 func isMountOf(m *mountinfo.Info, info blockdev.Info) bool {
 	if m.Major != 0 {
-		return m.Major == int(info.Major) && m.Minor == int(info.Minor)
+		return m.Major == int(info.Number.Major) && m.Minor == int(info.Number.Minor)
 	}
 	if !strings.HasPrefix(m.Source, "/dev/") {
 		return false
@@ -77,12 +78,12 @@ func openedBy(other blockdev.Overlap, users []blockdev.User) (string, error) {
 		return "", nil
 	}
 	// What is open in a namespace whose processes can't be seen, or mounted there.
-	count, err := other.OpenCount()
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, blockdev.ErrNoMapper) || errors.Is(err, syscall.ENXIO) {
+	count, err := dm.OpenCount(other.Number)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) || errors.Is(err, syscall.ENXIO) {
 		return "", nil // nobody to ask, or the device is gone by now
 	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%s: %w", other.Path, err)
 	}
 	holders, err := other.Holders()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 )
 
@@ -48,8 +49,8 @@ func (s *simulated) loop(backing *os.File, _ bool) (loop, error) {
 	if err := s.storage.step(); err != nil {
 		return nil, err
 	}
-	info := blockdev.Info{Path: "loop", Block: true, Major: loopMajor, Minor: uint32(len(s.loops))}
-	s.loops[info.Number().String()] = backing.Name()
+	info := blockdev.Info{Path: "loop", Block: true, Number: dm.Number{Major: loopMajor, Minor: uint32(len(s.loops))}}
+	s.loops[info.Number.String()] = backing.Name()
 	return simulatedLoop{info}, nil
 }
 
@@ -88,7 +89,7 @@ func (s *simulated) find(uuid string) (mapped, error) {
 type simulatedDevice struct {
 	kernel         *simulated
 	name, uuid     string
-	active, loaded *blockdev.Target
+	active, loaded *dm.Target
 	suspended      bool
 	resumeFailed   bool
 	failed         bool
@@ -100,18 +101,18 @@ type simulatedDevice struct {
 func (d *simulatedDevice) Path() string { return "/dev/mapper/" + d.name }
 
 func (d *simulatedDevice) Info() blockdev.Info {
-	return blockdev.Info{Path: d.Path(), Block: true, Major: mappedMajor}
+	return blockdev.Info{Path: d.Path(), Block: true, Number: dm.Number{Major: mappedMajor}}
 }
 
 func (d *simulatedDevice) Counter() (blockdev.Counter, error) {
 	return blockdev.Counter{WrittenSectors: d.sectorsWritten}, d.kernel.storage.step()
 }
 
-func (d *simulatedDevice) State() (blockdev.MappedState, error) {
-	return blockdev.MappedState{Suspended: d.suspended, Active: d.active != nil, Loaded: d.loaded != nil}, d.kernel.storage.step()
+func (d *simulatedDevice) State() (dm.State, error) {
+	return dm.State{Suspended: d.suspended, Active: d.active != nil, Loaded: d.loaded != nil}, d.kernel.storage.step()
 }
 
-func (d *simulatedDevice) Load(_ bool, table ...blockdev.Target) error {
+func (d *simulatedDevice) Load(_ bool, table ...dm.Target) error {
 	if err := d.kernel.storage.step(); err != nil {
 		return err
 	}
@@ -119,21 +120,21 @@ func (d *simulatedDevice) Load(_ bool, table ...blockdev.Target) error {
 	return nil
 }
 
-func (d *simulatedDevice) Table() ([]blockdev.Target, error) {
+func (d *simulatedDevice) Table() ([]dm.Target, error) {
 	if err := d.kernel.storage.step(); err != nil {
 		return nil, err
 	}
-	return []blockdev.Target{*d.active}, nil
+	return []dm.Target{*d.active}, nil
 }
 
-func (d *simulatedDevice) LoadedStatus() ([]blockdev.Target, error) {
+func (d *simulatedDevice) LoadedStatus() ([]dm.Target, error) {
 	if err := d.kernel.storage.step(); err != nil {
 		return nil, err
 	}
 	return d.status(d.loaded)
 }
 
-func (d *simulatedDevice) Status() ([]blockdev.Target, error) {
+func (d *simulatedDevice) Status() ([]dm.Target, error) {
 	if err := d.kernel.storage.step(); err != nil {
 		return nil, err
 	}
@@ -141,7 +142,7 @@ func (d *simulatedDevice) Status() ([]blockdev.Target, error) {
 	if err := d.used(d.asked); err != nil {
 		return nil, err
 	}
-	if d.active.Type == blockdev.KindMerge && !d.failed && !d.suspended {
+	if d.active.Type == dm.KindMerge && !d.failed && !d.suspended {
 		d.failed = d.mergeOne() != nil
 	}
 	return d.status(d.active)
@@ -154,10 +155,10 @@ func (d *simulatedDevice) used(at int) error {
 	return d.kernel.user(d)
 }
 
-func (d *simulatedDevice) status(t *blockdev.Target) ([]blockdev.Target, error) {
+func (d *simulatedDevice) status(t *dm.Target) ([]dm.Target, error) {
 	status := *t
 	status.Params = ""
-	if t.Type == blockdev.KindMerge {
+	if t.Type == dm.KindMerge {
 		_, store, c := d.parts(t)
 		list, _, err := readList(store, c)
 		if err != nil {
@@ -173,7 +174,7 @@ func (d *simulatedDevice) status(t *blockdev.Target) ([]blockdev.Target, error) 
 			status.Params = "Merge failed"
 		}
 	}
-	return []blockdev.Target{status}, nil
+	return []dm.Target{status}, nil
 }
 
 func (d *simulatedDevice) Suspend() error {
@@ -210,7 +211,7 @@ func (d *simulatedDevice) Remove() error {
 }
 
 // parts are the files that a table lies on, and its chunk size in bytes.
-func (d *simulatedDevice) parts(t *blockdev.Target) (target, store string, chunkBytes int64) {
+func (d *simulatedDevice) parts(t *dm.Target) (target, store string, chunkBytes int64) {
 	f := strings.Fields(t.Params)
 	var sectors int64
 	if _, err := fmt.Sscan(f[3], &sectors); err != nil || f[2] != "P" {

@@ -14,6 +14,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 )
 
@@ -166,7 +167,7 @@ func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
 
 // checkUsedUp fails unless the store that a table merges from lists nothing any
 // more. It is that store, whatever is under its name.
-func (k *kernelMerger) checkUsedUp(table blockdev.Target) error {
+func (k *kernelMerger) checkUsedUp(table dm.Target) error {
 	fields := strings.Fields(table.Params)
 	if len(fields) < 2 {
 		return fmt.Errorf("the table %q of the merge names no store", table.Params)
@@ -204,7 +205,7 @@ func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
 
 // checkShown refuses a delta that a device already shows or uses up.
 func checkShown(in *blockdev.Device) error {
-	users, err := in.Info().HolderInfos()
+	users, err := in.Info().Holders()
 	if err == nil && len(users) == 0 {
 		users, err = in.Info().LoopDevices()
 	}

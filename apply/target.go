@@ -14,6 +14,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
 )
@@ -140,7 +141,7 @@ func (t *target) checkUnused(o ours) error {
 		}
 		return t.refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", paths(loops))
 	}
-	holders, err := t.info.HolderInfos()
+	holders, err := t.info.Holders()
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
@@ -194,9 +195,9 @@ func (t *target) checkOpeners(own int, overlaps []blockdev.Overlap) error {
 		return nil
 	}
 	// What is open in a namespace whose processes can't be seen shows here.
-	count, err := t.info.OpenCount()
+	count, err := dm.OpenCount(t.info.Number)
 	if err != nil {
-		return fmt.Errorf("target: %w", err)
+		return fmt.Errorf("target %s: %w", t.path, err)
 	}
 	if count > own {
 		return t.refused("the device mapper counts %d others that have it open", count-own)
@@ -222,7 +223,7 @@ func inUse(path string) string {
 	if text, err := usedByOurs(info, path); err == nil && text != "" {
 		return text
 	}
-	if holders, err := info.HolderInfos(); err == nil && len(holders) > 0 {
+	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
 		return fmt.Sprintf("it is in use by %s, which is stacked on it", paths(holders))
 	}
 	// Who claims a partition claims its disk, and the other way round.
@@ -237,7 +238,7 @@ func inUse(path string) string {
 		if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
 			continue
 		}
-		if holders, err := other.HolderInfos(); err == nil && len(holders) > 0 {
+		if holders, err := other.Holders(); err == nil && len(holders) > 0 {
 			return fmt.Sprintf("%s is in use by %s, which is stacked on it", other, paths(holders))
 		}
 	}

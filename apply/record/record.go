@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"ddsfs/cow"
-	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/dm"
 )
 
 // Record is what is known of a target: what it holds, and what is under way. It is
@@ -220,7 +220,7 @@ func (k *KernelMerge) check(key string) error {
 	case k.Chunks < 0 || k.Chunks > (k.Sectors-1)/k.ChunkSectors+1:
 		return fmt.Errorf("chunks is %d", k.Chunks)
 	}
-	return errors.Join(blockdev.CheckMappedName(k.Name), blockdev.CheckMappedUUID(k.UUID))
+	return errors.Join(dm.CheckName(k.Name), dm.CheckUUID(k.UUID))
 }
 
 const recordVersion = 2

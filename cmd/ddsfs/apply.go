@@ -16,7 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"ddsfs/apply"
-	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 const (
@@ -182,7 +182,7 @@ func (m *merge) arguments(args []string) (delta, target string, err error) {
 		m.Name = apply.DefaultName(target)
 	}
 	if m.Name != "" {
-		if err := blockdev.CheckMappedName(m.Name); err != nil {
+		if err := dm.CheckName(m.Name); err != nil {
 			return "", "", usageError("%v: --name names another", err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"ddsfs/apply"
-	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 func attachCommand() *command {
@@ -49,7 +49,7 @@ ddsfs detach tomorrow`,
 				if delta == "-" {
 					return usageError("a delta from stdin can't be attached: copy it to a file")
 				}
-				if err := blockdev.CheckMappedName(name); err != nil {
+				if err := dm.CheckName(name); err != nil {
 					return usageError("%v", err)
 				}
 				return attach(delta, target, name, o, *quiet)

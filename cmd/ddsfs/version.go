@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
-	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 // version is what the first line of --version says.
@@ -26,7 +26,7 @@ func printVersion(out io.Writer) {
 	fmt.Fprintf(out, "seal %d\n", cow.SealVersion)
 	fmt.Fprintf(out, "kernel %s\n", kernelRelease())
 	fmt.Fprintf(out, "fuse %s\n", fuseFound())
-	fmt.Fprintf(out, "device-mapper %s\n", mapperFound(blockdev.MapperVersions()))
+	fmt.Fprintf(out, "device-mapper %s\n", mapperFound(dm.Versions()))
 }
 
 // commitOf is the commit that a program was built from, and when that was made.
@@ -74,12 +74,12 @@ func fuseFound() string {
 
 // mapperFound tells which of the targets that ddsfs reads or makes devices of the
 // device mapper has loaded.
-func mapperFound(mapper blockdev.Version, targets map[string]blockdev.Version, err error) string {
+func mapperFound(mapper dm.Version, targets map[string]dm.Version, err error) string {
 	if err != nil {
 		return fmt.Sprintf("no: %v", err)
 	}
 	parts := []string{mapper.String()}
-	for _, kind := range []string{blockdev.KindSnapshot, blockdev.KindOrigin, blockdev.KindMerge, blockdev.KindThin, "thin-pool"} {
+	for _, kind := range []string{dm.KindSnapshot, dm.KindOrigin, dm.KindMerge, dm.KindThin, "thin-pool"} {
 		if v, loaded := targets[kind]; loaded {
 			parts = append(parts, fmt.Sprintf("%s %s", kind, v))
 		}

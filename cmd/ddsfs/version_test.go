@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
 )
 
 func TestCommitOf(t *testing.T) {
@@ -34,11 +34,11 @@ func TestCommitOf(t *testing.T) {
 }
 
 func TestMapperFound(t *testing.T) {
-	targets := map[string]blockdev.Version{"linear": {1, 4, 0}, "snapshot": {1, 16, 0}, "thin-pool": {1, 22, 0}}
-	if got := mapperFound(blockdev.Version{4, 47, 0}, targets, nil); got != "4.47.0, snapshot 1.16.0, thin-pool 1.22.0" {
+	targets := map[string]dm.Version{"linear": {1, 4, 0}, "snapshot": {1, 16, 0}, "thin-pool": {1, 22, 0}}
+	if got := mapperFound(dm.Version{4, 47, 0}, targets, nil); got != "4.47.0, snapshot 1.16.0, thin-pool 1.22.0" {
 		t.Errorf("%q", got)
 	}
-	if got := mapperFound(blockdev.Version{}, nil, errors.New("why")); got != "no: why" {
+	if got := mapperFound(dm.Version{}, nil, errors.New("why")); got != "no: why" {
 		t.Errorf("%q", got)
 	}
 }

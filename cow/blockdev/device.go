@@ -6,20 +6,27 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // Device is a block device, or a regular file in its place, opened for reading.
 // It is safe for concurrent use.
 type Device struct {
 	file   *os.File
+	raw    syscall.RawConn // of the file
 	info   Info
 	size   int64
 	direct *directReader // nil: buffered reads
-	pieces *pieceReader
+	// batches read many pieces of a block device at once.
+	batches *batches
+	// waits says that the file system, or this machine, lets nobody read from the page
+	// cache alone.
+	waits atomic.Bool
 }
 
 // Open opens a device past every cache, or a regular file.
@@ -32,8 +39,8 @@ func Open(path string) (*Device, error) {
 	return NewDevice(file)
 }
 
-// NewDevice is Open for what is open already. The file is the device's from now on,
-// which is closed if it can't be one.
+// NewDevice is Open for what is open already. The device owns the file from now on; if
+// it can't be made, the file is closed.
 func NewDevice(file *os.File) (d *Device, err error) {
 	defer func() {
 		if err != nil {
@@ -48,27 +55,28 @@ func NewDevice(file *os.File) (d *Device, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d = &Device{file: file, info: info, size: size}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	d = &Device{file: file, raw: raw, info: info, size: size}
 	if !info.Block {
-		// What is not in the cache comes later, and from several readers.
-		d.pieces, err = newPieceReader(file, unix.RWF_NOWAIT, filePiecesWorthABatch)
-		return d, err
+		return d, nil
 	}
 	sector, err := LogicalBlockBytes(file)
 	if err != nil {
 		return nil, err
 	}
-	if err := setDirect(file); err != nil {
+	if err := setDirect(raw); err != nil {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
-	d.direct = &directReader{file: file, block: sector, size: size}
-	d.pieces, err = newPieceReader(file, 0, devicePiecesWorthABatch)
-	return d, err
+	d.direct, d.batches = &directReader{file: file, block: sector, size: size}, newBatches(raw)
+	return d, nil
 }
 
 // OpenNumber is Open for the device with that number, as the kernel writes it.
 func OpenNumber(number string) (*Device, error) {
-	n, err := parseNumber(number)
+	n, err := dm.ParseNumber(number)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +88,7 @@ func OpenNumber(number string) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.info.Number() != n {
+	if d.info.Number != n {
 		d.Close()
 		return nil, fmt.Errorf("%s: it is not the block device %s", d.info.Path, n)
 	}
@@ -89,13 +97,9 @@ func OpenNumber(number string) (*Device, error) {
 
 // setDirect turns O_DIRECT on for an open file. A second open by name might get
 // another device.
-func setDirect(file *os.File) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
+func setDirect(raw syscall.RawConn) error {
 	var inner error
-	err = raw.Control(func(fd uintptr) {
+	err := raw.Control(func(fd uintptr) {
 		var flags int
 		if flags, inner = unix.FcntlInt(fd, unix.F_GETFL, 0); inner == nil {
 			_, inner = unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_DIRECT)
@@ -104,8 +108,8 @@ func setDirect(file *os.File) error {
 	return errors.Join(err, inner)
 }
 
-// Reopen opens the block device or regular file that file is, whatever its name
-// leads to by now, with other flags.
+// Reopen opens what file has open once more, with other flags, whatever its name leads to
+// by now.
 func Reopen(file *os.File, flags int) (*os.File, error) {
 	// The kernel follows this link to the device or the file itself.
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), flags|unix.O_CLOEXEC, 0)
@@ -129,7 +133,7 @@ func DropCache(file *os.File) error {
 	return nil
 }
 
-// LogicalBlockBytes is the size of the smallest piece that an open block device
+// LogicalBlockBytes returns the size of the smallest piece that an open block device
 // can be read or written in.
 func LogicalBlockBytes(file *os.File) (int64, error) {
 	bytes, err := unix.IoctlGetInt(int(file.Fd()), unix.BLKSSZGET)
@@ -139,7 +143,7 @@ func LogicalBlockBytes(file *os.File) (int64, error) {
 	return int64(bytes), nil
 }
 
-// Size is the size of an open block device or regular file in bytes.
+// Size returns the size of an open block device or regular file in bytes.
 func Size(file *os.File) (int64, error) {
 	// A block device's stat says 0; seeking to its end works for both.
 	size, err := file.Seek(0, io.SeekEnd)
@@ -149,13 +153,13 @@ func Size(file *os.File) (int64, error) {
 	return size, nil
 }
 
-// Size is the device's size in bytes, as it was when it was opened.
+// Size returns the device's size in bytes, as it was when it was opened.
 func (d *Device) Size() int64 { return d.size }
 
 // Info tells what the device is.
 func (d *Device) Info() Info { return d.info }
 
-// Counter is what the kernel counts of changes to it.
+// Counter returns what the kernel counts of changes to it.
 func (d *Device) Counter() (Counter, error) { return d.info.Counter(d.file) }
 
 // Reopen opens it once more, with other flags.
@@ -163,7 +167,9 @@ func (d *Device) Reopen(flags int) (*os.File, error) { return Reopen(d.file, fla
 
 // Close closes the device.
 func (d *Device) Close() error {
-	d.pieces.close()
+	if d.batches != nil {
+		d.batches.close()
+	}
 	return d.file.Close()
 }
 
@@ -182,9 +188,4 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, err)
 	}
 	return n, err
-}
-
-// alignedTo tells whether p begins at a multiple of block in memory.
-func alignedTo(p []byte, block int64) bool {
-	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%uintptr(block) == 0
 }

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"io"
 	"sync"
+	"unsafe"
 )
 
 // bounceBytes is the size of the buffer through which reads go that O_DIRECT
@@ -10,8 +11,8 @@ import (
 const bounceBytes = 256 << 10
 
 // directReader reads a file that was opened with O_DIRECT, at any offset and
-// length and into any memory: whatever the kernel asks to be aligned to the
-// device's logical block goes through a buffer that is.
+// length and into any memory. The kernel wants all three aligned to the device's
+// logical block: where they are not, a read goes through a buffer that is.
 type directReader struct {
 	file    io.ReaderAt
 	block   int64 // logical block size in bytes
@@ -47,9 +48,14 @@ func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, atEnd
 }
 
-// fits tells whether the kernel can read p at off as it is.
-func (r *directReader) fits(p []byte, off int64) bool {
-	return off%r.block == 0 && int64(len(p))%r.block == 0 && alignedTo(p, r.block)
+// fit tells whether the kernel can read the pieces as they are.
+func (r *directReader) fit(pieces [][]byte, offsets []int64) bool {
+	for i, p := range pieces {
+		if offsets[i]%r.block != 0 || int64(len(p))%r.block != 0 || !alignedTo(p, r.block) {
+			return false
+		}
+	}
+	return true
 }
 
 // readThroughBuffer reads the beginning of p, as much as the buffer holds.
@@ -85,4 +91,9 @@ func alignedBuffer(bytes, block int64) *[]byte {
 	}
 	b = b[:bytes]
 	return &b
+}
+
+// alignedTo tells whether p begins at a multiple of block in memory.
+func alignedTo(p []byte, block int64) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%uintptr(block) == 0
 }

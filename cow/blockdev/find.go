@@ -8,18 +8,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 
-	"golang.org/x/sys/unix"
-)
-
-const (
-	devDir    = "/dev"
-	mapperDir = "/dev/mapper"
+	"ddsfs/cow/dm"
 )
 
 // lvUUID is how LVM prints the uuid of a logical volume.
 var lvUUID = regexp.MustCompile(`^[0-9A-Za-z]{6}(-[0-9A-Za-z]{4}){5}-[0-9A-Za-z]{6}$`)
+
+// lvmPrefix begins the dm uuids of LVM's devices. The uuids of the group and of the
+// volume follow, without dashes, and for a device below the volume a suffix.
+const lvmPrefix = "LVM-"
 
 // Find returns the path of the device that name means: the path of a device or a
 // file, VG/LV, or the uuid of a logical volume.
@@ -29,14 +27,23 @@ func Find(name string) (string, error) {
 	case err == nil || name == "":
 		return name, err
 	case lvUUID.MatchString(name):
-		return findUUID(strings.ReplaceAll(name, "-", ""))
+		uuid := strings.ReplaceAll(name, "-", "")
+		i, ok := mappedDevice(func(s string) bool {
+			s, ok := strings.CutPrefix(s, lvmPrefix)
+			return ok && len(s) == 2*len(uuid) && s[len(uuid):] == uuid
+		})
+		if !ok {
+			return "", fmt.Errorf("%s: no active logical volume has this uuid: %w", name, fs.ErrNotExist)
+		}
+		i, err := InfoOf(i.Number)
+		return i.Path, err
 	}
 	group, volume, ok := strings.Cut(strings.TrimPrefix(name, devDir+"/"), "/")
-	if !errors.Is(err, fs.ErrNotExist) || !ok || group == "" || volume == "" || strings.Contains(volume, "/") || strings.HasPrefix(name, mapperDir+"/") {
+	if !errors.Is(err, fs.ErrNotExist) || !ok || group == "" || volume == "" || strings.Contains(volume, "/") || strings.HasPrefix(name, dm.Dir+"/") {
 		return "", err
 	}
 	// LVM's link in /dev comes from udev, which may not be there.
-	path := filepath.Join(mapperDir, mapperName(group, volume))
+	path := filepath.Join(dm.Dir, mapperName(group, volume))
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s: neither a file nor an active logical volume: %w", name, err)
 	}
@@ -50,110 +57,17 @@ func mapperName(group, volume string) string {
 	return double.Replace(group) + "-" + double.Replace(volume)
 }
 
-// findUUID finds the active logical volume with that uuid, which is the second half
-// of its dm uuid.
-func findUUID(uuid string) (string, error) {
-	found, err := filepath.Glob("/sys/block/dm-*/dm/uuid")
-	if err != nil {
-		return "", err
-	}
-	for _, attribute := range found {
-		b, err := os.ReadFile(attribute)
-		if err != nil {
-			continue // it went away meanwhile
-		}
-		dm, ok := strings.CutPrefix(strings.TrimSpace(string(b)), "LVM-")
-		if !ok || len(dm) != 2*len(uuid) || dm[len(uuid):] != uuid {
-			continue
-		}
-		number, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(attribute)), "dev"))
-		if err != nil {
-			continue
-		}
-		n, err := parseNumber(string(number))
-		if err != nil {
-			return "", err
-		}
-		i, err := InfoOf(n)
-		return i.Path, err
-	}
-	return "", fmt.Errorf("%s: no active logical volume has this uuid: %w", uuid, fs.ErrNotExist)
-}
-
-// Lookup tells what the block device or regular file at path is, without opening
-// it.
-func Lookup(path string) (Info, error) {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return Info{}, err
-	}
-	return statInfo(path, fi)
-}
-
-// InfoOf finds the block device with that number, and a path for it.
-func InfoOf(n Number) (Info, error) {
-	i := blockInfo("", n)
-	var paths []string
-	if name := i.DMName(); name != "" {
-		paths = append(paths, filepath.Join(mapperDir, name))
-	}
-	uevent, err := i.attribute("uevent")
-	if err != nil {
-		return Info{}, fmt.Errorf("device %s: %w", n, err)
-	}
-	for line := range strings.Lines(uevent) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
-			paths = append(paths, filepath.Join(devDir, name))
-		}
-	}
-	// A name in /dev may be of another device, if nobody takes care of it.
-	for _, path := range paths {
-		if found, err := Lookup(path); err == nil && found.Block && found.Number() == n {
-			return found, nil
-		}
-	}
-	return Info{}, fmt.Errorf("device %s: none of %s is it: %w", n, strings.Join(paths, ", "), fs.ErrNotExist)
-}
-
-// statInfo tells what a file with that status is.
-func statInfo(path string, fi fs.FileInfo) (Info, error) {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	i := Info{Path: path, Block: fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0}
-	switch {
-	case !ok || !i.Block && !fi.Mode().IsRegular():
-		return Info{}, fmt.Errorf("%s: is neither a block device nor a regular file", path)
-	case i.Block:
-		i.Major, i.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	}
-	i.stat = *st
-	return i, nil
-}
-
-// VolumeName is the VG/LV of the logical volume with that dm uuid, "" if there is none
-// that is active.
+// VolumeName returns the VG/LV of the logical volume with that dm uuid, "" if none is
+// active.
 func VolumeName(uuid string) string {
-	if !strings.HasPrefix(uuid, "LVM-") {
+	if !strings.HasPrefix(uuid, lvmPrefix) {
 		return ""
 	}
-	found, err := filepath.Glob("/sys/block/dm-*/dm/uuid")
-	if err != nil {
-		return ""
-	}
-	for _, attribute := range found {
-		if b, err := os.ReadFile(attribute); err != nil || strings.TrimSpace(string(b)) != uuid {
-			continue
-		}
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(attribute), "name"))
-		if err != nil {
-			return ""
-		}
-		return volumeOf(strings.TrimSpace(string(b)))
-	}
-	return ""
+	i, _ := mappedDevice(func(s string) bool { return s == uuid })
+	return volumeOf(i.DMName())
 }
 
-// volumeOf takes what LVM calls a volume's device apart: a dash that stands alone is the
-// one between the names.
+// volumeOf is the inverse of mapperName, "" for what LVM calls none of its devices.
 func volumeOf(name string) string {
 	for i := 0; i < len(name); i++ {
 		if name[i] != '-' {
@@ -167,4 +81,16 @@ func volumeOf(name string) string {
 		return single.Replace(name[:i]) + "/" + single.Replace(name[i+1:])
 	}
 	return ""
+}
+
+// mappedDevice finds a mapped device by its uuid.
+func mappedDevice(fits func(uuid string) bool) (i Info, ok bool) {
+	folders, _ := filepath.Glob(filepath.Join(blockDir, "dm-*")) // the pattern is well-formed
+	for _, folder := range folders {
+		// What can't be read went away meanwhile.
+		if i, err := folderInfo(folder); err == nil && fits(i.DMUUID()) {
+			return i, true
+		}
+	}
+	return Info{}, false
 }

@@ -8,12 +8,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"ddsfs/cow/dm"
 )
 
+// linkDirs are where links name devices by what they are.
+var linkDirs = [...]string{diskDir, zvolDir}
+
 const (
-	blockDir = "/sys/block"
-	diskDir  = "/dev/disk"
-	zvolDir  = "/dev/zvol"
+	diskDir = "/dev/disk"
+	zvolDir = "/dev/zvol"
 
 	// deepest bounds how many devices are followed that lie below each other. The
 	// kernel does not make rings of them; what is read while they change may be one.
@@ -21,9 +25,9 @@ const (
 )
 
 // Instance names this incarnation of a block device: another one under the same
-// number, another file in a loop device and another boot have another name. A device
-// of the device mapper stays the same when it gets another table. Of a regular file
-// it is "".
+// number, another file in a loop device and another boot have another name. A mapped
+// device stays the same when it gets another table. A regular file has none, and "" is
+// returned for it.
 func (i Info) Instance() (string, error) {
 	if !i.Block {
 		return "", nil
@@ -38,7 +42,7 @@ func (i Info) Instance() (string, error) {
 	}
 	sequence, err := disk.attribute("diskseq")
 	if errors.Is(err, fs.ErrNotExist) {
-		return boot + ":" + i.Number().String(), nil // before Linux 5.15
+		return boot + ":" + i.Number.String(), nil // before Linux 5.15
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: its sequence number: %w", i.Path, err)
@@ -46,18 +50,12 @@ func (i Info) Instance() (string, error) {
 	return boot + ":" + sequence + i.partitionSuffix(), nil
 }
 
-// bootID is that of the boot that the kernel runs since.
-func bootID() (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(boot)), err
-}
+// bootID is the id that the kernel gave itself when it was booted.
+func bootID() (string, error) { return readLine("/proc/sys/kernel/random/boot_id") }
 
 // partition is the number of a partition, "" of anything else.
 func (i Info) partition() string {
-	number, err := i.attribute("partition")
-	if !i.Block || err != nil {
-		return ""
-	}
+	number, _ := i.attribute("partition")
 	return number
 }
 
@@ -82,20 +80,6 @@ func (i Info) disk() (Info, error) {
 	return folderInfo(filepath.Dir(folder))
 }
 
-// folderInfo is that of the block device to which sysfs gives that folder.
-func folderInfo(folder string) (Info, error) {
-	path := filepath.Join(devDir, strings.ReplaceAll(filepath.Base(folder), "!", "/"))
-	number, err := os.ReadFile(filepath.Join(folder, "dev"))
-	if err != nil {
-		return Info{}, fmt.Errorf("%s: its number: %w", path, err)
-	}
-	i, err := numberedInfo(path, number)
-	if name := i.DMName(); err == nil && name != "" {
-		i.Path = filepath.Join(mapperDir, name)
-	}
-	return i, err
-}
-
 // partitions are those of a disk.
 func (i Info) partitions() ([]Info, error) {
 	found, err := filepath.Glob(filepath.Join(i.dir(), "*", "partition"))
@@ -105,7 +89,7 @@ func (i Info) partitions() ([]Info, error) {
 	var infos []Info
 	for _, attribute := range found {
 		p, err := folderInfo(filepath.Dir(attribute))
-		if errors.Is(err, fs.ErrNotExist) {
+		if isGone(err) {
 			continue // it was removed meanwhile
 		}
 		if err != nil {
@@ -116,7 +100,7 @@ func (i Info) partitions() ([]Info, error) {
 	return infos, nil
 }
 
-// Below are the devices and the file that lie below the device, each below the one
+// Below returns the devices and the file that lie below the device, each below the one
 // before, as far as nothing else uses them: what the kernel counts of changes to them
 // speaks of this device alone. These are the file or the device all of which a loop
 // device shows, LVM's hidden volume below one that has snapshots, the device all of
@@ -159,24 +143,20 @@ func (i Info) allOf() (below *Info, snapshots bool, err error) {
 }
 
 func (i Info) allMapped() (below *Info, snapshots bool, err error) {
-	targets, err := i.Table()
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNoMapper) {
+	targets, err := dm.Table(i.Number)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, err
+		return nil, false, fmt.Errorf("%s: %w", i.Path, err)
 	}
 	n, snapshots, ok := oneBelow(targets)
 	if !ok {
 		return nil, false, nil
 	}
-	folder, err := filepath.EvalSymlinks(blockInfo("", n).dir())
+	device, _, err := numbered(n)
 	if err != nil {
 		return nil, false, fmt.Errorf("%s: what lies below it: %w", i.Path, err)
-	}
-	device, err := folderInfo(folder)
-	if err != nil {
-		return nil, false, err
 	}
 	size, err := device.SizeBytes()
 	if err != nil || uint64(size) != targets[0].Sectors*512 {
@@ -186,19 +166,19 @@ func (i Info) allMapped() (below *Info, snapshots bool, err error) {
 }
 
 // oneBelow is the device from whose beginning on a table shows it, and nothing else.
-func oneBelow(targets []Target) (n Number, snapshots, ok bool) {
+func oneBelow(targets []dm.Target) (n dm.Number, snapshots, ok bool) {
 	if len(targets) != 1 || targets[0].StartSector != 0 {
-		return Number{}, false, false
+		return n, false, false
 	}
 	fields := strings.Fields(targets[0].Params)
 	switch kind := targets[0].Type; {
-	case kind == KindLinear && len(fields) == 2 && fields[1] == "0":
-	case kind == KindOrigin && len(fields) == 1, kind == KindMerge && len(fields) >= 4:
+	case kind == dm.KindLinear && len(fields) == 2 && fields[1] == "0":
+	case kind == dm.KindOrigin && len(fields) == 1, kind == dm.KindMerge && len(fields) >= 4:
 		snapshots = true
 	default:
-		return Number{}, false, false
+		return n, false, false
 	}
-	n, err := parseNumber(fields[0])
+	n, err := targets[0].Below()
 	return n, snapshots, err == nil
 }
 
@@ -211,7 +191,7 @@ func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		holders, err := i.HolderInfos()
+		holders, err := i.Holders()
 		if err != nil {
 			return false, err
 		}
@@ -234,7 +214,7 @@ func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
 			return false, nil
 		}
 		s, err := u.Snapshot()
-		if err != nil || s == nil || s.Origin != i.Number() {
+		if err != nil || s == nil || s.Origin != i.Number {
 			return false, err
 		}
 	}
@@ -249,8 +229,7 @@ var hardwareAttributes = [...]string{"wwid", "device/wwid", "serial", "device/se
 // folder, "" if it has no name.
 func hardwareID(folder string) string {
 	for _, attribute := range hardwareAttributes {
-		b, err := os.ReadFile(filepath.Join(folder, attribute))
-		if id := strings.TrimSpace(string(b)); err == nil && id != "" {
+		if id, err := readLine(folder, attribute); err == nil && id != "" {
 			return id
 		}
 	}
@@ -267,10 +246,9 @@ func hasTwin(folder, directory, id string) bool {
 			continue
 		}
 		// A path to a disk with several has the disk's name, and nobody can open it.
-		if hidden, err := os.ReadFile(filepath.Join(other, "hidden")); err == nil && strings.TrimSpace(string(hidden)) == "1" {
-			continue
+		if hidden, _ := readLine(other, "hidden"); hidden != "1" {
+			return true
 		}
-		return true
 	}
 	return false
 }
@@ -310,11 +288,15 @@ func (i Info) loopKey() string {
 	return "loop:" + backing + disk.loopPart()
 }
 
+// isBelow tells whether the path leads into one of the directories.
+func isBelow(path string, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
+}
+
 // isStableLink tells whether the path is a link that leads to the same device after a
 // reboot.
 func isStableLink(path string) bool {
-	below := func(dir string) bool { return strings.HasPrefix(path, dir+"/") }
-	if !below(diskDir) && !below(zvolDir) || below(diskDir+"/by-diskseq") {
+	if !isBelow(path, linkDirs[:]...) || isBelow(path, diskDir+"/by-diskseq") {
 		return false
 	}
 	fi, err := os.Lstat(path)
@@ -341,21 +323,18 @@ func pathKey(path string) (string, error) {
 
 // KeySurvivesReboot tells whether a key that [Info.Key] returned is that of the same
 // device or file after a reboot. The dm uuid, a name of the hardware that no other
-// disk has, a link below /dev/disk or /dev/zvol and the name of a file are; the name
-// of a device in /dev, which is given in the order in which devices are found, and
-// the name of a device-mapper device that has no uuid, which whoever makes one may
-// choose again, are not, nor is a file's that was removed while a loop device shows
-// it.
+// disk has, a link below /dev/disk or /dev/zvol and the name of a file are. The name
+// of a device in /dev is not, as names are given in the order in which devices are
+// found; nor is the name of a mapped device that has no uuid, as another one may get
+// it, or that of a file that was removed while a loop device shows it.
 func KeySurvivesReboot(key string) bool {
 	kind, name, _ := strings.Cut(key, ":")
 	switch kind {
 	case "dm", "disk":
 		return true
 	case "path":
-		for _, dir := range []string{diskDir, zvolDir} {
-			if strings.HasPrefix(name, dir+"/") {
-				return true
-			}
+		if isBelow(name, linkDirs[:]...) {
+			return true
 		}
 	case "loop-part":
 		_, name, _ = strings.Cut(name, ":")
@@ -367,15 +346,10 @@ func KeySurvivesReboot(key string) bool {
 	default:
 		return false
 	}
-	for _, dir := range []string{devDir, "/proc"} {
-		if strings.HasPrefix(name, dir+"/") {
-			return false
-		}
-	}
-	return strings.HasPrefix(name, "/")
+	return strings.HasPrefix(name, "/") && !isBelow(name, devDir, "/proc")
 }
 
-// KeyAliases are the other keys that [Info.Key] returns, or has returned, for the
+// KeyAliases returns the other keys that [Info.Key] returns, or has returned, for the
 // same device or file when it is found by another name, or when what tells it from
 // others is not there or not unique. A record under one of them says nothing of what
 // the device holds any more when it was written to under its key.
@@ -390,9 +364,8 @@ func (i Info) KeyAliases() ([]string, error) {
 		if name := i.DMName(); name != "" {
 			keys = append(keys, "dm-name:"+name)
 		}
-		folder, err := filepath.EvalSymlinks(i.dir())
-		if err == nil {
-			paths = append(paths, filepath.Join(devDir, strings.ReplaceAll(filepath.Base(folder), "!", "/")))
+		if folder, err := filepath.EvalSymlinks(i.dir()); err == nil {
+			paths = append(paths, nodeOf(folder))
 		}
 		if key, _ := i.diskKey(); key != "" {
 			keys = append(keys, key)
@@ -422,7 +395,7 @@ func (i Info) KeyAliases() ([]string, error) {
 // stableLinks are those that lead to the device and that still do after a reboot.
 func (i Info) stableLinks() ([]string, error) {
 	var links []string
-	for _, dir := range []string{diskDir, zvolDir} {
+	for _, dir := range linkDirs {
 		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 				return nil
@@ -440,10 +413,4 @@ func (i Info) stableLinks() ([]string, error) {
 		}
 	}
 	return links, nil
-}
-
-// IsLoop tells whether it is a loop device.
-func (i Info) IsLoop() bool {
-	_, err := i.attribute("loop/backing_file")
-	return i.Block && err == nil
 }

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // windowOf makes a loop device that shows so many bytes of a file or a device from
@@ -243,21 +245,21 @@ func TestBelow(t *testing.T) {
 
 func TestOneBelow(t *testing.T) {
 	for name, c := range map[string]struct {
-		targets             []Target
-		want                Number
+		targets             []dm.Target
+		want                dm.Number
 		snapshots, nothings bool
 	}{
-		"linear":                   {targets: []Target{{0, 8, KindLinear, "7:1 0"}}, want: Number{7, 1}},
-		"an origin":                {targets: []Target{{0, 8, KindOrigin, "254:3"}}, want: Number{254, 3}, snapshots: true},
-		"a merge":                  {targets: []Target{{0, 8, KindMerge, "254:3 254:4 P 8"}}, want: Number{254, 3}, snapshots: true},
-		"linear, from further on":  {targets: []Target{{0, 8, KindLinear, "7:1 8"}}, nothings: true},
-		"linear, of several parts": {targets: []Target{{0, 8, KindLinear, "7:1 0"}, {8, 8, KindLinear, "7:1 8"}}, nothings: true},
-		"linear, not of its start": {targets: []Target{{8, 8, KindLinear, "7:1 0"}}, nothings: true},
-		"a snapshot":               {targets: []Target{{0, 8, KindSnapshot, "254:3 254:4 P 8"}}, nothings: true},
-		"striped":                  {targets: []Target{{0, 8, "striped", "1 8 7:1 0"}}, nothings: true},
+		"linear":                   {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0")}, want: number(7, 1)},
+		"an origin":                {targets: []dm.Target{target(0, 8, dm.KindOrigin, "254:3")}, want: number(254, 3), snapshots: true},
+		"a merge":                  {targets: []dm.Target{target(0, 8, dm.KindMerge, "254:3 254:4 P 8")}, want: number(254, 3), snapshots: true},
+		"linear, from further on":  {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 8")}, nothings: true},
+		"linear, of several parts": {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0"), target(8, 8, dm.KindLinear, "7:1 8")}, nothings: true},
+		"linear, not of its start": {targets: []dm.Target{target(8, 8, dm.KindLinear, "7:1 0")}, nothings: true},
+		"a snapshot":               {targets: []dm.Target{target(0, 8, dm.KindSnapshot, "254:3 254:4 P 8")}, nothings: true},
+		"striped":                  {targets: []dm.Target{target(0, 8, "striped", "1 8 7:1 0")}, nothings: true},
 		"no table":                 {nothings: true},
-		"no parameters":            {targets: []Target{{0, 8, KindLinear, ""}}, nothings: true},
-		"no number":                {targets: []Target{{0, 8, KindLinear, "/dev/x 0"}}, nothings: true},
+		"no parameters":            {targets: []dm.Target{target(0, 8, dm.KindLinear, "")}, nothings: true},
+		"no number":                {targets: []dm.Target{target(0, 8, dm.KindLinear, "/dev/x 0")}, nothings: true},
 	} {
 		n, snapshots, ok := oneBelow(c.targets)
 		if ok == c.nothings || ok && (n != c.want || snapshots != c.snapshots) {

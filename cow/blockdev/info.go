@@ -6,21 +6,29 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
+
+	"ddsfs/cow/dm"
 )
 
-// sysfs is where the kernel shows each block device by its number.
-const sysfs = "/sys/dev/block"
+const (
+	devDir = "/dev"
+	// numberDir is where sysfs has each block device by its number, and blockDir the
+	// disks by their names.
+	numberDir = "/sys/dev/block"
+	blockDir  = "/sys/block"
+)
 
-// Info tells what an open block device or regular file is.
+// Info tells what a block device or regular file is.
 type Info struct {
-	// Path is the name that it was opened by.
+	// Path is the name that it was opened or found by.
 	Path string
 	// Block tells a block device from a regular file.
 	Block bool
-	// Major and Minor are a block device's number.
-	Major, Minor uint32
+	// Number is a block device's number.
+	Number dm.Number
 
 	stat syscall.Stat_t
 }
@@ -35,71 +43,142 @@ func Stat(file *os.File) (Info, error) {
 	return statInfo(file.Name(), fi)
 }
 
-// blockInfo is that of the block device with the number.
-func blockInfo(path string, n Number) Info {
-	return Info{Path: path, Block: true, Major: n.Major, Minor: n.Minor}
+// Lookup tells what the block device or regular file at path is, without opening
+// it.
+func Lookup(path string) (Info, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return Info{}, err
+	}
+	return statInfo(path, fi)
 }
 
-// numberedInfo is that of the block device whose number sysfs says.
-func numberedInfo(path string, number []byte) (Info, error) {
-	n, err := parseNumber(string(number))
-	if err != nil {
-		return Info{}, fmt.Errorf("%s: its number: %w", path, err)
+func statInfo(path string, fi fs.FileInfo) (Info, error) {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	i := Info{Path: path, Block: fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0}
+	if !ok || !i.Block && !fi.Mode().IsRegular() {
+		return Info{}, fmt.Errorf("%s: is neither a block device nor a regular file", path)
 	}
-	return blockInfo(path, n), nil
+	if i.Block {
+		i.Number = dm.NumberOf(st.Rdev)
+	}
+	i.stat = *st
+	return i, nil
+}
+
+// InfoOf finds the block device with that number, and a path that leads to it.
+func InfoOf(n dm.Number) (Info, error) {
+	i, folder, err := numbered(n)
+	if err != nil {
+		return Info{}, fmt.Errorf("device %s: %w", n, err)
+	}
+	// A name in /dev may be of another device, if nobody takes care of it.
+	for _, path := range []string{i.Path, nodeOf(folder)} {
+		if found, err := Lookup(path); err == nil && found.Block && found.Number == n {
+			return found, nil
+		}
+	}
+	return Info{}, fmt.Errorf("device %s: neither %s nor %s is it: %w", n, i.Path, nodeOf(folder), fs.ErrNotExist)
+}
+
+// numbered finds the block device with that number in sysfs, with its folder there.
+func numbered(n dm.Number) (i Info, folder string, err error) {
+	if folder, err = filepath.EvalSymlinks(filepath.Join(numberDir, n.String())); err != nil {
+		return Info{}, "", err
+	}
+	i, err = folderInfo(folder)
+	return i, folder, err
+}
+
+// folderInfo is the block device whose folder in sysfs that is, or is linked there
+// under its own name.
+func folderInfo(folder string) (Info, error) {
+	i := Info{Path: nodeOf(folder), Block: true}
+	number, err := readLine(folder, "dev")
+	if err == nil {
+		i.Number, err = dm.ParseNumber(number)
+	}
+	if err != nil {
+		return Info{}, fmt.Errorf("%s: its number: %w", i.Path, err)
+	}
+	if name := i.DMName(); name != "" {
+		i.Path = filepath.Join(dm.Dir, name)
+	}
+	return i, nil
+}
+
+// nodeOf is the kernel's own name in /dev for the device with that folder in sysfs.
+func nodeOf(folder string) string {
+	return filepath.Join(devDir, strings.ReplaceAll(filepath.Base(folder), "!", "/"))
+}
+
+// deviceID says which device or file something is, whatever its names.
+type deviceID struct {
+	block bool
+	dev   uint64 // of the block device, or that the file is on
+	inode uint64 // of the file
+}
+
+func blockID(n dm.Number) deviceID { return deviceID{block: true, dev: n.Dev()} }
+
+func (i Info) id() deviceID {
+	if i.Block {
+		return blockID(i.Number)
+	}
+	return deviceID{dev: i.stat.Dev, inode: i.stat.Ino}
 }
 
 // Same tells whether both are the same device or file, whatever their names.
-func (i Info) Same(other Info) bool {
-	if i.Block || other.Block {
-		return i.Block == other.Block && i.Number() == other.Number()
+func (i Info) Same(other Info) bool { return i.id() == other.id() }
+
+// dir is the device's folder in sysfs. A file has none, as no device is 0:0.
+func (i Info) dir() string { return filepath.Join(numberDir, i.Number.String()) }
+
+func (i Info) attribute(name string) (string, error) { return readLine(i.dir(), name) }
+
+func (i Info) hasAttribute(name string) bool {
+	_, err := i.attribute(name)
+	return err == nil
+}
+
+// readLine reads a file of one line, as those in sysfs are.
+func readLine(path ...string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(path...))
+	return strings.TrimSpace(string(b)), err
+}
+
+// isGone tells whether an error says that a device, or what sysfs has of it, is not
+// there any more.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO)
+}
+
+// Holders returns the devices that are stacked on this one, such as the snapshot on its
+// COW device.
+func (i Info) Holders() ([]Info, error) { return i.linked("holders") }
+
+// slaves are the devices that this one is stacked on.
+func (i Info) slaves() ([]Info, error) { return i.linked("slaves") }
+
+// linked are the devices to which links lead from a folder that sysfs has of this one.
+func (i Info) linked(name string) (infos []Info, err error) {
+	folder := filepath.Join(i.dir(), name)
+	links, err := os.ReadDir(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // a file; and a partition has no holders folder on some kernels
 	}
-	return i.stat.Dev == other.stat.Dev && i.stat.Ino == other.stat.Ino
-}
-
-// storeID is which device or file something is, whatever its names.
-type storeID struct {
-	block  bool
-	device uint64 // of the block device, or that the file is on
-	inode  uint64 // of the file
-}
-
-func (i Info) id() storeID {
-	if i.Block {
-		return i.Number().store()
-	}
-	return storeID{device: i.stat.Dev, inode: i.stat.Ino}
-}
-
-// Holders are the kernel's names of the devices that are stacked on this one,
-// such as the snapshot on its COW device.
-func (i Info) Holders() ([]string, error) {
-	if !i.Block {
-		return nil, nil
-	}
-	return i.list("holders")
-}
-
-// HolderInfos are the devices that are stacked on this one.
-func (i Info) HolderInfos() ([]Info, error) {
-	names, err := i.Holders()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: its %s: %w", i.Path, name, err)
 	}
-	var infos []Info
-	for _, name := range names {
-		b, err := os.ReadFile(filepath.Join(i.dir(), "holders", name, "dev"))
+	for _, link := range links {
+		other, err := folderInfo(filepath.Join(folder, link.Name()))
+		if isGone(err) {
+			continue // it was taken away meanwhile
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
+			return nil, fmt.Errorf("%s: its %s: %w", i.Path, name, err)
 		}
-		holder, err := numberedInfo(filepath.Join(devDir, name), b)
-		if err != nil {
-			return nil, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
-		}
-		if name := holder.DMName(); name != "" {
-			holder.Path = filepath.Join(mapperDir, name)
-		}
-		infos = append(infos, holder)
+		infos = append(infos, other)
 	}
 	return infos, nil
 }
@@ -110,80 +189,34 @@ func (i Info) ReadOnly() bool {
 	return err == nil && ro == "1"
 }
 
-// SnapshotUUID is the dm uuid of the snapshot whose COW device this is, "" if it
-// is not known. LVM's COW devices have the snapshot's with a suffix; of others, it
-// is that of the device that lies on it.
-func (i Info) SnapshotUUID() string {
-	if uuid, ok := strings.CutSuffix(i.DMUUID(), "-cow"); ok {
-		return uuid
-	}
-	holders, err := i.Holders()
-	if err != nil || len(holders) != 1 {
-		return ""
-	}
-	b, err := os.ReadFile(filepath.Join(i.dir(), "holders", holders[0], "dm/uuid"))
+// SizeBytes returns the size of a block device in bytes, without opening it.
+func (i Info) SizeBytes() (int64, error) {
+	text, err := i.attribute("size")
 	if err != nil {
-		return ""
+		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
 	}
-	return strings.TrimSpace(string(b))
-}
-
-// OriginUUID is the dm uuid of the volume that this device is a snapshot of, or
-// that it is, if it has snapshots; "" if that is not known. Of LVM's, the device
-// below the volume has its uuid with a suffix; of others, what that device has
-// stands for the volume.
-func (i Info) OriginUUID() string {
-	if n, err := i.OriginDevice(); err == nil {
-		if n == i.Number() {
-			return ""
-		}
-		uuid := blockInfo("", n).DMUUID()
-		if strings.HasPrefix(uuid, "LVM-") {
-			uuid = strings.TrimSuffix(uuid, "-real")
-		}
-		return uuid
-	}
-	// Only root may see tables.
-	slaves, err := i.list("slaves")
+	sectors, err := strconv.ParseInt(text, 10, 54) // in units of 512 bytes, whatever the device's are
 	if err != nil {
-		return ""
+		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
 	}
-	for _, slave := range slaves {
-		b, err := os.ReadFile(filepath.Join(i.dir(), "slaves", slave, "dm/uuid"))
-		if err != nil {
-			continue
-		}
-		if uuid, ok := strings.CutSuffix(strings.TrimSpace(string(b)), "-real"); ok {
-			return uuid
-		}
-	}
-	return ""
+	return sectors * 512, nil
 }
 
-func (i Info) dir() string { return filepath.Join(sysfs, i.Number().String()) }
+// IsLoop tells whether it is a loop device.
+func (i Info) IsLoop() bool { return i.hasAttribute("loop/backing_file") }
 
-func (i Info) attribute(name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(i.dir(), name))
-	return strings.TrimSpace(string(b)), err
+// IsDM tells whether it is a mapped device.
+func (i Info) IsDM() bool { return i.hasAttribute("dm/uuid") }
+
+// DMName returns the name of a mapped device, and "" for anything else.
+func (i Info) DMName() string {
+	name, _ := i.attribute("dm/name")
+	return name
 }
 
-// isGone tells whether an error says that a device, or what sysfs has of it, is not
-// there any more.
-func isGone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO)
-}
-
-func (i Info) list(name string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(i.dir(), name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // a partition has no holders folder on some kernels
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: what lies on it and below it: %w", i.Path, err)
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names, nil
+// DMUUID returns the uuid of a mapped device, "" if it has none. LVM's uuids survive a
+// rename.
+func (i Info) DMUUID() string {
+	uuid, _ := i.attribute("dm/uuid")
+	return uuid
 }

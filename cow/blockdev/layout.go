@@ -4,11 +4,13 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"ddsfs/cow/dm"
 )
 
 // extent is a part of a device or a file, from byte start to before byte end.
 type extent struct {
-	store      storeID
+	device     deviceID
 	start, end int64
 	// scattered says that what is meant is somewhere in it, and not all of it.
 	scattered bool
@@ -18,13 +20,13 @@ type extent struct {
 const everything = math.MaxInt64
 
 // whole is all of a device or file.
-func (s storeID) whole() extent { return extent{store: s, end: everything} }
+func (id deviceID) whole() extent { return extent{device: id, end: everything} }
 
 // overlaps tells whether two extents have bytes in common. Two that are scattered
 // over the same device are neighbours there: where they meet is told by the extents
 // of the device that scatters them.
 func (e extent) overlaps(other extent) bool {
-	return e.store == other.store && e.start < other.end && other.start < e.end && !(e.scattered && other.scattered)
+	return e.device == other.device && e.start < other.end && other.start < e.end && !(e.scattered && other.scattered)
 }
 
 // piece is a part of a device, from byte start to before byte end, and where that is
@@ -38,14 +40,14 @@ type piece struct {
 }
 
 // layout is what each device is made of. What is at the bottom has no pieces.
-type layout map[storeID][]piece
+type layout map[deviceID][]piece
 
 // extents are what a part of a device is made of at the bottom, and in each device
 // on the way that scatters it.
 func (l layout) extents(e extent) []extent { return l.follow(nil, e, deepest) }
 
 func (l layout) follow(list []extent, e extent, depth int) []extent {
-	pieces := l[e.store]
+	pieces := l[e.device]
 	if len(pieces) == 0 || depth == 0 {
 		return append(list, e)
 	}
@@ -73,24 +75,24 @@ func (l layout) follow(list []extent, e extent, depth int) []extent {
 
 // below adds all that lies below a device or file to those that are found, with
 // whether the devices in between claim it.
-func (l layout) below(s storeID, claimed bool, found map[storeID]bool) {
-	for _, p := range l[s] {
+func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
+	for _, p := range l[id] {
 		claims := claimed || p.claimed
-		if was, ok := found[p.on.store]; !ok || was && !claims {
-			found[p.on.store] = claims
-			l.below(p.on.store, claims, found)
+		if was, ok := found[p.on.device]; !ok || was && !claims {
+			found[p.on.device] = claims
+			l.below(p.on.device, claims, found)
 		}
 	}
 }
 
 // overlap tells whether any of the extents overlaps with one of the others.
 func overlap(extents, others []extent) bool {
-	at := make(map[storeID][]extent)
+	at := make(map[deviceID][]extent)
 	for _, o := range others {
-		at[o.store] = append(at[o.store], o)
+		at[o.device] = append(at[o.device], o)
 	}
 	for _, e := range extents {
-		for _, o := range at[e.store] {
+		for _, o := range at[e.device] {
 			if e.overlaps(o) {
 				return true
 			}
@@ -115,12 +117,12 @@ func sectorBytes(sector uint64) int64 {
 	return int64(sector) * 512
 }
 
-// tablePieces are the pieces of a device-mapper device with that table.
-func tablePieces(targets []Target) (pieces []piece) {
-	for _, t := range targets {
+// tablePieces are the pieces of a mapped device with that table.
+func tablePieces(table []dm.Target) (pieces []piece) {
+	for _, t := range table {
 		start := sectorBytes(t.StartSector)
 		end := plus(start, sectorBytes(t.Sectors))
-		for _, on := range t.places() {
+		for _, on := range places(t) {
 			if !on.scattered {
 				on.end = plus(on.start, end-start)
 			}
@@ -130,12 +132,12 @@ func tablePieces(targets []Target) (pieces []piece) {
 	return pieces
 }
 
-// places are where a target keeps what is written to it: the first byte of where it
-// does one after the other, or what it scatters it over. A snapshot only reads its
-// origin, and so is none of its users.
+// places are where a target keeps what is written to it: from where on, if that is in
+// the target's own order, or else what it is scattered over. A snapshot only reads its
+// origin, which is not among them.
 //
 // The parameters of each type are in Documentation/admin-guide/device-mapper.
-func (t Target) places() []extent {
+func places(t dm.Target) []extent {
 	fields := strings.Fields(t.Params)
 	second := fields[min(1, len(fields)):min(2, len(fields))] // a snapshot's COW device
 	var places []extent
@@ -148,7 +150,7 @@ func (t Target) places() []extent {
 		}
 	}
 	switch t.Type {
-	case KindLinear, "flakey", "dust":
+	case dm.KindLinear, "flakey", "dust":
 		linear(0, 1)
 	case "delay":
 		linear(0, 1)
@@ -157,12 +159,12 @@ func (t Target) places() []extent {
 		}
 	case "crypt":
 		linear(3, 4)
-	case KindOrigin:
+	case dm.KindOrigin:
 		linear(0, -1)
-	case KindMerge:
+	case dm.KindMerge:
 		linear(0, -1)
 		places = append(places, scatteredOver(second)...)
-	case KindSnapshot:
+	case dm.KindSnapshot:
 		places = scatteredOver(second)
 		ok = len(places) == 1
 	case "multipath":
@@ -182,17 +184,17 @@ func (t Target) places() []extent {
 	return places
 }
 
-// placeAt is what begins at the sector of a device that two of the fields name, or at
-// its beginning if there is none for the sector.
+// placeAt is the end of a device from a sector on, both of which fields name, or all of
+// it if sector is negative.
 func placeAt(fields []string, device, sector int) (extent, bool) {
 	if max(device, sector) >= len(fields) {
 		return extent{}, false
 	}
-	n, err := parseNumber(fields[device])
+	n, err := dm.ParseNumber(fields[device])
 	if err != nil {
 		return extent{}, false
 	}
-	on := n.store().whole()
+	on := blockID(n).whole()
 	if sector >= 0 {
 		at, err := strconv.ParseUint(fields[sector], 10, 64)
 		if err != nil {
@@ -226,15 +228,13 @@ func stripes(fields []string, sectors uint64) (places []extent, ok bool) {
 // scatteredOver is all of the devices that are among the fields.
 func scatteredOver(fields []string) (places []extent) {
 	for _, field := range fields {
-		n, err := parseNumber(field)
+		n, err := dm.ParseNumber(field)
 		if err != nil {
 			continue
 		}
-		on := n.store().whole()
+		on := blockID(n).whole()
 		on.scattered = true
 		places = append(places, on)
 	}
 	return places
 }
-
-func (n Number) store() storeID { return storeID{block: true, device: n.device()} }

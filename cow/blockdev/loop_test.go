@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // backingFile is a file of two and a half sectors.
@@ -31,7 +33,7 @@ func backingFile(t *testing.T) (f *os.File, content []byte) {
 func TestLoop(t *testing.T) {
 	for _, writable := range []bool{false, true} {
 		f, content := backingFile(t)
-		l, err := NewLoop(f, writable)
+		l, err := dm.NewLoop(f, writable)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,8 +46,8 @@ func TestLoop(t *testing.T) {
 		if _, err := l.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:size]) {
 			t.Errorf("it shows something else: %v", err)
 		}
-		numbered, err := OpenNumber(l.Info().Number().String())
-		if err != nil || !numbered.Info().Same(l.Info()) {
+		numbered, err := OpenNumber(l.Number.String())
+		if err != nil || numbered.Info().Number != l.Number {
 			t.Fatalf("by its number: %v", err)
 		}
 		clear(got)
@@ -55,8 +57,8 @@ func TestLoop(t *testing.T) {
 		if err := numbered.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if l.Info().ReadOnly() == writable {
-			t.Errorf("writable %v: read-only %v", writable, l.Info().ReadOnly())
+		if readOnly := numbered.Info().ReadOnly(); readOnly == writable {
+			t.Errorf("writable %v: read-only %v", writable, readOnly)
 		}
 		if block, err := LogicalBlockBytes(l.File); err != nil || block != 512 {
 			t.Errorf("blocks of %d bytes, %v", block, err)

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"ddsfs/cow/dm"
 )
 
 // Overlap is another device or file that has some of the bytes of a device or file.
@@ -14,8 +16,8 @@ type Overlap struct {
 	Relation Relation
 	// Loop says that it is a loop device that shows something.
 	Loop bool
-	// Claimed says that a device which that one lies on, such as a logical volume,
-	// keeps it from being mounted or stacked on. Who looks after volumes opens such
+	// Claimed says that a device which lies on it, such as a logical volume, keeps it
+	// from being mounted or stacked on. Programs that look after volumes open such
 	// devices to read them.
 	Claimed bool
 }
@@ -41,19 +43,19 @@ func (o Overlap) IsBelow() bool {
 // String is its path with the relation.
 func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relation) }
 
-// inventory is all block devices that have a size, and the files that they show, by
-// what they are, with what they are made of.
+// inventory is all block devices that have a size, and the files that they show, with
+// what they are made of.
 type inventory struct {
-	infos  map[storeID]Info
-	loops  map[storeID]*loopDevice
+	infos  map[deviceID]Info
+	loops  map[deviceID]*loopDevice
 	layout layout
 	// order is that of the names that sysfs has, with each file after its device.
-	order []storeID
+	order []deviceID
 }
 
-// Overlaps are all other block devices that have some of the bytes of this device or
+// Overlaps returns all other block devices that have some of the bytes of this device or
 // file, and the files that are below it. They need not be in use. Where only root may
-// know of what a device is made, it is taken to be scattered over all that lies below
+// know what a device is made of, it is taken to be scattered over all that lies below
 // it.
 func (i Info) Overlaps() ([]Overlap, error) {
 	all, err := takeInventory()
@@ -61,7 +63,7 @@ func (i Info) Overlaps() ([]Overlap, error) {
 		return nil, fmt.Errorf("%s: what has the same sectors: %w", i.Path, err)
 	}
 	mine := all.layout.extents(i.id().whole())
-	below := make(map[storeID]bool)
+	below := make(map[deviceID]bool)
 	all.layout.below(i.id(), false, below)
 	var list []Overlap
 	for _, id := range all.order {
@@ -89,7 +91,7 @@ func (i Info) Shares(other Info) (bool, error) {
 	return overlap(all.layout.extents(i.id().whole()), all.layout.extents(other.id().whole())), nil
 }
 
-// LoopDevices are the loop devices that show bytes of this device or file, apart from
+// LoopDevices returns the loop devices that show bytes of this device or file, apart from
 // itself and from those below it.
 func (i Info) LoopDevices() ([]Info, error) {
 	all, err := i.Overlaps()
@@ -106,7 +108,7 @@ func (i Info) LoopDevices() ([]Info, error) {
 }
 
 // relation tells what the other device or file is to i, below which there are these.
-func (d inventory) relation(i, other Info, below map[storeID]bool) (Relation, error) {
+func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, error) {
 	if _, ok := below[other.id()]; ok {
 		if disk, err := i.disk(); err != nil {
 			return "", err
@@ -118,7 +120,7 @@ func (d inventory) relation(i, other Info, below map[storeID]bool) (Relation, er
 		}
 		return BelowIt, nil
 	}
-	above := make(map[storeID]bool)
+	above := make(map[deviceID]bool)
 	d.layout.below(other.id(), false, above)
 	if _, ok := above[i.id()]; !ok {
 		return BesideIt, nil
@@ -129,18 +131,14 @@ func (d inventory) relation(i, other Info, below map[storeID]bool) (Relation, er
 	return AboveIt, nil
 }
 
-// takeInventory finds out of what all block devices are made that are there now.
+// takeInventory finds out what all block devices are made of that are there now.
 func takeInventory() (inventory, error) {
-	d := inventory{make(map[storeID]Info), make(map[storeID]*loopDevice), make(layout), nil}
-	links, err := filepath.Glob("/sys/class/block/*")
+	d := inventory{make(map[deviceID]Info), make(map[deviceID]*loopDevice), make(layout), nil}
+	folders, err := filepath.Glob("/sys/class/block/*")
 	if err != nil {
 		return inventory{}, err
 	}
-	for _, link := range links {
-		folder, err := filepath.EvalSymlinks(link)
-		if err != nil {
-			continue // it was removed meanwhile
-		}
+	for _, folder := range folders {
 		i, err := folderInfo(folder)
 		if err == nil {
 			err = d.add(i)
@@ -152,7 +150,7 @@ func takeInventory() (inventory, error) {
 	return d, nil
 }
 
-// add finds out of what a device is made, if it has a size.
+// add finds out what a device is made of, if it has a size.
 func (d *inventory) add(i Info) error {
 	size, err := i.SizeBytes()
 	if err != nil || size == 0 {
@@ -193,8 +191,8 @@ func (i Info) pieces(size int64, loop *loopDevice) ([]piece, error) {
 	case loop != nil:
 		return loop.pieces(), nil
 	case i.IsDM():
-		if targets, err := i.Table(); err == nil {
-			return tablePieces(targets), nil
+		if table, err := dm.Table(i.Number); err == nil {
+			return tablePieces(table), nil
 		}
 	}
 	return i.slavePieces()
@@ -215,15 +213,15 @@ func (i Info) partitionPiece(size int64) (piece, error) {
 		return piece{}, fmt.Errorf("%s: where it begins: %w", i.Path, err)
 	}
 	start := sectorBytes(sector)
-	return piece{end: size, on: extent{store: disk.id(), start: start, end: plus(start, size)}}, nil
+	return piece{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, nil
 }
 
 // pieces are what a loop device shows, if that is known.
 func (l *loopDevice) pieces() []piece {
-	if l.shows == (storeID{}) {
+	if l.shows == (deviceID{}) {
 		return nil
 	}
-	on := extent{store: l.shows, start: l.start, end: everything}
+	on := extent{device: l.shows, start: l.start, end: everything}
 	if l.length > 0 {
 		on.end = plus(l.start, l.length)
 	}
@@ -233,37 +231,25 @@ func (l *loopDevice) pieces() []piece {
 // file is the file that a loop device shows, with the name that the kernel has for it,
 // if it shows a file that is known.
 func (l *loopDevice) file() (i Info, ok bool) {
-	if l.shows.block || l.shows == (storeID{}) {
+	if l.shows.block || l.shows == (deviceID{}) {
 		return Info{}, false
 	}
-	i.Path, i.stat.Dev, i.stat.Ino = l.name, l.shows.device, l.shows.inode
+	i.Path, i.stat.Dev, i.stat.Ino = l.name, l.shows.dev, l.shows.inode
 	return i, true
 }
 
-// slavePieces are the devices over which a device is scattered of which nothing but
-// these is known. Of a snapshot, that is its COW device.
-func (i Info) slavePieces() ([]piece, error) {
-	names, err := i.list("slaves")
+// slavePieces are the devices that a device lies on, as if it were scattered over them:
+// nothing else is known of it. A snapshot is scattered over its COW device alone.
+func (i Info) slavePieces() (pieces []piece, err error) {
+	slaves, err := i.slaves()
 	if err != nil {
 		return nil, err
 	}
-	var pieces []piece
-	for _, name := range names {
-		folder, err := filepath.EvalSymlinks(filepath.Join(i.dir(), "slaves", name))
-		if err != nil {
-			continue // it was taken away meanwhile
-		}
-		slave, err := folderInfo(folder)
-		if isGone(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
+	for _, slave := range slaves {
 		on := slave.id().whole()
 		on.scattered = true
 		p := piece{end: everything, on: on, claimed: true}
-		if strings.HasPrefix(slave.DMUUID(), "LVM-") && strings.HasSuffix(slave.DMUUID(), "-cow") {
+		if strings.HasPrefix(slave.DMUUID(), lvmPrefix) && strings.HasSuffix(slave.DMUUID(), "-cow") {
 			return []piece{p}, nil
 		}
 		pieces = append(pieces, p)

@@ -1,12 +1,9 @@
 package blockdev
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -16,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many small pieces are read with the kernel's asynchronous I/O (io_submit(2)), 256
-// of them with two system calls. Measured on a machine where a call costs 1.1 µs, for
-// each 4 KiB of 256, in µs:
+// Many small pieces of a block device are read with the kernel's asynchronous I/O
+// (io_submit(2)), 256 of them with two system calls. Measured on a machine where a call
+// costs 1.1 µs, for each 4 KiB of 256, in µs:
 //
 //	                                   page cache   file, cold   O_DIRECT
 //	pread one by one                     1.8          155          73
@@ -28,237 +25,192 @@ import (
 //	io_submit                            0.7                        5.1
 //	io_uring                             0.7                        4.3
 //
-// Of a file, what is not in the page cache is asked for by those reads that don't wait
+// What is not in the page cache of a file is asked for by those reads that don't wait
 // for it (since Linux 5.9), so that the disk has all of it to do when the first one
-// waits.
+// waits. To submit those reads together makes a cold file no faster.
 //
-// io_uring would be a little better from the page cache; but a snapshot's reads it
-// leaves to a few threads, as the device mapper can't promise not to wait, it needs
-// queues in shared memory, and many containers and some distributions forbid it.
+// io_uring would be a little better; but it leaves a snapshot's reads to a few threads,
+// as the device mapper can't promise not to wait, it needs queues in shared memory, and
+// many containers and some distributions forbid it.
 const (
 	piecesAtOnce = 256
 
 	// To give such a context back takes the kernel 30 to 130 ms, so that it pays only
-	// for many pieces, of a device sooner than of a file.
-	filePiecesWorthABatch   = 1 << 16
-	devicePiecesWorthABatch = 1 << 13
+	// for many pieces.
+	piecesWorthABatch = 1 << 13
 
 	// A disk with a queue has enough to do with that many times piecesAtOnce.
 	maxBatches = 4
 
-	// So many goroutines read of a device what io_submit did not.
+	// So many goroutines read from a device what io_submit did not.
 	readersAtOnce = 32
 )
 
-// pieceReader reads many pieces of a file at once.
-type pieceReader struct {
-	file syscall.RawConn
-	// ready are the batches that nobody uses. Of unmade there is one for each that
-	// there may be beside those that were made.
-	ready  chan *batch
-	unmade chan struct{}
-	// flags are those of each request, and unable says that the file, or this
-	// machine, can't do it.
-	flags  uint32
-	unable atomic.Bool
-	// asked is for how many pieces so far, and worth after how many of them a batch
-	// is made.
-	asked atomic.Int64
-	worth int64
-	// waits says that the file can only be read with a wait for what is not in the
-	// page cache, or that this machine lets nobody ask.
-	waits atomic.Bool
-	// spare are of *cachedRead.
-	spare sync.Pool
-}
+// pieceSet tells for each of piecesAtOnce pieces whether it is filled.
+type pieceSet [piecesAtOnce]bool
 
-func newPieceReader(file *os.File, flags uint32, worth int64) (*pieceReader, error) {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	r := &pieceReader{file: raw, ready: make(chan *batch, maxBatches), unmade: make(chan struct{}, maxBatches), flags: flags, worth: worth}
-	for range maxBatches {
-		r.unmade <- struct{}{}
-	}
-	return r, nil
-}
-
-// read reads at most piecesAtOnce pieces, and tells which of them it filled. It may
-// not have tried.
-func (r *pieceReader) read(pieces [][]byte, offsets []int64) (done pieceSet, tried bool) {
-	if r.asked.Add(int64(len(pieces))) <= r.worth || r.unable.Load() {
-		return done, false
-	}
-	b := r.take()
-	defer func() { r.giveBack(b) }()
-	if r.unable.Load() {
-		return done, false // closed, or found out meanwhile
-	}
-	if b == nil {
-		made, err := newBatch()
-		if err != nil {
-			r.unable.Store(true) // the machine has no more of them (fs.aio-max-nr), or none
-			return done, false
+// ReadPieces fills each piece with what the device holds from its offset in bytes,
+// many of them at once. It returns how many it filled before the first that it could
+// not, and the error of that one.
+func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	for n < len(pieces) {
+		count := min(piecesAtOnce, len(pieces)-n)
+		done, err := d.readSome(pieces[n:n+count], offsets[n:n+count])
+		if n += done; err != nil {
+			return n, err
 		}
-		b = made
 	}
-	b.pieces, b.offsets, b.flags, b.done = pieces, offsets, r.flags, pieceSet{}
-	// The file stays open meanwhile. An error says that it is closed, and whoever
-	// reads what is missing gets to know that as well.
-	_ = r.file.Control(b.run)
-	if b.unable {
-		r.unable.Store(true)
-	}
-	done = b.done
-	b.pieces, b.offsets = nil, nil
-	tried = !b.unable
-	if b.context == 0 {
-		b = nil
-	}
-	return done, tried
+	return n, nil
 }
 
-// take takes a batch that nobody uses, or nil if one is to be made. It waits if all
-// there may be are in use.
-func (r *pieceReader) take() *batch {
-	select {
-	case b := <-r.ready:
-		return b
+// readSome is ReadPieces for at most piecesAtOnce of them.
+func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
+	var done pieceSet
+	switch {
+	case len(pieces) == 1:
+	case d.direct == nil:
+		d.readCached(pieces, offsets, &done)
 	default:
+		if d.direct.fit(pieces, offsets) {
+			d.batches.read(pieces, offsets, &done)
+		}
+		return d.readMissing(pieces, offsets, &done)
 	}
-	select {
-	case b := <-r.ready:
-		return b
-	case <-r.unmade:
-		return nil
+	for i := range pieces {
+		if done[i] {
+			continue
+		}
+		if err := d.readPiece(pieces[i], offsets[i]); err != nil {
+			return i, err
+		}
 	}
-}
-
-func (r *pieceReader) giveBack(b *batch) {
-	if b == nil {
-		r.unmade <- struct{}{}
-	} else {
-		r.ready <- b
-	}
-	if r.unable.Load() {
-		r.free() // it was closed while this one was in use
-	}
+	return len(pieces), nil
 }
 
 // readCached reads at most piecesAtOnce pieces of a file without waiting for what is
 // not in the page cache: that is asked for, and on its way when this returns.
-func (r *pieceReader) readCached(pieces [][]byte, offsets []int64) pieceSet {
-	c, _ := r.spare.Get().(*cachedRead)
-	if c == nil {
-		c = &cachedRead{reader: r}
-		c.run = c.read
-	}
-	c.pieces, c.offsets, c.done = pieces, offsets, pieceSet{}
-	// As above, of what is closed there is nothing to read.
-	_ = r.file.Control(c.run)
-	done := c.done
-	c.pieces, c.offsets = nil, nil
-	r.spare.Put(c)
-	return done
-}
-
-// cachedRead is what readCached asks for.
-type cachedRead struct {
-	reader  *pieceReader
-	run     func(fd uintptr) // its method read, made once
-	pieces  [][]byte
-	offsets []int64
-	vector  [1][]byte
-	done    pieceSet
-}
-
-func (c *cachedRead) read(fd uintptr) {
-	waits := c.reader.waits.Load()
-	for i, p := range c.pieces {
-		if !waits {
-			c.vector[0] = p
-			n, err := unix.Preadv2(int(fd), c.vector[:], c.offsets[i], unix.RWF_NOWAIT)
-			if n == len(p) {
-				c.done.add(uint64(i))
-				continue
+func (d *Device) readCached(pieces [][]byte, offsets []int64, done *pieceSet) {
+	waits := d.waits.Load()
+	vector := make([][]byte, 1)
+	// If the file is closed, the read that follows says so.
+	_ = d.raw.Control(func(fd uintptr) {
+		for i, p := range pieces {
+			if !waits {
+				vector[0] = p
+				n, err := unix.Preadv2(int(fd), vector, offsets[i], unix.RWF_NOWAIT)
+				done[i] = n == len(p)
+				waits = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM)
 			}
-			if waits = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM); !waits {
-				continue
+			if waits {
+				// The file system may still read ahead.
+				_ = unix.Fadvise(int(fd), offsets[i], int64(len(p)), unix.FADV_WILLNEED)
 			}
-			c.reader.waits.Store(true)
 		}
-		// The file system may still read ahead.
-		_ = unix.Fadvise(int(fd), c.offsets[i], int64(len(p)), unix.FADV_WILLNEED)
+	})
+	d.waits.Store(waits)
+}
+
+// batches are those of a device, of which there are at most maxBatches.
+type batches struct {
+	file  syscall.RawConn
+	asked atomic.Int64  // for how many pieces so far
+	inUse chan struct{} // has an element for each batch in use
+
+	mu   sync.Mutex
+	idle []*batch
+	// unable says that the device is closed, or that it, the kernel or this machine has
+	// no such reads.
+	unable bool
+}
+
+func newBatches(file syscall.RawConn) *batches {
+	return &batches{file: file, inUse: make(chan struct{}, maxBatches)}
+}
+
+// read reads at most piecesAtOnce pieces, and says which of them it filled. It may not
+// have tried.
+func (s *batches) read(pieces [][]byte, offsets []int64, done *pieceSet) {
+	if s.asked.Add(int64(len(pieces))) <= piecesWorthABatch {
+		return
 	}
-	c.vector[0] = nil
+	s.inUse <- struct{}{}
+	defer func() { <-s.inUse }()
+	b := s.take()
+	if b == nil {
+		return
+	}
+	able := true
+	// The file stays open meanwhile, and what this function holds stays where it is in
+	// memory. If the file is closed, the read that follows says so.
+	_ = s.file.Control(func(fd uintptr) { able = b.read(fd, pieces, offsets, done) })
+	if !able {
+		s.close()
+	}
+	s.giveBack(b)
+}
+
+// take returns a batch that nobody uses, and nil if there can be none.
+func (s *batches) take() *batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unable {
+		return nil
+	}
+	if last := len(s.idle) - 1; last >= 0 {
+		b := s.idle[last]
+		s.idle = s.idle[:last]
+		return b
+	}
+	b, err := newBatch()
+	// The machine may have no more of them (fs.aio-max-nr), or none.
+	s.unable = err != nil
+	return b
+}
+
+func (s *batches) giveBack(b *batch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unable {
+		b.destroy()
+	} else if b.context != 0 {
+		s.idle = append(s.idle, b)
+	}
 }
 
 // close frees the batches, and has no more of them made. One that is in use is freed
-// when it no longer is: whoever reads with it may do so for long.
-func (r *pieceReader) close() {
-	r.unable.Store(true)
-	r.free()
-}
-
-// free frees the batches that nobody uses.
-func (r *pieceReader) free() {
-	for {
-		select {
-		case b := <-r.ready:
-			b.destroy()
-			r.unmade <- struct{}{}
-		default:
-			return
-		}
+// when it no longer is, which may be long after.
+func (s *batches) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unable = true
+	for _, b := range s.idle {
+		b.destroy()
 	}
+	s.idle = nil
 }
 
-// pieceSet tells of each of piecesAtOnce pieces whether it is filled.
-type pieceSet [piecesAtOnce / 64]uint64
-
-func (s *pieceSet) add(i uint64)   { s[i/64] |= 1 << (i % 64) }
-func (s *pieceSet) has(i int) bool { return s[i/64]>>(i%64)&1 == 1 }
-func (s *pieceSet) count() (n int) {
-	for _, w := range s {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
-// batch is a context of the kernel's asynchronous I/O, and what it needs to be asked
-// and to answer.
+// batch is a context of the kernel's asynchronous I/O, and the memory in which it is
+// asked and answers.
 type batch struct {
 	context  uintptr
 	requests [piecesAtOnce]request
 	pointers [piecesAtOnce]*request
 	answers  [piecesAtOnce]answer
-	run      func(fd uintptr) // its method read, made once
-
-	// What it is to read. Being here keeps the pieces where they are while the
-	// kernel writes into them.
-	pieces  [][]byte
-	offsets []int64
-	flags   uint32
-
-	// What came of it.
-	done   pieceSet
-	unable bool // the file, or the kernel, has no such reads
 }
 
 // request is struct iocb of linux/aio_abi.h.
 type request struct {
-	index    uint64
-	keyFlags [2]uint32 // in this order on a machine that is little-endian
-	opcode   uint16
-	_        int16
-	fd       uint32
-	buffer   uint64
-	bytes    uint64
-	offset   int64
-	_        uint64
-	_        uint32
-	_        uint32
+	index  uint64
+	_      [2]uint32 // a key and flags, in an order that depends on the machine's
+	opcode uint16
+	_      int16
+	fd     uint32
+	buffer uint64
+	bytes  uint64
+	offset int64
+	_      uint64
+	_      uint32
+	_      uint32
 }
 
 // answer is struct io_event of linux/aio_abi.h.
@@ -280,7 +232,6 @@ func newBatch() (*batch, error) {
 	for i := range b.requests {
 		b.pointers[i] = &b.requests[i]
 	}
-	b.run = b.read
 	return b, nil
 }
 
@@ -290,25 +241,25 @@ func (b *batch) destroy() {
 	b.context = 0
 }
 
-// read reads the pieces from the file, and returns when the kernel has nothing more
-// to do with them.
-func (b *batch) read(fd uintptr) {
-	for i, p := range b.pieces {
-		r := &b.requests[i]
-		*r = request{
+// read reads the pieces from the file, says which of them it filled, and returns when
+// the kernel has nothing more to do with them. It is not able to if the file or the
+// kernel has no such reads.
+func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSet) (able bool) {
+	for i, p := range pieces {
+		b.requests[i] = request{
 			index: uint64(i), opcode: readRequest, fd: uint32(fd),
-			buffer: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), bytes: uint64(len(p)), offset: b.offsets[i],
+			buffer: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), bytes: uint64(len(p)), offset: offsets[i],
 		}
-		r.keyFlags[flagsAt()] = b.flags
 	}
+	able = true
 	submitted := 0
-	for submitted < len(b.pieces) {
-		n, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, b.context, uintptr(len(b.pieces)-submitted), uintptr(unsafe.Pointer(&b.pointers[submitted])))
+	for submitted < len(pieces) {
+		n, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, b.context, uintptr(len(pieces)-submitted), uintptr(unsafe.Pointer(&b.pointers[submitted])))
 		if errno == unix.EINTR {
 			continue
 		}
 		if errno != 0 || n == 0 {
-			b.unable = errno == unix.EOPNOTSUPP || errno == unix.EINVAL || errno == unix.ENOSYS || errno == unix.EPERM
+			able = errno != unix.EOPNOTSUPP && errno != unix.EINVAL && errno != unix.ENOSYS && errno != unix.EPERM
 			break
 		}
 		submitted += int(n)
@@ -323,87 +274,40 @@ func (b *batch) read(fd uintptr) {
 			break
 		}
 		for _, a := range b.answers[:n] {
-			if a.result == int64(len(b.pieces[a.index])) {
-				b.done.add(a.index)
-			}
+			done[a.index] = a.result == int64(len(pieces[a.index]))
 		}
 		submitted -= int(n)
 	}
-	runtime.KeepAlive(b.pieces)
-}
-
-// flagsAt is which of the two fields behind the index holds the flags.
-func flagsAt() int {
-	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
-		return 1
-	}
-	return 0
-}
-
-// ReadPieces fills each piece with what the device holds from its offset in bytes,
-// many of them at once. It returns how many it filled before the first that it could
-// not, and the error of that one.
-func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
-	if len(pieces) == 1 {
-		if err := d.readPiece(pieces[0], offsets[0]); err != nil {
-			return 0, err
-		}
-		return 1, nil
-	}
-	for n < len(pieces) {
-		count := min(piecesAtOnce, len(pieces)-n)
-		done, err := d.readBatch(pieces[n:n+count], offsets[n:n+count])
-		if n += done; err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// readBatch is ReadPieces for at most piecesAtOnce of them.
-func (d *Device) readBatch(pieces [][]byte, offsets []int64) (n int, err error) {
-	var done pieceSet
-	tried := false
-	if d.fits(pieces, offsets) {
-		done, tried = d.pieces.read(pieces, offsets)
-	}
-	if d.direct != nil {
-		return d.readMissing(pieces, offsets, done)
-	}
-	if !tried {
-		done = d.pieces.readCached(pieces, offsets)
-	}
-	for i := range pieces {
-		if done.has(i) {
-			continue
-		}
-		if err := d.readPiece(pieces[i], offsets[i]); err != nil {
-			return i, err
-		}
-	}
-	return len(pieces), nil
+	runtime.KeepAlive(pieces)
+	return able
 }
 
 // readMissing reads the pieces that are not done, several at once, and each as
 // ReadAt does: what is wrong with one shows there.
-func (d *Device) readMissing(pieces [][]byte, offsets []int64, done pieceSet) (n int, err error) {
-	if done.count() == len(pieces) {
+func (d *Device) readMissing(pieces [][]byte, offsets []int64, done *pieceSet) (n int, err error) {
+	missing := 0
+	for i := range pieces {
+		if !done[i] {
+			missing++
+		}
+	}
+	if missing == 0 {
 		return len(pieces), nil
 	}
 	var errs [piecesAtOnce]error
 	var next atomic.Int64
 	var failed atomic.Bool
 	var readers sync.WaitGroup
-	for range min(readersAtOnce, len(pieces)-done.count()) {
+	for range min(readersAtOnce, missing) {
 		readers.Go(func() {
 			// They are taken in their order: those before one that failed are done, or
-			// under way. A disk that fails may take its time for each of those behind.
+			// under way. A disk that fails may take its time for each of those after it.
 			for !failed.Load() {
 				i := int(next.Add(1)) - 1
 				if i >= len(pieces) {
 					return
 				}
-				if done.has(i) {
+				if done[i] {
 					continue
 				}
 				if errs[i] = d.readPiece(pieces[i], offsets[i]); errs[i] != nil {
@@ -431,18 +335,4 @@ func (d *Device) readPiece(p []byte, off int64) error {
 		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, io.ErrUnexpectedEOF)
 	}
 	return err
-}
-
-// fits tells whether the kernel can read the pieces as they are: with O_DIRECT, what
-// is not aligned goes through a buffer.
-func (d *Device) fits(pieces [][]byte, offsets []int64) bool {
-	if d.direct == nil {
-		return true
-	}
-	for i, p := range pieces {
-		if !d.direct.fits(p, offsets[i]) {
-			return false
-		}
-	}
-	return true
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // randomFile is a file of that size on a disk.
@@ -39,19 +41,19 @@ func randomFile(t testing.TB, bytes int64) (f *os.File, content []byte) {
 	return f, content
 }
 
-// devices are the ways to have the file as a device: from its page cache, not in
-// there, through a loop device, where the kernel can't do many at once, and when only
-// few pieces were asked for.
+// devices are the ways to have the file as a device: from its page cache, not in there,
+// where the page cache can't be asked, and through a loop device, also where the kernel
+// can't do many at once, and when only few pieces were asked for.
 func devices(t testing.TB, f *os.File) map[string]*Device {
 	t.Helper()
-	l, err := NewLoop(f, false)
+	l, err := dm.NewLoop(f, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
 	all := make(map[string]*Device)
 	for name, path := range map[string]string{
-		"file": f.Name(), "cold": f.Name(), "unable": f.Name(), "few": f.Name(), "few, cold": f.Name(),
+		"file": f.Name(), "cold": f.Name(), "waits, cold": f.Name(),
 		"loop": l.Name(), "unable loop": l.Name(), "few, loop": l.Name(),
 	} {
 		d, err := Open(path)
@@ -59,16 +61,20 @@ func devices(t testing.TB, f *os.File) map[string]*Device {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { d.Close() })
-		d.pieces.unable.Store(strings.HasPrefix(name, "unable"))
-		if d.pieces.asked.Store(d.pieces.worth); strings.HasPrefix(name, "few") {
-			d.pieces.asked.Store(-1 << 40)
+		d.waits.Store(strings.HasPrefix(name, "waits"))
+		if d.batches != nil {
+			d.batches.unable = strings.HasPrefix(name, "unable")
+			if d.batches.asked.Store(piecesWorthABatch); strings.HasPrefix(name, "few") {
+				d.batches.asked.Store(-1 << 40)
+			}
 		}
 		all[name] = d
 	}
 	return all
 }
 
-// somePieces are pieces of a file of that size, at any place, or all aligned.
+// somePieces are pieces of a file of that size, at any place, or all aligned, also in
+// memory.
 func somePieces(r *rand.Rand, fileBytes, count int64, aligned bool) (pieces [][]byte, offsets []int64) {
 	for range count {
 		unit := int64(1)
@@ -76,7 +82,7 @@ func somePieces(r *rand.Rand, fileBytes, count int64, aligned bool) (pieces [][]
 			unit = 512
 		}
 		bytes := unit * (1 + r.Int64N(20<<10/unit))
-		pieces = append(pieces, make([]byte, bytes))
+		pieces = append(pieces, *alignedBuffer(bytes, unit))
 		offsets = append(offsets, r.Int64N((fileBytes-bytes)/unit+1)*unit)
 	}
 	return pieces, offsets
@@ -111,8 +117,11 @@ func TestReadPieces(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if d.pieces.unable.Load() != strings.HasPrefix(name, "unable") {
-				t.Errorf("many at once: %v", !d.pieces.unable.Load())
+			if d.batches != nil && d.batches.unable != strings.HasPrefix(name, "unable") {
+				t.Errorf("many at once: %v", !d.batches.unable)
+			}
+			if d.waits.Load() != strings.HasPrefix(name, "waits") {
+				t.Errorf("the page cache is not asked: %v", d.waits.Load())
 			}
 		})
 	}
@@ -126,7 +135,7 @@ func TestReadPiecesErrors(t *testing.T) {
 		for _, bad := range []int{0, 1, 5, piecesAtOnce, 2*piecesAtOnce - 1} {
 			pieces, offsets := somePieces(rand.New(rand.NewPCG(2, uint64(bad))), fileBytes, 2*piecesAtOnce, true)
 			offsets[bad] = fileBytes - 512
-			pieces[bad] = make([]byte, 1024)
+			pieces[bad] = *alignedBuffer(1024, 512)
 			n, err := d.ReadPieces(pieces, offsets)
 			where := fmt.Sprintf("%s: read 1024 bytes at byte %d: ", d.file.Name(), offsets[bad])
 			if n != bad || !errors.Is(err, io.ErrUnexpectedEOF) || !strings.HasPrefix(err.Error(), where) {
@@ -152,20 +161,14 @@ func TestReadPiecesErrors(t *testing.T) {
 // A machine may have no room for more.
 func TestReadPiecesWithoutABatch(t *testing.T) {
 	f, content := randomFile(t, 1<<20)
-	d, err := Open(f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := devices(t, f)["loop"]
 	b, err := newBatch()
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.destroy() // the kernel does not know it any more
 	b.context = 1
-	<-d.pieces.unmade
-	d.pieces.ready <- b
-	d.pieces.asked.Store(d.pieces.worth)
+	d.batches.idle = []*batch{b}
 	pieces, offsets := somePieces(rand.New(rand.NewPCG(4, 5)), 1<<20, 100, true)
 	if n, err := d.ReadPieces(pieces, offsets); n != len(pieces) || err != nil {
 		t.Fatalf("%d pieces, %v", n, err)
@@ -175,7 +178,7 @@ func TestReadPiecesWithoutABatch(t *testing.T) {
 			t.Fatalf("piece %d differs", i)
 		}
 	}
-	if !d.pieces.unable.Load() {
+	if !d.batches.unable {
 		t.Error("it is tried again and again")
 	}
 }
@@ -194,22 +197,14 @@ func contexts(t *testing.T) int {
 // many of.
 func TestBatchesComeAndGo(t *testing.T) {
 	f, _ := randomFile(t, 1<<20)
-	for name, d := range devices(t, f) {
-		if !strings.HasPrefix(name, "few") {
-			continue
-		}
-		t.Run(name, func(t *testing.T) { testBatchesComeAndGo(t, d) })
-	}
-}
-
-func testBatchesComeAndGo(t *testing.T, d *Device) {
-	d.pieces.asked.Store(0)
+	d := devices(t, f)["few, loop"]
+	d.batches.asked.Store(0)
 	before := contexts(t)
 	buf, pieces, offsets := make([]byte, 1<<20), make([][]byte, piecesAtOnce), make([]int64, piecesAtOnce)
 	for i := range pieces {
 		pieces[i], offsets[i] = buf[i*4096:][:4096], int64(len(pieces)-1-i)*4096
 	}
-	for read := int64(0); read <= d.pieces.worth; read += piecesAtOnce {
+	for read := int64(0); read <= piecesWorthABatch; read += piecesAtOnce {
 		if contexts(t) != before {
 			t.Errorf("few pieces, %d, are read with what costs time to give back", read)
 		}
@@ -239,20 +234,16 @@ func testBatchesComeAndGo(t *testing.T, d *Device) {
 // What is in use when the device is closed is given back afterwards.
 func TestBatchInUseAtClose(t *testing.T) {
 	f, _ := randomFile(t, 1<<20)
-	d, err := Open(f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := devices(t, f)["loop"]
 	before := contexts(t)
-	b, err := newBatch()
-	if err != nil {
-		t.Fatal(err)
+	b := d.batches.take()
+	if made := contexts(t) - before; b == nil || made != 1 {
+		t.Fatalf("%d contexts", made)
 	}
-	<-d.pieces.unmade // it was taken, and made
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d.pieces.giveBack(b)
+	d.batches.giveBack(b)
 	if after := contexts(t); after != before {
 		t.Errorf("%d contexts, and %d before", after, before)
 	}
@@ -266,19 +257,21 @@ func TestReadCachedAsksForAll(t *testing.T) {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		t.Fatal(err)
 	}
-	r, err := newPieceReader(f, unix.RWF_NOWAIT, filePiecesWorthABatch)
+	d, err := Open(f.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer d.Close()
 	var pieces [][]byte
 	var offsets []int64
 	for i := range int64(piecesAtOnce) {
 		// Backwards, as the kernel would read ahead of what looks like a sequence.
 		pieces, offsets = append(pieces, make([]byte, pieceBytes)), append(offsets, (piecesAtOnce-1-i)*7*pieceBytes)
 	}
-	done := r.readCached(pieces, offsets)
+	var done pieceSet
+	d.readCached(pieces, offsets, &done)
 	for i, p := range pieces {
-		if done.has(i) && !bytes.Equal(p, content[offsets[i]:][:pieceBytes]) {
+		if done[i] && !bytes.Equal(p, content[offsets[i]:][:pieceBytes]) {
 			t.Errorf("piece %d differs", i)
 		}
 		var c unix.Cachestat_t
@@ -296,14 +289,16 @@ func TestReadCachedUnable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	r, err := newPieceReader(f, unix.RWF_NOWAIT, filePiecesWorthABatch)
-	if err != nil {
+	d := &Device{file: f}
+	if d.raw, err = f.SyscallConn(); err != nil {
 		t.Fatal(err)
 	}
-	if done := r.readCached([][]byte{make([]byte, 8), make([]byte, 8)}, []int64{0, 8}); done.count() != 0 {
-		t.Errorf("%d pieces are said to be read", done.count())
+	var done pieceSet
+	d.readCached([][]byte{make([]byte, 8), make([]byte, 8)}, []int64{0, 8}, &done)
+	if done != (pieceSet{}) {
+		t.Error("pieces are said to be read")
 	}
-	if !r.waits.Load() {
+	if !d.waits.Load() {
 		t.Error("it is asked again each time")
 	}
 }
@@ -311,7 +306,7 @@ func TestReadCachedUnable(t *testing.T) {
 func BenchmarkReadPieces(b *testing.B) {
 	const fileBytes, pieceBytes = 64 << 20, 4096
 	f, _ := randomFile(b, fileBytes)
-	for _, name := range []string{"file", "few", "loop"} {
+	for _, name := range []string{"file", "loop"} {
 		d := devices(b, f)[name]
 		b.Run(name, func(b *testing.B) {
 			buf := make([]byte, piecesAtOnce*pieceBytes)

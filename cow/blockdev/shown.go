@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // deletedSuffix is what the kernel adds to the name of a file that was removed.
@@ -17,16 +19,16 @@ const deletedSuffix = " (deleted)"
 // loopDevice is a loop device that shows something.
 type loopDevice struct {
 	Info
-	// shows is the file or device that it shows, of which nothing is known if it is
-	// its zero value, and name the file's name when it was opened.
-	shows storeID
+	// shows is the file or device that it shows, and its zero value if that is not
+	// known; name is the file's name when the loop device got it.
+	shows deviceID
 	name  string
 	// start and length are the part that it shows, in bytes. It ends with what it
 	// shows if length is 0.
 	start, length int64
 }
 
-// loopDevices are all that show something.
+// loopDevices are the loop devices that show something.
 func loopDevices() ([]loopDevice, error) {
 	all, err := filepath.Glob(filepath.Join(blockDir, "loop*/loop/backing_file"))
 	if err != nil {
@@ -52,12 +54,9 @@ func loopDevices() ([]loopDevice, error) {
 	return loops, nil
 }
 
-// loopDevice tells what a loop device shows. It is nil of anything else, and of a
+// loopDevice tells what a loop device shows. It is nil for anything else, and for a
 // loop device that shows nothing.
 func (i Info) loopDevice() (*loopDevice, error) {
-	if !i.Block {
-		return nil, nil
-	}
 	name, err := i.attribute("loop/backing_file")
 	if err != nil {
 		return nil, nil
@@ -84,33 +83,33 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	case errors.Is(err, unix.ENXIO):
 		return nil, nil // it was detached meanwhile
 	}
-	// Whoever may not open it, or has no node of it, has the file's name. By now, that
-	// may be another file's, or none.
+	// A user who may not open it, or has no node of it, still has the file's name, which
+	// may be another file's by now, or none.
 	if found, err := Lookup(name); err == nil {
 		l.shows = found.id()
 	}
 	return l, nil
 }
 
-// asked is what a loop device says that it shows. Its file's name would not do: the
-// file may have another by now, or none.
-func (i Info) asked() (storeID, error) {
+// asked is what a loop device itself says that it shows. The name of its file would not
+// do: the file may have another by now, or none.
+func (i Info) asked() (deviceID, error) {
 	f, err := os.OpenFile(i.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return storeID{}, err
+		return deviceID{}, err
 	}
 	defer f.Close()
 	if found, err := Stat(f); err != nil || !found.Same(i) {
-		return storeID{}, fmt.Errorf("%s: it is not the loop device %s: %w", i.Path, i.Number(), errors.Join(err, fs.ErrNotExist))
+		return deviceID{}, fmt.Errorf("%s: it is not the loop device %s: %w", i.Path, i.Number, errors.Join(err, fs.ErrNotExist))
 	}
 	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
-		return storeID{}, fmt.Errorf("%s: ask what the loop device shows: %w", i.Path, err)
+		return deviceID{}, fmt.Errorf("%s: ask what the loop device shows: %w", i.Path, err)
 	}
 	if status.Rdevice != 0 {
-		return storeID{block: true, device: status.Rdevice}, nil
+		return blockID(dm.NumberOf(status.Rdevice)), nil
 	}
-	return storeID{device: status.Device, inode: status.Inode}, nil
+	return deviceID{dev: status.Device, inode: status.Inode}, nil
 }
 
 // lookup finds what the loop device shows by its name, nil if it has another by now.

@@ -1,154 +1,136 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
-	"strconv"
+	"io/fs"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"ddsfs/cow/dm"
 )
 
-// The types of device-mapper targets that matter here. LVM's devices of these
-// types have one target each.
-const (
-	KindSnapshot = "snapshot"
-	KindOrigin   = "snapshot-origin"
-	KindMerge    = "snapshot-merge"
-	KindThin     = "thin"
-	KindLinear   = "linear"
-)
-
-// Number is a block device's number.
-type Number struct{ Major, Minor uint32 }
-
-func (n Number) String() string { return fmt.Sprintf("%d:%d", n.Major, n.Minor) }
-
-func parseNumber(text string) (Number, error) {
-	major, minor, ok := strings.Cut(strings.TrimSpace(text), ":")
-	ma, majorErr := strconv.ParseUint(major, 10, 32)
-	mi, minorErr := strconv.ParseUint(minor, 10, 32)
-	if !ok || majorErr != nil || minorErr != nil {
-		return Number{}, fmt.Errorf("%q is no device number", text)
-	}
-	return Number{uint32(ma), uint32(mi)}, nil
-}
-
-// Number is the block device's number.
-func (i Info) Number() Number { return Number{i.Major, i.Minor} }
-
-// Snapshot is a snapshot as the device mapper's table has it.
+// Snapshot is a device that is a snapshot, with what its table says.
 type Snapshot struct {
 	Info
-	// Origin is the device below the volume that it is a snapshot of: of LVM's,
-	// the hidden one whose name ends in -real. COW has its exception store.
-	Origin, COW Number
-	ChunkBytes  int64
-	// Persistent says that the store is on the COW device, and not in memory.
-	Persistent bool
+	dm.Snapshot
 }
 
-// Kind is the type of a device-mapper device's first target, "" of anything else.
+// firstTarget is the first target of a mapped device, and the zero value for anything
+// else.
+func (i Info) firstTarget() (dm.Target, error) {
+	if !i.IsDM() {
+		return dm.Target{}, nil
+	}
+	targets, err := dm.Table(i.Number)
+	if err != nil {
+		return dm.Target{}, fmt.Errorf("%s: %w", i.Path, err)
+	}
+	if len(targets) == 0 {
+		return dm.Target{}, nil
+	}
+	return targets[0], nil
+}
+
+// Kind returns the type of a mapped device's first target, "" for anything else.
 func (i Info) Kind() (string, error) {
 	t, err := i.firstTarget()
 	return t.Type, err
 }
 
-func (i Info) firstTarget() (Target, error) {
-	if !i.IsDM() {
-		return Target{}, nil
-	}
-	targets, err := i.Table()
-	if err != nil || len(targets) == 0 {
-		return Target{}, err
-	}
-	return targets[0], nil
-}
-
 // Snapshot tells what the device is a snapshot of. It is nil if it is none.
 func (i Info) Snapshot() (*Snapshot, error) {
 	t, err := i.firstTarget()
-	if err != nil || t.Type != KindSnapshot {
+	if err != nil || t.Type != dm.KindSnapshot {
 		return nil, err
 	}
-	s, err := parseSnapshot(t.Params)
+	s, err := t.Snapshot()
 	if err != nil {
 		return nil, fmt.Errorf("%s: device-mapper table: %w", i.Path, err)
 	}
-	s.Info = i
-	return &s, nil
+	return &Snapshot{i, s}, nil
 }
 
-// parseSnapshot reads the parameters of a snapshot's table:
-// Documentation/admin-guide/device-mapper/snapshot.rst.
-func parseSnapshot(params string) (Snapshot, error) {
-	fields := strings.Fields(params)
-	if len(fields) < 4 {
-		return Snapshot{}, fmt.Errorf("a snapshot with the parameters %q", params)
-	}
-	var s Snapshot
-	var err error
-	if s.Origin, err = parseNumber(fields[0]); err != nil {
-		return Snapshot{}, fmt.Errorf("origin: %w", err)
-	}
-	if s.COW, err = parseNumber(fields[1]); err != nil {
-		return Snapshot{}, fmt.Errorf("COW device: %w", err)
-	}
-	s.Persistent = strings.HasPrefix(fields[2], "P")
-	sectors, err := strconv.ParseUint(fields[3], 10, 31)
-	if err != nil {
-		return Snapshot{}, fmt.Errorf("chunk size: %w", err)
-	}
-	s.ChunkBytes = int64(sectors) * 512
-	return s, nil
-}
-
-// OriginDevice is the device below the volume that this one is, or is a snapshot
+// OriginDevice returns the device below the volume that this one is, or is a snapshot
 // of: itself, if it has no snapshots.
-func (i Info) OriginDevice() (Number, error) {
+func (i Info) OriginDevice() (dm.Number, error) {
 	t, err := i.firstTarget()
-	if err != nil || t.Type != KindSnapshot && t.Type != KindOrigin && t.Type != KindMerge {
-		return i.Number(), err
+	if err != nil || t.Type != dm.KindSnapshot && t.Type != dm.KindOrigin && t.Type != dm.KindMerge {
+		return i.Number, err
 	}
-	first, _, _ := strings.Cut(t.Params, " ")
-	n, err := parseNumber(first)
+	n, err := t.Below()
 	if err != nil {
 		return n, fmt.Errorf("%s: device-mapper table: origin: %w", i.Path, err)
 	}
 	return n, nil
 }
 
-// SnapshotOn is the snapshot whose exception store is on this device, nil if there
-// is none that is active.
+// SnapshotOn returns the snapshot whose exception store is on this device, nil if none
+// is active.
 func (i Info) SnapshotOn() (*Snapshot, error) {
-	holders, err := i.HolderInfos()
+	holders, err := i.Holders()
 	if err != nil {
 		return nil, err
 	}
 	for _, h := range holders {
 		s, err := h.Snapshot()
-		if err != nil {
-			return nil, err
-		}
-		if s != nil && s.COW == i.Number() {
-			return s, nil
+		if err != nil || s != nil && s.COW == i.Number {
+			return s, err
 		}
 	}
 	return nil, nil
 }
 
-// MetadataBytes is how much the header and the metadata chunks take that the
-// snapshot's store has in use, as the device mapper has it now. It is 0 where that
-// does not say.
+// SnapshotUUID returns the dm uuid of the snapshot whose COW device this is, "" if it
+// is not known. LVM's COW devices have the snapshot's with a suffix; of others, it
+// is that of the device that lies on it.
+func (i Info) SnapshotUUID() string {
+	if uuid, ok := strings.CutSuffix(i.DMUUID(), "-cow"); ok {
+		return uuid
+	}
+	holders, err := i.Holders()
+	if err != nil || len(holders) != 1 {
+		return ""
+	}
+	return holders[0].DMUUID()
+}
+
+// OriginUUID returns the dm uuid of the volume that this device is a snapshot of, or
+// that it is, if it has snapshots; "" if that is not known. The device below LVM's
+// volume has the volume's uuid with a suffix; of others, what that device has stands
+// for the volume.
+func (i Info) OriginUUID() string {
+	if n, err := i.OriginDevice(); err == nil {
+		if n == i.Number {
+			return ""
+		}
+		uuid := Info{Number: n}.DMUUID()
+		if strings.HasPrefix(uuid, lvmPrefix) {
+			uuid = strings.TrimSuffix(uuid, "-real")
+		}
+		return uuid
+	}
+	// Only root may see tables.
+	slaves, _ := i.slaves()
+	for _, s := range slaves {
+		if uuid, ok := strings.CutSuffix(s.DMUUID(), "-real"); ok {
+			return uuid
+		}
+	}
+	return ""
+}
+
+// MetadataBytes returns how much the header and the metadata chunks of the snapshot's
+// store take, as the device mapper has it now. It is 0 where that does not say.
 func (s *Snapshot) MetadataBytes() int64 {
-	targets, err := s.Status()
+	targets, err := dm.Status(s.Number)
 	if err != nil {
 		return 0
 	}
 	return metadataBytes(targets)
 }
 
-func metadataBytes(targets []Target) int64 {
-	if len(targets) != 1 || targets[0].Type != KindSnapshot {
+func metadataBytes(targets []dm.Target) int64 {
+	if len(targets) != 1 || targets[0].Type != dm.KindSnapshot {
 		return 0
 	}
 	usage, err := targets[0].Usage()
@@ -158,17 +140,42 @@ func metadataBytes(targets []Target) int64 {
 	return usage.Metadata * 512
 }
 
-// SizeBytes is the size of a block device.
-func (i Info) SizeBytes() (int64, error) {
-	text, err := i.attribute("size")
-	if err != nil {
-		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
-	}
-	sectors, err := strconv.ParseInt(text, 10, 54) // in units of 512 bytes, whatever the device's are
-	if err != nil {
-		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
-	}
-	return sectors * 512, nil
+// SnapshotError says that what is read from a snapshot can't be trusted.
+type SnapshotError struct {
+	Path string
+	// Status is what the kernel says of it, such as Overflow; "" if it is being merged
+	// into its origin.
+	Status string
 }
 
-func (n Number) device() uint64 { return unix.Mkdev(n.Major, n.Minor) }
+func (e *SnapshotError) Error() string {
+	if e.Status == "" {
+		return e.Path + ": the snapshot is being merged into its origin: what it lists goes away"
+	}
+	return fmt.Sprintf("%s: the snapshot's status is %q: what is read from it can't be trusted", e.Path, e.Status)
+}
+
+// CheckSnapshot returns a [SnapshotError] if the device is a snapshot whose status says
+// that it can't be trusted. The valid flag on its COW device does not always tell.
+// A device that is no snapshot is fine.
+func (i Info) CheckSnapshot() error {
+	if !i.IsDM() {
+		return nil
+	}
+	targets, err := dm.Status(i.Number)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) {
+		return nil // only root may ask, and a container may have no control device
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", i.Path, err)
+	}
+	for _, t := range targets {
+		switch {
+		case t.Type == dm.KindMerge:
+			return &SnapshotError{Path: i.Path}
+		case t.Type == dm.KindSnapshot && t.Failed():
+			return &SnapshotError{i.Path, t.Params}
+		}
+	}
+	return nil
+}

@@ -1,42 +1,21 @@
 package blockdev
 
-import "testing"
+import (
+	"testing"
 
-func TestParseSnapshot(t *testing.T) {
-	for _, c := range []struct {
-		params string
-		want   Snapshot
-		ok     bool
-	}{
-		{"254:1 254:2 P 8", Snapshot{Origin: Number{254, 1}, COW: Number{254, 2}, ChunkBytes: 4096, Persistent: true}, true},
-		{"7:0 254:1048575 PO 1024 2 discard_zeroes_cow discard_passdown_origin", Snapshot{Origin: Number{7, 0}, COW: Number{254, 1048575}, ChunkBytes: 512 << 10, Persistent: true}, true},
-		{"7:0 7:1 N 1", Snapshot{Origin: Number{7, 0}, COW: Number{7, 1}, ChunkBytes: 512}, true},
-		{"", Snapshot{}, false},
-		{"254:1 254:2 P", Snapshot{}, false},
-		{"254:1 /dev/loop0 P 8", Snapshot{}, false},
-		{"254 254:2 P 8", Snapshot{}, false},
-		{"254:-1 254:2 P 8", Snapshot{}, false},
-		{"254:1 254:4294967296 P 8", Snapshot{}, false},
-		{"254:1 254:2 P -8", Snapshot{}, false},
-		{"254:1 254:2 P 99999999999999999999", Snapshot{}, false},
-	} {
-		got, err := parseSnapshot(c.params)
-		if (err == nil) != c.ok || c.ok && got != c.want {
-			t.Errorf("%q: %+v, %v", c.params, got, err)
-		}
-	}
-}
+	"ddsfs/cow/dm"
+)
 
 func TestMetadataBytes(t *testing.T) {
-	snapshot := func(params ...string) (targets []Target) {
+	snapshot := func(params ...string) (targets []dm.Target) {
 		for _, p := range params {
-			targets = append(targets, Target{Type: KindSnapshot, Params: p})
+			targets = append(targets, dm.Target{Type: dm.KindSnapshot, Params: p})
 		}
 		return targets
 	}
 	for _, c := range []struct {
 		name    string
-		targets []Target
+		targets []dm.Target
 		want    int64
 	}{
 		{"none", nil, 0},
@@ -48,7 +27,7 @@ func TestMetadataBytes(t *testing.T) {
 		{"overflowed", snapshot("Overflow"), 0},
 		{"no status", snapshot(""), 0},
 		{"two targets", snapshot("4144/20480 48", "4144/20480 48"), 0},
-		{"merging", []Target{{Type: KindMerge, Params: "4144/20480 48"}}, 0},
+		{"merging", []dm.Target{{Type: dm.KindMerge, Params: "4144/20480 48"}}, 0},
 	} {
 		if got := metadataBytes(c.targets); got != c.want {
 			t.Errorf("%s: %d bytes, want %d", c.name, got, c.want)

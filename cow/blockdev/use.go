@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/dm"
 )
 
 // User is a process that has a device or a file open.
@@ -19,19 +21,18 @@ type User struct {
 
 func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command, u.PID) }
 
-// Users are the other processes that have the device or file open, as far as this
-// user may see: an open that claims nothing, as a virtual machine's, does not
-// show in any other way.
-func (i Info) Users() ([]User, error) {
-	users, err := UsersOf([]Info{i})
-	if err != nil {
-		return nil, err
+// CheckProc returns an error if /proc is not mounted, as in a bare chroot: without it,
+// nothing tells who has a device open, and what is open can't be opened once more.
+func CheckProc() error {
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		return fmt.Errorf("/proc is needed, and not mounted here (mount -t proc proc /proc): %w", err)
 	}
-	return users[0], nil
+	return nil
 }
 
-// UsersOf are the [Info.Users] of each of the devices and files, by one look at all
-// processes.
+// UsersOf returns for each of the devices and files the other processes that have it
+// open, as far as this user may see. An open that claims nothing, such as a virtual
+// machine's, does not show in any other way.
 func UsersOf(infos []Info) ([][]User, error) {
 	if err := CheckProc(); err != nil {
 		return nil, err // it may be there and empty, as if nobody had anything open
@@ -40,18 +41,17 @@ func UsersOf(infos []Info) ([][]User, error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted := make(map[storeID]bool)
+	wanted := make(map[deviceID]bool)
 	for _, i := range infos {
 		wanted[i.id()] = true
 	}
 	users := make([][]User, len(infos))
-	buf := make([]byte, 4096) // one for all: a host has thousands of processes
 	for _, p := range processes {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		opened := openIn("/proc/"+p.Name(), wanted, buf)
+		opened := openIn("/proc/"+p.Name(), wanted)
 		for n, i := range infos {
 			if writes, ok := opened[i.id()]; ok {
 				users[n] = append(users[n], User{pid, commandName(pid), writes})
@@ -61,44 +61,35 @@ func UsersOf(infos []Info) ([][]User, error) {
 	return users, nil
 }
 
-// openIn tells which of the devices and files that are wanted a process has open,
-// whose directory in /proc that is, and whether it may write to them. A process that
-// ended, or is not ours to look at, has none. It needs a buffer.
-func openIn(process string, wanted map[storeID]bool, buf []byte) map[storeID]bool {
-	dir, err := unix.Open(process+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// openIn tells which of the wanted devices and files a process has open, given its
+// directory in /proc, and whether it may write to them. A process that ended, or that
+// this user may not look at, has none.
+func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
+	dir, err := os.Open(process + "/fd")
 	if err != nil {
 		return nil
 	}
-	defer unix.Close(dir)
-	var opened map[storeID]bool
-	var names []string
-	for {
-		n, err := unix.ReadDirent(dir, buf)
-		if err == unix.EINTR {
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	var opened map[deviceID]bool
+	for _, fd := range names {
+		var st unix.Statx_t
+		// Without a word to a server that may not answer.
+		if err := unix.Statx(int(dir.Fd()), fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
 			continue
 		}
-		if err != nil || n <= 0 {
-			return opened
-		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
-		for _, fd := range names {
-			var st unix.Statx_t
-			// Without a word to a server that may not answer.
-			if err := unix.Statx(dir, fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
-				continue
+		if id, ok := statxID(&st); ok && wanted[id] {
+			if opened == nil {
+				opened = make(map[deviceID]bool)
 			}
-			if id, ok := statxID(&st); ok && wanted[id] {
-				if opened == nil {
-					opened = make(map[storeID]bool)
-				}
-				opened[id] = opened[id] || mayWrite(process+"/fdinfo/"+fd)
-			}
+			opened[id] = opened[id] || mayWrite(process+"/fdinfo/"+fd)
 		}
 	}
+	return opened
 }
 
-// mayWrite tells whether a process may write to what it has open, of which the kernel
-// has that to say. What can't be read is taken for the worst.
+// mayWrite tells whether a process may write to what it has open, for which it has that
+// file in /proc. What can't be read is taken for the worst.
 func mayWrite(fdinfo string) bool {
 	text, err := os.ReadFile(fdinfo)
 	if err != nil {
@@ -122,14 +113,14 @@ func commandName(pid int) string {
 }
 
 // statxID is what an open file is, if it is a block device or a regular file.
-func statxID(st *unix.Statx_t) (id storeID, ok bool) {
+func statxID(st *unix.Statx_t) (id deviceID, ok bool) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFBLK:
-		return Number{st.Rdev_major, st.Rdev_minor}.store(), true
+		return blockID(dm.Number{Major: st.Rdev_major, Minor: st.Rdev_minor}), true
 	case unix.S_IFREG:
-		return storeID{device: unix.Mkdev(st.Dev_major, st.Dev_minor), inode: st.Ino}, true
+		return deviceID{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), inode: st.Ino}, true
 	}
-	return storeID{}, false
+	return deviceID{}, false
 }
 
 // Counter is what the kernel counts of a device's or file's changes at no cost. Two
@@ -147,8 +138,8 @@ type Counter struct {
 	AttributeNS int64  `json:"changed_ns,omitempty"`
 }
 
-// Counter reads the counter of an open device or file. Of a file that is nil, it is
-// the one of when it was looked up.
+// Counter reads the counter of a device, or of an open file. If file is nil, a file's
+// counter is that of when it was looked up.
 func (i Info) Counter(file *os.File) (Counter, error) {
 	if !i.Block {
 		st := &i.stat
@@ -191,7 +182,7 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 }
 
 // Key names the device or file so that the name survives a rename of a
-// device-mapper device and, as [KeySurvivesReboot] tells, a reboot: the dm uuid, the
+// mapped device and, as [KeySurvivesReboot] tells, a reboot: the dm uuid, the
 // file that a loop device shows, what the hardware calls itself if no other disk has
 // that name, a link below /dev/disk or /dev/zvol by which it was opened, or the
 // resolved path. [Info.KeyAliases] has its other names.

@@ -8,6 +8,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/dm"
 )
 
 // members are what the device mapper says the devices of a pair are to each other.
@@ -42,12 +43,12 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 		return nil, fmt.Errorf("base: %w", err)
 	}
 	switch kind {
-	case blockdev.KindSnapshot:
-	case blockdev.KindThin:
+	case dm.KindSnapshot:
+	case dm.KindThin:
 		return nil, fmt.Errorf("base: %w", errThin(path))
-	case blockdev.KindOrigin:
+	case dm.KindOrigin:
 		return nil, fmt.Errorf("base: %s is a volume that has snapshots, and not one of them", path)
-	case blockdev.KindMerge:
+	case dm.KindMerge:
 		return nil, fmt.Errorf("base: %w", afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", path)))
 	default:
 		return nil, fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's; of a COW device or a copy of one, --cow and --source make a pair", path)
@@ -96,7 +97,7 @@ func errThin(path string) error {
 
 // notToBeAsked tells that the device mapper does not answer this user, or not here.
 func notToBeAsked(err error) bool {
-	return errors.Is(err, fs.ErrPermission) || errors.Is(err, blockdev.ErrNoMapper)
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper)
 }
 
 // baseOn finds the base snapshot whose COW device is open, nil if there is none.
@@ -127,7 +128,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		if m.base.Same(info) {
 			return fmt.Errorf("base and new are the same: %s", info.Path)
 		}
-		if m.base.Origin == info.Number() {
+		if m.base.Origin == info.Number {
 			m.live = info.Block
 		}
 	}
@@ -137,13 +138,13 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 	}
 	m.kind = kind
 	switch kind {
-	case blockdev.KindThin:
+	case dm.KindThin:
 		if !o.Full {
 			return fmt.Errorf("source: %w", errThin(info.Path))
 		}
-	case blockdev.KindOrigin, blockdev.KindMerge:
+	case dm.KindOrigin, dm.KindMerge:
 		m.live = true
-	case blockdev.KindSnapshot:
+	case dm.KindSnapshot:
 		if m.new, err = info.Snapshot(); err != nil {
 			return fmt.Errorf("source: %w", err)
 		}

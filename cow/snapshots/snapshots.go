@@ -16,6 +16,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/layer"
 )
 
@@ -273,7 +274,7 @@ func allChunks(volumeBytes, chunkBytes int64) *chunks.Set {
 // warnOfSource warns of a source that may change while it is read.
 func (p *Pair) warnOfSource() {
 	info := p.source.Info()
-	if (info.IsDM() && !info.ReadOnly() && p.members.kind != blockdev.KindSnapshot && p.members.kind != "") || p.members.live {
+	if (info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "") || p.members.live {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
 	}
 }
@@ -317,7 +318,7 @@ func storePath(name string) (string, error) {
 	switch {
 	case err != nil && !notToBeAsked(err):
 		return "", err
-	case kind == blockdev.KindSnapshot:
+	case kind == dm.KindSnapshot:
 		base, err := findBase(path)
 		if err != nil {
 			return "", err
@@ -327,16 +328,16 @@ func storePath(name string) (string, error) {
 			return "", fmt.Errorf("%s: its COW device: %w", path, err)
 		}
 		return below.Path, nil
-	case kind == blockdev.KindThin:
+	case kind == dm.KindThin:
 		return "", errThin(path)
-	case kind == blockdev.KindOrigin || kind == blockdev.KindMerge:
+	case kind == dm.KindOrigin || kind == dm.KindMerge:
 		return "", fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", path)
 	}
 	return path, nil
 }
 
 func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) {
-	holders, err := device.Info().HolderInfos()
+	holders, err := device.Info().Holders()
 	if err != nil {
 		return nil, fmt.Errorf("COW device: %w", err)
 	}

@@ -30,8 +30,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
-	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/dm"
 	"ddsfs/fs"
 )
 
@@ -100,7 +100,7 @@ func run() error {
 			return err
 		}
 		defer f.Close()
-		device, err := blockdev.NewLoop(f, false)
+		device, err := dm.NewLoop(f, false)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ddsfs/cow/blockdev"
+	mapper "ddsfs/cow/dm"
 	"ddsfs/testdata/lab/dm"
 )
 
@@ -313,11 +313,11 @@ func TestAttachRefuses(t *testing.T) {
 	dm.Holds(t, "the target that was not attached", target, m.New)
 
 	// An attach that was killed between its two devices.
-	below, err := blockdev.CreateMapped("view-ro", "DDSFS-view-killed-ro")
+	below, err := mapper.Create("view-ro", "DDSFS-view-killed-ro")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := below.Load(true, blockdev.Target{Sectors: 8, Type: "linear", Params: info(t, target).Number().String() + " 0"}); err != nil {
+	if err := below.Load(true, mapper.Target{Sectors: 8, Type: "linear", Params: info(t, target).Number.String() + " 0"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := below.Resume(true); err != nil {

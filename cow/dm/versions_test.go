@@ -1,4 +1,4 @@
-package blockdev
+package dm
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package blockdev
+package dm
 
 import (
 	"errors"
@@ -9,22 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loop is a loop device that is held. When nobody holds it any more, as a device
-// does that is stacked on it, the kernel detaches it.
+// Loop is an open loop device. The kernel detaches it when it is closed, and no device
+// is stacked on it any more.
 type Loop struct {
 	*os.File
-	info Info
+	Number Number
 }
 
-// Info tells what the device is.
-func (l *Loop) Info() Info { return l.info }
-
-// loopTries bounds how often a number is asked for that somebody else then takes.
+// loopTries bounds how often a free one is asked for that somebody else then takes.
 const loopTries = 100
 
 // NewLoop shows an open file as a block device, which can be written to if writable
-// says so and the file was opened for that. Of a file whose size is no multiple of
-// a sector, it does not show the end.
+// says so and the file was opened for that. The device ends with the file's last whole
+// sector.
 func NewLoop(backing *os.File, writable bool) (*Loop, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -72,11 +69,11 @@ func newLoop(control, backing *os.File, writable bool) (l *Loop, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	info, err := Stat(f)
-	if err != nil {
-		return nil, err
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	return &Loop{f, info}, nil
+	return &Loop{f, NumberOf(st.Rdev)}, nil
 }
 
 func configureLoop(loop, backing *os.File, flags uint32) error {

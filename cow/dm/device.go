@@ -1,0 +1,266 @@
+package dm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is where the nodes of mapped devices are.
+const Dir = "/dev/" + unix.DM_DIR
+
+// Device is a mapped device that is made, changed or removed. Its uuid stands for it in
+// each call: its number is another device's when it is gone, and its name may be.
+type Device struct {
+	Name, UUID string
+	Number     Number
+}
+
+// State is what the device mapper says of a device beside its tables.
+type State struct {
+	Suspended bool
+	Active    bool // it has a table
+	Loaded    bool // it has another one, which takes the place of that when it is resumed
+	OpenCount int
+}
+
+const (
+	// What tells udev's rules what a change of a device is about, in the high half
+	// of its cookie (libdevmapper.h). Without the first, they take it for one of
+	// those that they must not act upon.
+	udevShift   = 16
+	udevPrimary = 0x40
+	udevHidden  = 0x02 | 0x04 | 0x08 // no scan, no links but that in /dev/mapper
+
+	// nodeTries times udevPause is how long udev may take for a device's node,
+	// busyTries times as long how long it may look into the device.
+	nodeTries = 100
+	busyTries = 20
+	udevPause = 100 * time.Millisecond
+)
+
+// CheckName refuses what can't be the name of a device in /dev/mapper as it stands. The
+// kernel takes other characters than these, and udev then calls the node otherwise.
+func CheckName(name string) error {
+	const others = "#+-.:=@_"
+	plain := func(r rune) bool {
+		return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || strings.ContainsRune(others, r)
+	}
+	switch {
+	case name == "":
+		return errors.New("a device needs a name")
+	case len(name) >= unix.DM_NAME_LEN:
+		return fmt.Errorf("the device name %q has %d characters, and %d are allowed", name, len(name), unix.DM_NAME_LEN-1)
+	case name == "." || name == ".." || name == unix.DM_CONTROL_NODE:
+		return fmt.Errorf("no device can be called %s", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return !plain(r) }):
+		return fmt.Errorf("the device name %q has other characters than letters, digits and %s", name, others)
+	}
+	return nil
+}
+
+// CheckUUID refuses what can't be the uuid of a device.
+func CheckUUID(uuid string) error {
+	if len(uuid) >= unix.DM_UUID_LEN {
+		return fmt.Errorf("the dm uuid %q has %d characters, and %d are allowed", uuid, len(uuid), unix.DM_UUID_LEN-1)
+	}
+	// The device mapper takes any; what is to be read back from sysfs is a line.
+	if uuid == "" || strings.ContainsFunc(uuid, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("the dm uuid %q has other than visible ASCII characters, or none", uuid)
+	}
+	return nil
+}
+
+// Create makes a device without a table, which nobody can open yet. The error is
+// fs.ErrExist if there is a device of that name or uuid.
+func Create(name, uuid string) (*Device, error) {
+	if err := errors.Join(CheckName(name), CheckUUID(uuid)); err != nil {
+		return nil, err
+	}
+	r := byName(name)
+	r.Uuid = byUUID(uuid).Uuid
+	if err := r.call(unix.DM_DEV_CREATE, 0); err != nil {
+		if errors.Is(err, syscall.EBUSY) {
+			err = fmt.Errorf("there is a device of that name: %w", fs.ErrExist)
+		}
+		return nil, fmt.Errorf("%s: %w", filepath.Join(Dir, name), err)
+	}
+	return r.device(), nil
+}
+
+// ByName finds a device by its name. The error is fs.ErrNotExist if there is none.
+func ByName(name string) (*Device, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	return byName(name).find(filepath.Join(Dir, name))
+}
+
+// ByUUID finds a device by its uuid. The error is fs.ErrNotExist if there is none.
+func ByUUID(uuid string) (*Device, error) {
+	if err := CheckUUID(uuid); err != nil {
+		return nil, err
+	}
+	return byUUID(uuid).find("dm uuid " + uuid)
+}
+
+func (r *request) find(what string) (*Device, error) {
+	err := r.call(unix.DM_DEV_STATUS, 0)
+	if errors.Is(err, syscall.ENXIO) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return r.device(), nil
+}
+
+// Path returns where the device's node is.
+func (d *Device) Path() string { return filepath.Join(Dir, d.Name) }
+
+// call makes a call about the device, and says in its error what that was to do.
+func (d *Device) call(what string, command uintptr, r *request) error {
+	r.Uuid = byUUID(d.UUID).Uuid
+	if err := r.call(command, 0); err != nil {
+		return fmt.Errorf("%s: %s: %w", d.Path(), what, err)
+	}
+	return nil
+}
+
+// State asks for the device's state.
+func (d *Device) State() (State, error) {
+	var r request
+	if err := d.call("its state", unix.DM_DEV_STATUS, &r); err != nil {
+		return State{}, err
+	}
+	has := func(flag uint32) bool { return r.Flags&flag != 0 }
+	return State{
+		Suspended: has(unix.DM_SUSPEND_FLAG), Active: has(unix.DM_ACTIVE_PRESENT_FLAG),
+		Loaded: has(unix.DM_INACTIVE_PRESENT_FLAG), OpenCount: int(r.Open_count),
+	}, nil
+}
+
+// Load gives the device a table, which takes the place of the one in use when the
+// device is resumed. The devices that it names are claimed from now on.
+func (d *Device) Load(readOnly bool, table ...Target) error {
+	r := request{data: encodeTargets(table)}
+	r.Target_count = uint32(len(table))
+	if readOnly {
+		r.Flags = unix.DM_READONLY_FLAG
+	}
+	err := d.call("load its table", unix.DM_TABLE_LOAD, &r)
+	if errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("%w (the kernel's log may say why)", err)
+	}
+	return err
+}
+
+// Table returns the targets of the table in use, with their parameters.
+func (d *Device) Table() ([]Target, error) { return d.targets("its table", unix.DM_STATUS_TABLE_FLAG) }
+
+// Status returns the targets of the table in use, with their status.
+func (d *Device) Status() ([]Target, error) { return d.targets("its status", 0) }
+
+// LoadedStatus is Status of the table that was loaded and is not in use.
+func (d *Device) LoadedStatus() ([]Target, error) {
+	return d.targets("its status", unix.DM_QUERY_INACTIVE_TABLE_FLAG)
+}
+
+func (d *Device) targets(what string, flags uint32) ([]Target, error) {
+	targets, err := byUUID(d.UUID).targets(flags)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", d.Path(), what, err)
+	}
+	return targets, nil
+}
+
+// Suspend lets what was written to the device end, and holds what comes from now
+// on. It asks nothing of the file system on the device: this is for another table that
+// shows the same.
+func (d *Device) Suspend() error {
+	var r request
+	r.Flags = unix.DM_SUSPEND_FLAG | unix.DM_SKIP_LOCKFS_FLAG
+	return d.call("suspend it", unix.DM_DEV_SUSPEND, &r)
+}
+
+// Resume puts the table in use that was loaded, if one was, and goes on. Where udev
+// runs, it is told; of a hidden device, that it is nobody's business.
+func (d *Device) Resume(hidden bool) error {
+	var r request
+	r.Event_nr = udevFlags(hidden)
+	return d.call("resume it", unix.DM_DEV_SUSPEND, &r)
+}
+
+func udevFlags(hidden bool) uint32 {
+	flags := uint32(udevPrimary)
+	if hidden {
+		flags |= udevHidden
+	}
+	return flags << udevShift
+}
+
+// MakeNode makes the device's node in /dev/mapper, unless udev does.
+func (d *Device) MakeNode() error {
+	for try := 0; !d.hasNode() && udevRuns() && try < nodeTries; try++ {
+		time.Sleep(udevPause)
+	}
+	if d.hasNode() {
+		return nil
+	}
+	// What is there is left from another device: the kernel has but one of the name.
+	if err := d.removeNode(); err != nil {
+		return err
+	}
+	if err := unix.Mknod(d.Path(), unix.S_IFBLK|0o600, int(d.Number.Dev())); err != nil {
+		return fmt.Errorf("make %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+// hasNode tells whether the name in /dev/mapper leads to the device.
+func (d *Device) hasNode() bool {
+	var st unix.Stat_t
+	return unix.Stat(d.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == d.Number.Dev()
+}
+
+func (d *Device) removeNode() error {
+	if err := os.Remove(d.Path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+// Remove removes the device with its node. The error is syscall.EBUSY if somebody has
+// it open, and not just for a moment, as udev does to look into a new device.
+func (d *Device) Remove() error {
+	remove := func() error { return d.call("remove it", unix.DM_DEV_REMOVE, new(request)) }
+	err := remove()
+	for try := 1; errors.Is(err, syscall.EBUSY) && try < busyTries; try++ {
+		time.Sleep(udevPause)
+		err = remove()
+	}
+	if err != nil {
+		return err
+	}
+	// udev takes away what it made.
+	for try := 0; udevRuns() && try < busyTries; try++ {
+		if _, err := os.Lstat(d.Path()); err != nil {
+			return nil
+		}
+		time.Sleep(udevPause)
+	}
+	return d.removeNode()
+}
+
+// udevRuns tells whether udev makes the nodes.
+func udevRuns() bool {
+	_, err := os.Stat("/run/udev/control")
+	return err == nil
+}
