@@ -178,7 +178,7 @@ func openTerminal(t *testing.T) *os.File {
 	must(t, err)
 	t.Cleanup(func() { controller.Close() })
 	must(t, unix.IoctlSetPointerInt(int(controller.Fd()), unix.TIOCSPTLCK, 0))
-	n, err := unix.IoctlGetInt(int(controller.Fd()), unix.TIOCGPTN)
+	n, err := unix.IoctlGetUint32(int(controller.Fd()), unix.TIOCGPTN)
 	must(t, err)
 	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	must(t, err)

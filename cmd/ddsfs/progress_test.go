@@ -31,7 +31,7 @@ func newTerminal(t *testing.T) *terminal {
 	must(t, err)
 	t.Cleanup(func() { master.Close() })
 	must(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
-	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	number, err := unix.IoctlGetUint32(int(master.Fd()), unix.TIOCGPTN)
 	must(t, err)
 	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	must(t, err)

@@ -136,7 +136,7 @@ func DropCache(file *os.File) error {
 // LogicalBlockBytes returns the size of the smallest piece that an open block device
 // can be read or written in.
 func LogicalBlockBytes(file *os.File) (int64, error) {
-	bytes, err := unix.IoctlGetInt(int(file.Fd()), unix.BLKSSZGET)
+	bytes, err := unix.IoctlGetUint32(int(file.Fd()), unix.BLKSSZGET)
 	if err != nil {
 		return 0, fmt.Errorf("%s: ask for its logical block size: %w", file.Name(), err)
 	}
