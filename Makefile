@@ -45,27 +45,11 @@ FORCE:
 # What runs on this machine, whatever machine ddsfs is built for.
 HERE = env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO)
 
-# The manual pages and the completions, from the texts of --help. A flag or a
-# command's name must not be broken at the end of a line, which go-md2man leaves to
-# chance: \- and \% keep them in one piece.
+# The manual pages and the completions, from the texts of --help.
 documentation:
 	@rm -rf $(BIN)/doc
-	@$(HERE) run ./cmd/ddsfs documentation $(BIN)/doc cmd/ddsfs-replicate/ddsfs-replicate
-	@set -e; for source in $(BIN)/doc/*.8.md; do \
-	  page=$${source%.md}; \
-	  $(HERE) tool go-md2man -in $$source -out $$page; \
-	  sed -i '/^\./!{ s/\\\?-/\\-/g; s/\\f[BI]/&\\%/g }' $$page; \
-	  gzip -9n $$page; \
-	done
-# And those that are about no command, from cmd/ddsfs/man.
-	@set -e; date=$$(date -u -d @$$SOURCE_DATE_EPOCH +%F); \
-	version=$$($(HERE) run ./cmd/ddsfs --version | head -n 1); \
-	for source in cmd/ddsfs/man/*.md; do \
-	  page=$(BIN)/doc/$$(basename $$source .md); \
-	  sed "s/@DATE@/$$date/; s/@VERSION@/$$version/" $$source | $(HERE) tool go-md2man -out $$page; \
-	  sed -i '/^\./!{ s/\\\?-/\\-/g; s/\\f[BI]/&\\%/g }' $$page; \
-	  gzip -9n $$page; \
-	done
+	@$(HERE) run -tags documentation ./cmd/ddsfs $(BIN)/doc cmd/ddsfs-replicate/ddsfs-replicate
+	@gzip -9n $(BIN)/doc/*.[578]
 
 install: build documentation
 	install -d $(addprefix $(DESTDIR),$(SBIN) $(MOUNT_HELPERS) $(MAN5) $(MAN7) $(MAN8) $(BASH_COMPLETE) $(ZSH_COMPLETE) $(FISH_COMPLETE) $(UNITS) $(CONFIG))
@@ -93,8 +77,8 @@ uninstall:
 	  $(addprefix $(DESTDIR)$(UNITS)/ddsfs-replicate@,.service .timer)
 	[ ! -d $(DESTDIR)$(CONFIG) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(CONFIG)
 
-# Who answers for the package: whoever made the last commit, unless he who builds it
-# says that it is himself.
+# The package's maintainer is the author of the last commit, unless its builder names
+# another.
 MAINTAINER ?= $(shell git log -1 --format='%an <%ae>')
 
 DEB = $(abspath $(BIN)/deb)
@@ -132,8 +116,8 @@ lint:
 	if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
 	@set -e; for machine in $(MACHINES); do \
 	  echo "build and vet for $$machine"; export GOARCH=$$machine CGO_ENABLED=0; \
-	  $(GO) build -o /dev/null ./cmd/ddsfs; $(GO) vet -tags shells $(PACKAGES); done
-	$(STATICCHECK) -tags shells $(PACKAGES)
+	  $(GO) build -o /dev/null ./cmd/ddsfs; $(GO) vet -tags shells,documentation $(PACKAGES); done
+	$(STATICCHECK) -tags shells,documentation $(PACKAGES)
 
 # What tests take from Debian, as PROGRAM:PACKAGE.
 need = @missing=; \
@@ -146,7 +130,8 @@ need = @missing=; \
 
 # A timeout is for what hangs for good: a machine with much else to do is slow.
 unit:
-	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc)
+	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc \
+	  /usr/share/bash-completion/bash_completion:bash-completion)
 	$(GO) test -race -count=1 -timeout 2h ./...
 	$(GO) test -count=1 -timeout 2h -run "^TestHistories$$" ./apply
 

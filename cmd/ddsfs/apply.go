@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"ddsfs/apply"
@@ -26,12 +24,11 @@ const (
 	defaultSpoolDir = "/var/tmp"
 )
 
-func applyCommand() *command {
-	return &command{
-		name:  "apply",
-		usage: []string{"DELTA TARGET", "--kernel --resume TARGET"},
-		short: "merge a delta into a block device or a file",
-		long: `
+func applyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "apply DELTA TARGET\napply --kernel --resume TARGET",
+		Short: "merge a delta into a block device or a file",
+		Long: `
 Writes the changes in DELTA, a file or - for stdin, to TARGET, which must hold
 what the delta's base snapshot held. Nothing is written before the delta has
 arrived, its digests match, TARGET is in nobody's use, and it is recorded to hold
@@ -42,12 +39,12 @@ brings the old state back, and what was recorded of it. A target without a recor
 a delta of mount --full first, or one of mount --base-check. A delta that was merged
 already is compared with TARGET; with --assume-base it is written once more.
 
-What TARGET is recorded to hold is compared with TARGET before it is built on: with
-what the kernel counts of writes to it, and with samples, digests of some 66 places
-all over it and of up to 256 that the last merges changed. So a TARGET that was written
-to, rolled back or exchanged is refused. What neither sees: a few blocks that somebody
-changed while no counter was looking (before a reboot, or through the disk below
-TARGET), outside of the samples and of what DELTA writes. A full delta settles any doubt.
+The record of TARGET is compared with TARGET before it is built on: with what the
+kernel counts of writes to it, and with samples, digests of some 66 places all over it
+and of up to 256 that the last merges changed. So a TARGET that was written to, rolled
+back or exchanged is refused. Neither sees a few blocks that somebody changed while no
+counter was looking (before a reboot, or through the disk below TARGET), outside of the
+samples and of what DELTA writes. A full delta settles any doubt.
 
 With --kernel, the kernel's device mapper merges. /dev/mapper/NAME is there from the
 first moment: it shows the new state, and can be mounted and written to while chunks
@@ -60,11 +57,11 @@ header is overwritten). A signal ends ddsfs and not the merge; the same command,
 itself is half merged: nothing must use it. If somebody wrote to NAME, the next delta
 must be a full one.
 
-With --json: one object on stdout, with all sizes in bytes. Of DELTA: valid (true),
+With --json: one object on stdout, with all sizes in bytes. About DELTA: valid (true),
 chunk_bytes, exception_chunks (its metadata chunks), exceptions (its chunks with
 data), meta_bytes, data_bytes and total_bytes; of a sealed one also volume_bytes,
 sealed_bytes (with seal and digests), delta (its digest), and base, new and origin
-(names, where known), and perhaps new_only (see ddsfs-info(8)). Of the merge:
+(names, where known), and perhaps new_only (see ddsfs-info(8)). About the merge:
 
   target_bytes        the size of TARGET
   written_bytes       what was written
@@ -75,34 +72,33 @@ sealed_bytes (with seal and digests), delta (its digest), and base, new and orig
   dry_run             true with --dry-run, and else not there
   device              with --kernel, the device that stays, if one does
   touched             with --kernel, true if the device was written to`,
-		example: `
+		Example: `
 ddsfs apply /backup/delta.cow /dev/vg/data
 ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data
 ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			m := merge{}
-			flags.StringVar(&m.SpoolDir, "spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin, or for the copy of --kernel, which is in that of --state-dir unless this is given")
-			flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
-			flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
-			flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")
-			flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds and make holes in files, or write them all")
-			flags.StringVar(&m.StateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
-			flags.BoolVarP(&m.DryRun, "dry-run", "n", false, "check everything, say what would be written, and write nothing")
-			flags.BoolVar(&m.kernel, "kernel", false, "have the kernel merge, and show the new state meanwhile")
-			flags.StringVar(&m.Name, "name", "", "with --kernel, the `name` in /dev/mapper (default ddsfs- and the last part of TARGET)")
-			flags.BoolVar(&m.Consume, "consume", false, "with --kernel, use up DELTA itself and not a copy")
-			flags.BoolVar(&m.resume, "resume", false, "with --kernel, finish what was begun")
-			flags.BoolVar(&m.asJSON, "json", false, "print a JSON object")
-			flags.BoolVarP(&m.verbose, "verbose", "v", false, "print the header and the report before the summary")
-			flags.BoolVarP(&m.quiet, "quiet", "q", false, "print neither progress nor a summary")
-			return func(args []string) error {
-				if m.kernel && !flags.Changed("spool") {
-					m.SpoolDir = ""
-				}
-				return m.run(args)
-			}
-		},
 	}
+	flags, m := c.Flags(), merge{}
+	flags.StringVar(&m.SpoolDir, "spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin, or for the copy of --kernel, which is in that of --state-dir unless this is given")
+	flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
+	flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
+	flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")
+	flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds and make holes in files, or write them all")
+	flags.StringVar(&m.StateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
+	flags.BoolVarP(&m.DryRun, "dry-run", "n", false, "check everything, say what would be written, and write nothing")
+	flags.BoolVar(&m.kernel, "kernel", false, "have the kernel merge, and show the new state meanwhile")
+	flags.StringVar(&m.Name, "name", "", "with --kernel, the `name` in /dev/mapper (default ddsfs- and the last part of TARGET)")
+	flags.BoolVar(&m.Consume, "consume", false, "with --kernel, use up DELTA itself and not a copy")
+	flags.BoolVar(&m.resume, "resume", false, "with --kernel, finish what was begun")
+	flags.BoolVar(&m.asJSON, "json", false, "print a JSON object")
+	flags.BoolVarP(&m.verbose, "verbose", "v", false, "print the header and the report before the summary")
+	flags.BoolVarP(&m.quiet, "quiet", "q", false, "print neither progress nor a summary")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		if m.kernel && !flags.Changed("spool") {
+			m.SpoolDir = ""
+		}
+		return m.run(args)
+	}
+	return c
 }
 
 type merge struct {
@@ -119,14 +115,14 @@ func (m *merge) run(args []string) error {
 	}
 	m.WriteZeros = m.zero == "write"
 	m.Warn = warn
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := untilSignal()
 	defer stop()
 	begun := time.Now()
 	result, err := m.merge(ctx, delta, target)
 	took := time.Since(begun)
 	switch {
 	case errors.Is(err, apply.ErrNoKernelMerge):
-		// Whoever asks at each boot is not to be told that something failed.
+		// A boot script that asks each time is not told that something failed.
 		if !m.quiet && !m.asJSON {
 			fmt.Printf("%s: %v\n", target, apply.ErrNoKernelMerge)
 		}

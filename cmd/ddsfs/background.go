@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +15,26 @@ import (
 	"ddsfs/cow/blockdev"
 )
 
-// readyFlag is the hidden flag by which a command that was started in the
-// background knows the pipe on which it says that it is ready.
-const readyFlag = "ready-fd"
+// readyVariable tells a process that was started in the background of the pipe on which
+// it says that it is ready. It is no flag, as the arguments may be spelled in any way.
+const readyVariable = "DDSFS_READY_FD"
 
-// startInBackground runs a command with these arguments in a session of its own, in
-// the foreground there, and returns when that process says that it is ready. If it
-// ends before, it has said why on stderr, and its exit code is returned.
-func startInBackground(command string, args ...string) error {
+// readyPipe returns that pipe, or nil if this process was not started so. Processes that
+// this one starts have none.
+func readyPipe() *os.File {
+	fd, err := strconv.Atoi(os.Getenv(readyVariable))
+	os.Unsetenv(readyVariable)
+	if err != nil {
+		return nil
+	}
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "ready")
+}
+
+// startInBackground runs ddsfs with these arguments in a session of its own, and
+// returns when that process says that it is ready. If it ends before, it has said why
+// on stderr, and its exit code is returned.
+func startInBackground(args []string) error {
 	if err := blockdev.CheckProc(); err != nil {
 		return fmt.Errorf("start in the background: %w", err)
 	}
@@ -30,18 +43,17 @@ func startInBackground(command string, args ...string) error {
 		return fmt.Errorf("start in the background: %w", err)
 	}
 	defer r.Close()
-	// The first of the extra files is 3 in the new process. The flags go in front
-	// of the others, as there may be a "--".
-	args = append([]string{command, "--foreground", "--" + readyFlag + "=3"}, args...)
 	child := exec.Command("/proc/self/exe", args...)
-	// Whatever link this process was called by.
+	// This process may have been called by another name.
 	child.Args[0] = "ddsfs"
 	child.Stderr = os.Stderr
+	// The first of the extra files is 3 in the new process.
 	child.ExtraFiles = []*os.File{w}
+	child.Env = append(os.Environ(), readyVariable+"=3")
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 
-	// What the caller left open to this process, as a shell's lock file, must not
-	// stay open as long as the directory is mounted. Kernels before 5.11 can't.
+	// Files that the caller left open, as a shell's lock file, must not stay open as
+	// long as the directory is mounted. Kernels before 5.11 can't.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	// Control-C reaches only this process, as the other is in another session.
@@ -81,7 +93,8 @@ func startInBackground(command string, args ...string) error {
 
 // detach tells the process that started this one that it is ready, and lets go
 // of what it shares with it.
-func detach(readyFD int) error {
+func detach(ready *os.File) error {
+	defer ready.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("go to the background: %w", err)
@@ -99,8 +112,6 @@ func detach(readyFD int) error {
 	if err := os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}
-	ready := os.NewFile(uintptr(readyFD), "ready")
-	defer ready.Close()
 	if _, err := ready.Write([]byte{1}); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}

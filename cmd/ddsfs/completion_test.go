@@ -1,22 +1,36 @@
 package main_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
-// documentation has ddsfs write its documentation to a directory.
-func documentation(t *testing.T, scripts ...string) string {
+// documentation has ddsfs's documentation written to a directory.
+func documentation(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "doc")
-	runWith(t, func(c *exec.Cmd) { c.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000") },
-		args(executable, "documentation", dir, scripts)...).ok()
+	writeDocumentation(t, dir, "1700000000").ok()
 	return dir
+}
+
+func writeDocumentation(t *testing.T, dir, epoch string) result {
+	t.Helper()
+	writer := filepath.Join(t.TempDir(), "ddsfs")
+	run(t, "go", "build", "-tags", "documentation", "-o", writer, ".").ok()
+	return runWith(t, func(c *exec.Cmd) { c.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+epoch) }, writer, dir)
+}
+
+// completing sets a shell up that completes in completionDir.
+func completing(t *testing.T, c *exec.Cmd) {
+	c.Dir = completionDir(t)
+	c.Env = append(os.Environ(), "HOME="+t.TempDir(), "PATH="+filepath.Dir(executable)+":"+os.Getenv("PATH"))
 }
 
 // completionDir is a directory with a file and a directory that begin with an x.
@@ -62,7 +76,7 @@ func completions(t *testing.T) map[string][]string {
 		"ddsfs mo":                    {"mount"},
 		"ddsfs --v":                   {"--version"},
 		"ddsfs help ex":               {"extract"},
-		"ddsfs help ":                 commands,
+		"ddsfs help ":                 append(slices.Clone(commands), "help"),
 		"ddsfs mount --base-":         {"--base-check", "--base-id"},
 		"ddsfs mount --read":          nil,
 		"ddsfs apply --zero ":         {"skip", "write"},
@@ -77,7 +91,8 @@ func completions(t *testing.T) map[string][]string {
 		"ddsfs mount --full -f x":     {"x dir", "x file"},
 		"ddsfs info --json -- x":      {"x dir", "x file"},
 		"ddsfs verify --spool /tmp x": {"x dir", "x file"},
-		"ddsfs documentation --":      nil,
+		"ddsfs doc":                   nil,
+		"ddsfs comp":                  nil,
 	}
 	for _, want := range all {
 		slices.Sort(want)
@@ -85,29 +100,56 @@ func completions(t *testing.T) map[string][]string {
 	return all
 }
 
+// bash completes only what somebody types, here on its terminal.
 func TestBashCompletion(t *testing.T) {
-	doc := documentation(t)
-	complete := func(words ...string) []string {
+	term, dir := newTerminal(t), t.TempDir()
+	rc, out := filepath.Join(dir, "rc"), filepath.Join(dir, "out")
+	must(t, os.WriteFile(rc, fmt.Appendf(nil, `
+		source /usr/share/bash-completion/bash_completion
+		source %s/ddsfs
+		report() { printf '%%s\n' "$READLINE_LINE" >>%s; READLINE_LINE=; }
+		bind -x '"\C-g": report'
+		bind '"\C-t": insert-completions'
+		bind 'set enable-bracketed-paste off'
+		PS1='ready> '`, documentation(t), out), 0o600))
+	must(t, os.WriteFile(out, nil, 0o600))
+	bash := exec.CommandContext(t.Context(), "bash", "--noprofile", "--rcfile", rc, "-i")
+	completing(t, bash)
+	bash.Stdin, bash.Stdout, bash.Stderr = term.tty, term.tty, term.tty
+	bash.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	must(t, bash.Start())
+	eventually(t, "bash is ready", func() bool { return strings.Contains(term.text(), "ready> ") })
+	typed := 0
+	// complete returns what bash puts in the place of the line's last word.
+	complete := func(line string) []string {
 		t.Helper()
-		r := runWith(t, func(c *exec.Cmd) { c.Dir = completionDir(t) }, args("bash", "--norc", "-c", `
-			source "$0"
-			compopt() { :; } # which is for a shell that completes
-			COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-			_ddsfs
-			[ ${#COMPREPLY[@]} -eq 0 ] || printf '%s\n' "${COMPREPLY[@]}"
-			complete -p ddsfs >&2`, filepath.Join(doc, "ddsfs"), words)...)
-		if r.code != 0 || r.stderr != "complete -F _ddsfs ddsfs\n" {
-			t.Fatalf("%q: exit code %d\n%s", words, r.code, r.stderr)
+		_, err := term.user.WriteString(line + "\x14\x07")
+		must(t, err)
+		typed++
+		var lines []string
+		eventually(t, "bash has completed "+line, func() bool {
+			lines = strings.SplitAfter(string(read(t, out)), "\n")
+			return len(lines) == typed+1
+		})
+		got, isLonger := strings.CutPrefix(lines[typed-1], line[:strings.LastIndexAny(line, " =")+1])
+		if !isLonger {
+			t.Fatalf("%q became %q", line, lines[typed-1])
 		}
-		got := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
-		if r.stdout == "" {
-			got = nil
+		words := strings.Fields(strings.ReplaceAll(got, `\ `, "\x00"))
+		for i, word := range words {
+			words[i] = strings.TrimSuffix(strings.ReplaceAll(word, "\x00", " "), "/")
 		}
-		slices.Sort(got)
-		return got
+		slices.Sort(words)
+		return words
 	}
-	for line, want := range completions(t) {
-		if got := complete(strings.Split(line, " ")...); !slices.Equal(got, want) {
+	all := completions(t)
+	all["ddsfs apply --zero="] = []string{"skip", "write"}
+	all["ddsfs apply --zero=s"] = []string{"skip"}
+	for line, want := range all {
+		if len(want) == 0 { // it stays as it is
+			want = strings.Fields(line[strings.LastIndex(line, " "):])
+		}
+		if got := complete(line); !slices.Equal(got, want) {
 			t.Errorf("%q: %q, want %q", line, got, want)
 		}
 	}
@@ -116,15 +158,11 @@ func TestBashCompletion(t *testing.T) {
 		if len(want) == 0 {
 			t.Errorf("%s has no flags", command)
 		}
-		if got := complete("ddsfs", command, "-"); !slices.Equal(got, want) {
+		if got := complete("ddsfs " + command + " -"); !slices.Equal(got, want) {
 			t.Errorf("flags of %s: %q, want %q", command, got, want)
 		}
 	}
-	// As bash takes it apart.
-	if got := complete("ddsfs", "apply", "--zero", "="); !slices.Equal(got, []string{"skip", "write"}) {
-		t.Errorf("--zero=: %q", got)
-	}
-	if got := complete("ddsfs", "apply", "--zero", "=", "s"); !slices.Equal(got, []string{"skip"}) {
-		t.Errorf("--zero=s: %q", got)
-	}
+	_, err := term.user.WriteString("\x04")
+	must(t, err)
+	must(t, bash.Wait())
 }

@@ -2,14 +2,11 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -33,17 +30,17 @@ Varoqui, 2010), for what calls dds: OpenSVC's sync.dds runs on it as it is.
 
 --extract writes the chunks that COW lists, the base snapshot's COW device or a copy
 of it, as they are in SRC, the newer snapshot, to FILE or to stdout. --merge writes
-such a delta, from FILE or from stdin, to DEV, a block device or a file. What DEV
-must hold before is for the caller to know: it is not checked.
+such a delta, from FILE or from stdin, to DEV, a block device or a file. The caller
+must know what DEV holds before: it is not checked.
 
-What differs from dds:
+Differences from dds:
 
-  COW is read past the page cache, which misses what the kernel writes there. What
-  is damaged, or has overflowed, is refused. If SRC overflows while it is read, the
-  delta lacks its end, and --merge refuses it.
+  COW is read past the page cache, which misses what the kernel writes there. A COW
+  that is damaged, or has overflowed, is refused. If SRC overflows while it is read,
+  the delta lacks its end, and --merge refuses it.
 
-  --merge looks through all of the delta before it writes. What comes from stdin is
-  put into a file without a name until then, and needs room in --spool: if the pipe
+  --merge looks through all of the delta before it writes. A delta from stdin is put
+  into a file without a name until then, and needs room in --spool: if the pipe
   breaks, DEV is as it was. ddsfs apply --stream does without.
 
   --merge refuses a DEV that is in use, that is too small, or that the delta was
@@ -75,7 +72,7 @@ func (d *dds) flags() *pflag.FlagSet {
 	flags.StringVar(&d.dest, "dest", "", "the `file` or device to write to")
 	flags.BoolVarP(&d.verbose, "verbose", "v", false, "print the header and the report: to stderr if the delta goes to stdout, else to stdout")
 	flags.StringVar(&d.spool, "spool", cmp.Or(os.Getenv("TMPDIR"), defaultSpoolDir), "`directory` with room for a delta that comes from stdin; $TMPDIR if that is set")
-	// Not the one of whoever asks for help.
+	// Help shows the same to every user.
 	flags.Lookup("spool").DefValue = defaultSpoolDir
 	flags.StringVar(&d.stateDir, "state-dir", defaultStateDir, "`directory` in which ddsfs records what targets hold")
 	flags.BoolP("help", "h", false, "show this help")
@@ -152,7 +149,7 @@ func (d *dds) runExtract() error {
 }
 
 func (d *dds) runMerge() error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := untilSignal()
 	defer stop()
 	m := merge{quiet: true, KernelOptions: apply.KernelOptions{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
 	result, err := m.merge(ctx, cmp.Or(d.cow, "-"), d.dest)

@@ -504,7 +504,7 @@ func TestDDSUsage(t *testing.T) {
 	runWith(t, func(c *exec.Cmd) { c.Stdin = terminal }, ddsLink, "--merge", "--dest", "a").fails(2, "terminal", "--cow")
 
 	help := dds(t, "--help").ok()
-	for _, part := range []string{"Usage: dds --extract --cow COW --source SRC", "dds --merge ", "OpenSVC", "What differs", "--spool", "3  refused"} {
+	for _, part := range []string{"Usage: dds --extract --cow COW --source SRC", "dds --merge ", "OpenSVC", "Differences from dds", "--spool", "3  refused"} {
 		if !strings.Contains(help, part) {
 			t.Errorf("help has no %q:\n%s", part, help)
 		}

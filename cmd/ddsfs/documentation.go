@@ -1,208 +1,271 @@
+//go:build documentation
+
 package main
 
 import (
+	"bytes"
+	"embed"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"text/template"
 	"time"
 
+	"github.com/cpuguy83/go-md2man/v2/md2man"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// documentationCommand writes what is installed beside the binary and follows from
-// the commands.
-func documentationCommand() *command {
-	return &command{
-		name:   "documentation",
-		usage:  []string{"DIRECTORY [SCRIPT]..."},
-		short:  "write manual pages and completions",
-		hidden: true,
-		long: `
-Writes the manual pages, in the markdown of go-md2man, and the completions of bash,
-zsh and fish to DIRECTORY. Each SCRIPT gets the page that its --help amounts to. The
-pages' date is that of SOURCE_DATE_EPOCH.`,
-		example: `SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) ddsfs documentation bin/doc`,
-		define: func(*pflag.FlagSet) func([]string) error {
-			return func(args []string) error {
-				if len(args) == 0 {
-					return usageError("needs a directory")
-				}
-				return writeDocumentation(args[0], args[1:])
-			}
-		},
+// With this build tag the program writes the manual pages and the completions to a
+// directory, in place of its own work, and needs nothing for that in the binary that is
+// installed:
+//
+//	go run -tags documentation ./cmd/ddsfs DIRECTORY [SCRIPT]...
+//
+// Each SCRIPT gets the page that its --help amounts to.
+func init() {
+	if err := writeDocumentation(os.Args[1], os.Args[2:]); err != nil {
+		fmt.Fprintf(os.Stderr, "ddsfs: documentation: %v\n", err)
+		os.Exit(exitFailed)
 	}
+	os.Exit(exitDone)
 }
+
+// man has the pages, as templates of go-md2man's markdown. Commands without one of their
+// own, and scripts, have that of command.8.
+//
+//go:embed man/*.md
+var man embed.FS
 
 func writeDocumentation(dir string, scripts []string) error {
-	date, err := sourceDate()
+	// The date of the sources, so that the same sources give the same pages.
+	seconds, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64)
+	if err != nil {
+		return fmt.Errorf("SOURCE_DATE_EPOCH, which dates the pages: %w", err)
+	}
+	root := rootCommand()
+	pages := map[string]page{} // by name and section
+	add := func(c *cobra.Command) { pages[page{c}.Title()+".8"] = page{c} }
+	add(root)
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			add(c)
+		}
+	}
+	add(ddsManual())
+	add(&cobra.Command{Use: mountHelperName + " BASE NEW SRC"})
+	for _, script := range scripts {
+		c, err := scriptManual(script)
+		if err != nil {
+			return err
+		}
+		add(c)
+	}
+	templates, err := template.New("").Funcs(template.FuncMap{
+		"date":         func() string { return time.Unix(seconds, 0).UTC().Format(time.DateOnly) },
+		"version":      func() string { return "ddsfs " + version },
+		"upper":        strings.ToUpper,
+		"exitCodes":    func() string { return exitCodesHelp },
+		"mountOptions": mountOptionsTable,
+		"others":       func(p page) string { return others(p, pages) },
+	}).ParseFS(man, "man/*.md")
 	if err != nil {
 		return err
 	}
-	pages, err := manual(scripts)
-	if err != nil {
-		return err
-	}
-	files := completions()
-	for _, p := range pages {
-		files[p.name+".8.md"] = p.markdown(date)
+	for _, t := range templates.Templates() {
+		if name := strings.TrimSuffix(t.Name(), ".md"); !strings.HasSuffix(name, ".8") {
+			pages[name] = page{&cobra.Command{Use: name}}
+		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("documentation: %w", err)
+		return err
 	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-			return fmt.Errorf("documentation: %w", err)
+	for name, p := range pages {
+		t := templates.Lookup(name + ".md")
+		if t == nil {
+			t = templates.Lookup("command.8.md")
+		}
+		var text bytes.Buffer
+		if err := t.Execute(&text, p); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), unbroken(md2man.Render(text.Bytes())), 0o644); err != nil {
+			return err
 		}
 	}
-	return nil
+	var fish bytes.Buffer
+	return errors.Join(
+		root.GenBashCompletionFileV2(filepath.Join(dir, "ddsfs"), false),
+		root.GenZshCompletionFile(filepath.Join(dir, "_ddsfs")),
+		root.GenFishCompletion(&fish, true),
+		os.WriteFile(filepath.Join(dir, "ddsfs.fish"), append(fish.Bytes(), fishDirectories...), 0o644),
+	)
 }
 
-// sourceDate is the date of the sources, and not of the clock, so that the same
-// sources give the same pages.
-func sourceDate() (string, error) {
-	epoch := os.Getenv("SOURCE_DATE_EPOCH")
-	if epoch == "" {
-		return "", errors.New("documentation: SOURCE_DATE_EPOCH is not set: it dates the pages")
+// fishDirectories completes directories where nothing else goes: cobra's script takes
+// all files there.
+var fishDirectories = fmt.Sprintf(`
+complete -c ddsfs -n '__ddsfs_perform_completion_once; and string match -q :%d -- $__ddsfs_perform_completion_once_result[-1]' -xa '(__fish_complete_directories)'
+`, cobra.ShellCompDirectiveFilterDirs)
+
+// unbroken keeps each flag and command's name in one piece, which man would break at the
+// end of a line: \- is a hyphen where no line ends, and \% begins such a word.
+func unbroken(roff []byte) []byte {
+	return textLine.ReplaceAllFunc(roff, func(line []byte) []byte {
+		return []byte(strings.NewReplacer(`\-`, `\-`, "-", `\-`, `\fB`, `\fB\%`, `\fI`, `\fI\%`).Replace(string(line)))
+	})
+}
+
+var textLine = regexp.MustCompile(`(?m)^[^.\n].*$`)
+
+// others are all pages but this one, and some of other programs.
+func others(p page, pages map[string]page) string {
+	all := []string{"**dmsetup**(8)", "**lvcreate**(8)", "**mount**(8)"}
+	for name, other := range pages {
+		if other != p {
+			at := strings.LastIndex(name, ".")
+			all = append(all, "**"+name[:at]+"**("+name[at+1:]+")")
+		}
 	}
-	seconds, err := strconv.ParseInt(epoch, 10, 64)
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// page is the manual page of a program or a command. Its methods return the markdown of
+// go-md2man.
+type page struct{ *cobra.Command }
+
+// ddsManual describes the link dds.
+func ddsManual() *cobra.Command {
+	c := &cobra.Command{Use: strings.Join(ddsUsage, "\n"), Short: "ddsfs with the command line of dds", Long: ddsHelp}
+	c.Flags().SortFlags = false
+	c.Flags().AddFlagSet(new(dds).flags())
+	return c
+}
+
+// scriptManual describes a script by its help: a line of usage, what it does, and an
+// example.
+func scriptManual(script string) (*cobra.Command, error) {
+	help, err := exec.Command(script, "--help").Output()
 	if err != nil {
-		return "", fmt.Errorf("documentation: SOURCE_DATE_EPOCH: %w", err)
+		return nil, fmt.Errorf("%s --help: %w", script, err)
 	}
-	return time.Unix(seconds, 0).UTC().Format(time.DateOnly), nil
-}
-
-// manual are all the pages.
-func manual(scripts []string) ([]*page, error) {
-	pages := []*page{overviewPage(), mountHelperPage(), ddsPage()}
-	for _, c := range visibleCommands() {
-		pages = append(pages, c.page())
-	}
-	for _, script := range scripts {
-		help, err := exec.Command(script, "--help").Output()
-		if err != nil {
-			return nil, fmt.Errorf("documentation: %s --help: %w", script, err)
-		}
-		pages = append(pages, scriptPage(filepath.Base(script), string(help)))
-	}
-	for _, p := range pages {
-		others := []string{"dmsetup(8)", "lvcreate(8)", "mount(8)"}
-		for _, other := range pages {
-			if other != p {
-				others = append(others, other.name+"(8)")
-			}
-		}
-		slices.Sort(others)
-		p.section("SEE ALSO")
-		p.text(strings.Join(others, ", "))
-	}
-	return pages, nil
-}
-
-func overviewPage() *page {
-	p := &page{name: "ddsfs", short: "replicate block devices by what changed between two snapshots"}
-	p.synopsis(`**ddsfs** *command* \[*options*\] \[*arguments*\]`)
-	p.section("DESCRIPTION")
-	p.text(overview + `
-
-The exception list of a snapshot says which chunks of its volume changed since it
-was taken. On the source host, mount shows these chunks, as a younger snapshot has
-them, as the file delta.cow. On the target host, apply merges a copy of it into a
-volume that holds what the older snapshot does. Then the younger one takes the place
-of the older one, and the next delta starts from it. The first delta is one of the
-whole volume, by mount --full.
-
-apply records what each target holds, and refuses a delta that does not start from
-that. ddsfs-replicate(8) does all of this for two hosts, by a timer.`)
-	p.section("COMMANDS")
-	for _, c := range visibleCommands() {
-		p.item("**"+c.pageName()+"**(8)", c.short)
-	}
-	p.section("OPTIONS")
-	p.options(topFlags())
-	p.section("EXIT STATUS")
-	p.text(exitCodesHelp)
-	p.section("FILES")
-	for _, file := range []struct{ path, holds string }{
-		{defaultStateDir, "what targets hold, and which merges are under way. Who removes it makes apply forget that: a target then needs a first sync again, or a delta that proves its base"},
-		{defaultSpoolDir, "where a delta from stdin waits until it is verified"},
-		{"/etc/fuse.conf", "must have user_allow_other before users other than root can mount with --allow-other"},
-	} {
-		p.item("*"+file.path+"*", file.holds)
-	}
-	p.section("EXAMPLES")
-	p.text("The first sync, of the whole volume:")
-	p.code(codeBlock, `
-source# lvcreate -s -pr -L 10G -n base vg/data
-source# ddsfs extract --full vg/base | ssh target ddsfs apply - /dev/vg/data`)
-	p.text("Each time after that:")
-	p.code(codeBlock, `
-source# lvcreate -s -pr -L 10G -n new vg/data
-source# ddsfs mount vg/base vg/new /mnt/delta
-source# cat /mnt/delta/delta.cow | ssh target ddsfs apply - /dev/vg/data
-source# ddsfs unmount /mnt/delta`)
-	p.text("Then, and only if apply has ended with exit code 0:")
-	p.code(codeBlock, `
-source# lvremove -y vg/base
-source# lvrename vg new base`)
-	return p
-}
-
-// ddsPage returns the manual page of the link dds.
-func ddsPage() *page {
-	p := &page{name: ddsName, short: "ddsfs with the command line of dds", arguments: []string{"COW", "SRC", "FILE", "DEV"}}
-	var forms []string
-	for _, form := range ddsUsage {
-		forms = append(forms, "**"+ddsName+"** "+usageForm(strings.TrimPrefix(form, ddsName+" ")))
-	}
-	p.synopsis(forms...)
-	p.section("DESCRIPTION")
-	p.text(ddsHelp)
-	p.section("OPTIONS")
-	p.options(new(dds).flags())
-	p.section("EXIT STATUS")
-	p.text(exitCodesHelp)
-	return p
-}
-
-func (c *command) pageName() string { return "ddsfs-" + c.name }
-
-// page returns the command's manual page.
-func (c *command) page() *page {
-	p := &page{name: c.pageName(), short: c.short, arguments: argumentsOf(c.usage)}
-	var forms []string
-	for _, form := range c.usage {
-		forms = append(forms, "**ddsfs "+c.name+`** \[*options*\] `+usageForm(form))
-	}
-	p.synopsis(forms...)
-	p.section("DESCRIPTION")
-	p.text(c.long)
-	p.section("OPTIONS")
-	flags, _ := c.flags()
-	p.options(flags)
-	p.section("EXIT STATUS")
-	p.text("0 if it is done. The other exit codes are listed in ddsfs(8).")
-	p.section("EXAMPLE")
-	p.code(codeSection, c.example)
-	return p
-}
-
-// scriptPage returns the page that a script's help amounts to: a line of usage, what
-// it does, and an example.
-func scriptPage(name, help string) *page {
-	usage, text, _ := strings.Cut(help, "\n\n")
+	usage, text, _ := strings.Cut(strings.TrimPrefix(string(help), "Usage: "), "\n\n")
 	text, example, _ := strings.Cut(text, "\nExample:\n")
-	form := strings.TrimPrefix(usage, "Usage: "+name+" ")
 	short, _, _ := strings.Cut(strings.Join(strings.Fields(text), " "), ":")
-	p := &page{name: name, short: strings.ToLower(short[:1]) + short[1:], arguments: argumentsOf([]string{form})}
-	p.synopsis("**" + name + "** " + usageForm(form))
-	p.section("DESCRIPTION")
-	p.text(text)
-	p.section("EXAMPLE")
-	p.code(codeSection, example)
-	return p
+	return &cobra.Command{Use: usage, Short: strings.ToLower(short[:1]) + short[1:], Long: text, Example: example}, nil
+}
+
+// mountOptionsTable says what the options of mount.ddsfs mean that are flags of mount.
+// The flags that they mention are options as well.
+func mountOptionsTable() string {
+	set := pflag.NewFlagSet("", pflag.ContinueOnError)
+	for name, f := range mountOptions() {
+		f.Name = name
+		set.AddFlag(f)
+	}
+	table := strings.NewReplacer("      --", "  ", "--", "").Replace(set.FlagUsages())
+	return optionValue.ReplaceAllString(table, "$1=")
+}
+
+var optionValue = regexp.MustCompile(`(?m)^(  \w+) \b`)
+
+// Title is the name of the page.
+func (p page) Title() string { return strings.ReplaceAll(p.CommandPath(), " ", "-") }
+
+// Synopsis is a line for each form of the arguments.
+func (p page) Synopsis() string {
+	name := "**" + p.CommandPath() + "** "
+	if p.HasParent() {
+		name += `\[*options*\] `
+	}
+	var forms []string
+	for form := range strings.SplitSeq(p.Use, "\n") {
+		_, arguments, _ := strings.Cut(form, " ")
+		forms = append(forms, name+emphasize(arguments, arguments))
+	}
+	return strings.Join(forms, "  \n")
+}
+
+var (
+	block = regexp.MustCompile(`(?m)(?:^  .*\n?)+|(?:^[^ \n].*\n?)+`)
+	row   = regexp.MustCompile(`(?m)^ +(\S+(?: \S+)*)  +(\S.*(?:\n {5,}[^-\s].*)*)\n?`)
+)
+
+// Text is a text as help has it: paragraphs, and what is indented. That is a list if it is
+// a table of two columns, as flags are, stays as it is if it has other gaps, and else is a
+// paragraph as well.
+func (p page) Text(text string) string {
+	// The arguments, without the values of flags.
+	arguments := p.Use
+	if p.HasParent() {
+		arguments = flagValue.ReplaceAllString(arguments, "")
+	}
+	var b strings.Builder
+	for _, lines := range block.FindAllString(text, -1) {
+		lines = strings.TrimSuffix(lines, "\n")
+		list, rest := "", len(lines)
+		for _, r := range row.FindAllStringSubmatch(lines, -1) {
+			list += "\n" + explained(r[1]) + "\n:   " + emphasize(strings.Join(strings.Fields(r[2]), " "), arguments) + "\n"
+			rest -= len(r[0])
+		}
+		flush := strings.TrimPrefix(strings.ReplaceAll(lines, "\n  ", "\n"), "  ")
+		switch {
+		case flush == lines:
+			b.WriteString("\n" + emphasize(lines, arguments) + "\n")
+		case rest == 0:
+			b.WriteString(list)
+		case strings.Contains(flush, "  "):
+			b.WriteString(p.Code(">     ", flush))
+		default:
+			b.WriteString(p.Code("> ", emphasize(flush, arguments)))
+		}
+	}
+	return b.String()
+}
+
+// Code is lines that stay as they are.
+func (page) Code(lead, lines string) string {
+	return "\n" + lead + strings.ReplaceAll(strings.TrimSpace(lines), "\n", "\n"+lead) + "\n"
+}
+
+var (
+	argument  = regexp.MustCompile(`\b[A-Z]+\b`)
+	flagValue = regexp.MustCompile(`--?[a-z-]+ [A-Z]+`)
+	notable   = regexp.MustCompile(`\B--?[a-z](?:[a-z-]*[a-z])?\b|\b[A-Z]+\b|\b[a-z.-]+\([1-8]\)`)
+	withValue = regexp.MustCompile(`(?:(=)|( ))([^ =*]+)\*\*$`)
+	lineBegin = regexp.MustCompile(`(?m)^([-+#:=]|\d+\.)`)
+	// literal escapes what is anything but text to markdown.
+	literal = strings.NewReplacer(`\`, `\\`, "`", "\\`", "*", `\*`, "_", `\_`, "[", `\[`, "]", `\]`, "<", `\<`, ">", `\>`, "&", `\&`, "|", `\|`)
+)
+
+// explained is what a list explains, in bold, with the value of a flag or an option in
+// italics.
+func explained(term string) string {
+	bold := "**" + strings.ReplaceAll(literal.Replace(term), ", ", "**, **") + "**"
+	return withValue.ReplaceAllString(bold, "$1**$2*$3*")
+}
+
+// emphasize returns a text in markdown, with flags and other pages in bold, and in italics
+// those words in capitals that are among the arguments.
+func emphasize(text, arguments string) string {
+	italics := argument.FindAllString(arguments, -1)
+	text = notable.ReplaceAllStringFunc(literal.Replace(text), func(word string) string {
+		switch {
+		case strings.HasSuffix(word, ")"):
+			return "**" + strings.Replace(word, "(", "**(", 1)
+		case strings.HasPrefix(word, "-"):
+			return "**" + word + "**"
+		case slices.Contains(italics, word):
+			return "*" + word + "*"
+		}
+		return word
+	})
+	return lineBegin.ReplaceAllString(text, `\$1`)
 }

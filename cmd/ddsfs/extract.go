@@ -7,7 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"ddsfs/cow"
@@ -16,27 +16,26 @@ import (
 	"ddsfs/cow/snapshots"
 )
 
-func extractCommand() *command {
-	return &command{
-		name:  "extract",
-		usage: withPair(" [-o FILE]"),
-		short: "write the same delta to a file or a pipe, without a mount",
-		long: `
+func extractCommand() *cobra.Command {
+	x := extract{}
+	c := &cobra.Command{
+		Use:   withPair("extract", "[-o FILE]"),
+		Short: "write the same delta to a file or a pipe, without a mount",
+		Long: `
 Writes the bytes that mount shows as delta.cow to FILE, or to stdout. FILE
 appears, or is replaced, when it is complete; a block device or a pipe is written
 to as it is.
 ` + pairHelp,
-		example: `ddsfs extract vg/base vg/new | ssh target ddsfs apply - /dev/vg/data`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			x := extract{}
-			x.pair.define(flags)
-			flags.StringVarP(&x.output, "output", "o", "", "write to this `file`")
-			flags.BoolVar(&x.unsealed, "unsealed", false, "write no seal and no trailer, as dds: whether the delta is whole can't be verified then")
-			flags.BoolVarP(&x.verbose, "verbose", "v", false, "print the header and the report to stderr")
-			flags.BoolVarP(&x.quiet, "quiet", "q", false, "show no progress")
-			return x.run
-		},
+		Example: `ddsfs extract vg/base vg/new | ssh target ddsfs apply - /dev/vg/data`,
+		RunE:    func(_ *cobra.Command, args []string) error { return x.run(args) },
 	}
+	flags := c.Flags()
+	x.pair.define(flags)
+	flags.StringVarP(&x.output, "output", "o", "", "write to this `file`")
+	flags.BoolVar(&x.unsealed, "unsealed", false, "write no seal and no trailer, as dds: whether the delta is whole can't be verified then")
+	flags.BoolVarP(&x.verbose, "verbose", "v", false, "print the header and the report to stderr")
+	flags.BoolVarP(&x.quiet, "quiet", "q", false, "show no progress")
+	return c
 }
 
 type extract struct {
@@ -72,7 +71,7 @@ func (x *extract) run(args []string) error {
 func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
 
 // write writes the delta to the output. Nobody has all of it before the source was
-// asked whether it can be trusted: who calls dds looks at no exit code of this end
+// asked whether it can be trusted: callers of dds look at no exit code of this end
 // of the pipe.
 func (x *extract) write(p *snapshots.Pair) error {
 	if !x.toStdout() {

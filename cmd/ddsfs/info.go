@@ -7,18 +7,17 @@ import (
 	"io"
 	"os"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"ddsfs/cow"
 	"ddsfs/cow/snapshots"
 )
 
-func infoCommand() *command {
-	return &command{
-		name:  "info",
-		usage: []string{"BASE", "FILE"},
-		short: "show the header and the report of a snapshot's store or a delta",
-		long: `
+func infoCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "info BASE\ninfo FILE",
+		Short: "show the header and the report of a snapshot's store or a delta",
+		Long: `
 Reads the metadata of BASE, a snapshot, by the names that mount takes, or of FILE, a
 COW device, a copy of one, or a delta, checks it, and prints its header and its report.
 FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.
@@ -28,37 +27,34 @@ chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta a
 volume_bytes, new_only (exceptions that only the new snapshot's store had, if there
 are any), base, new and origin (names, where known), sealed_bytes and delta (its
 digest).`,
-		example: `
+		Example: `
 ddsfs info vg/base
 ddsfs info delta.cow`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			asJSON := flags.Bool("json", false, "print a JSON object")
-			quiet := flags.BoolP("quiet", "q", false, "show no progress")
-			return func(args []string) error {
-				if len(args) != 1 {
-					return usageError("needs one snapshot or file, got %d", len(args))
-				}
-				store, err := readStore(args[0], *quiet)
-				if store == nil {
-					return err
-				}
-				if err != nil {
-					report := cow.NewReport(store.Header, 0, 0)
-					if *asJSON {
-						return errors.Join(err, printReport(os.Stdout, report, true))
-					}
-					_, printErr := fmt.Print(headerHeading, report.HeaderText())
-					return errors.Join(err, printErr)
-				}
-				// What the kernel uses up can be looked at as well.
-				return errors.Join(store.CheckList(), printReport(os.Stdout, store.Report(), *asJSON))
-			}
-		},
+		Args: takes(1, 1, "one snapshot or file"),
 	}
+	asJSON := c.Flags().Bool("json", false, "print a JSON object")
+	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		store, err := readStore(args[0], *quiet)
+		if store == nil {
+			return err
+		}
+		if err != nil {
+			report := cow.NewReport(store.Header, 0, 0)
+			if *asJSON {
+				return errors.Join(err, printReport(os.Stdout, report, true))
+			}
+			_, printErr := fmt.Print(headerHeading, report.HeaderText())
+			return errors.Join(err, printErr)
+		}
+		// A store that the kernel uses up can be looked at as well.
+		return errors.Join(store.CheckList(), printReport(os.Stdout, store.Report(), *asJSON))
+	}
+	return c
 }
 
-// readStore reads the metadata of a file, a device or, as "-", of stdin. Of an
-// invalid snapshot it returns the header with the error.
+// readStore reads the metadata of a file, a device or, as "-", of stdin. It
+// returns the header of an invalid snapshot with the error.
 func readStore(name string, quiet bool) (*cow.Store, error) {
 	if name == "-" {
 		store, err := cow.ReadStoreFrom(os.Stdin)

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"ddsfs/apply"
 	"ddsfs/apply/record"
 	"ddsfs/cow"
@@ -29,7 +31,7 @@ func fields(of reflect.Type) (names []string) {
 // A manual page says what each field of a command's JSON is.
 func TestJSONIsDocumented(t *testing.T) {
 	for _, c := range []struct {
-		command *command
+		command *cobra.Command
 		of      any
 	}{
 		{applyCommand(), apply.Result{}},
@@ -42,14 +44,14 @@ func TestJSONIsDocumented(t *testing.T) {
 		{statusCommand(), apply.UndoFile{}},
 		{statusCommand(), record.Run{}},
 	} {
-		_, text, _ := strings.Cut(c.command.long, "With --json:")
+		_, text, _ := strings.Cut(c.command.Long, "With --json:")
 		names := fields(reflect.TypeOf(c.of))
 		if len(names) < 3 {
-			t.Errorf("%s: only %q", c.command.name, names)
+			t.Errorf("%s: only %q", c.command.Name(), names)
 		}
 		for _, name := range names {
 			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
-				t.Errorf("%s --help does not say what %s is", c.command.name, name)
+				t.Errorf("%s --help does not say what %s is", c.command.Name(), name)
 			}
 		}
 	}

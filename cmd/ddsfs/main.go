@@ -8,53 +8,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
-	"text/tabwriter"
+	"syscall"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	_ "ddsfs/cmd/ddsfs/openfiles"
 )
-
-// overview says what all the commands are for.
-const overview = `ddsfs shows what changed between two snapshots of a volume as files, which any
-tool can copy, and merges the copy on another host.`
-
-// command is a subcommand.
-type command struct {
-	name    string
-	usage   []string // the forms of its arguments
-	short   string   // what it does, in a line
-	long    string   // what there is to know beyond that
-	example string
-	hidden  bool // it is not for people
-	// define adds the command's flags and returns what runs it with the other
-	// arguments.
-	define func(flags *pflag.FlagSet) func(args []string) error
-}
-
-func commands() []*command {
-	return []*command{
-		mountCommand(),
-		unmountCommand(),
-		extractCommand(),
-		applyCommand(),
-		attachCommand(),
-		detachCommand(),
-		verifyCommand(),
-		statusCommand(),
-		infoCommand(),
-		documentationCommand(),
-	}
-}
-
-// visibleCommands are those that are for people.
-func visibleCommands() []*command {
-	return slices.DeleteFunc(commands(), func(c *command) bool { return c.hidden })
-}
 
 // The kernel gives a process's signals to its first thread, and waits for it where it
 // waits for a device that does not answer. So that a mount can be ended all the same,
@@ -83,42 +47,96 @@ func main() {
 
 // run runs the command line args; help goes to out.
 func run(args []string, out io.Writer) error {
-	top := topFlags()
-	if err := top.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
-		return usageError("%v (see ddsfs --help)", err)
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:] // after which cobra looks for no command
 	}
-	args = top.Args()
 	switch {
-	case top.Changed("version"):
-		printVersion(out)
-		return nil
-	case top.Changed("help") || len(args) == 1 && args[0] == "help":
-		printHelp(out, top)
-		return nil
 	case len(args) == 0:
-		return usageError("no command given (see ddsfs --help)")
+	case args[0] == "help":
+		args = append(args[1:], "--help") // which fails, unlike cobra's help, if there is no such command
+	case strings.HasPrefix(args[0], "-"):
+		args = args[:1] // which cobra would take for a flag of the command that follows
 	}
-	name := args[0]
-	if name == "help" {
-		name, args = args[1], []string{args[1], "--help"}
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(out)
+	c, err := root.ExecuteC()
+	var wrong *usage
+	if !errors.As(err, &wrong) {
+		return err
 	}
-	for _, c := range commands() {
-		if c.name == name {
-			return c.run(args[1:], out)
+	about := ""
+	if c.HasParent() {
+		about = c.Name() + ": "
+	}
+	return usageError("%s%v (see %s --help)", about, err, c.CommandPath())
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use: "ddsfs COMMAND [FLAGS] [ARGUMENTS]",
+		Long: `
+ddsfs shows what changed between two snapshots of a volume as files, which any
+tool can copy, and merges the copy on another host.`,
+		Args:                       cobra.ArbitraryArgs,
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
+		SuggestionsMinimumDistance: 2,
+		PersistentPreRun:           shortenDescriptions,
+	}
+	root.Flags().SetInterspersed(false)
+	root.RunE = func(_ *cobra.Command, args []string) error {
+		switch {
+		case root.Flags().Changed("version"):
+			printVersion(root.OutOrStdout())
+			return nil
+		case len(args) == 0:
+			return usageError("no command given")
 		}
+		maybe := ""
+		if like := root.SuggestionsFor(args[0]); len(like) > 0 && args[0] != "" {
+			maybe = ": did you mean " + strings.Join(like, " or ") + "?"
+		}
+		return usageError("unknown command %q%s", args[0], maybe)
 	}
-	return usageError("unknown command %q (see ddsfs --help)", name)
+	cobra.EnableCommandSorting = false // help lists them in the order of their use
+	root.AddCommand(
+		mountCommand(),
+		unmountCommand(),
+		extractCommand(),
+		applyCommand(),
+		attachCommand(),
+		detachCommand(),
+		verifyCommand(),
+		statusCommand(),
+		infoCommand(),
+	)
+	for _, c := range append([]*cobra.Command{root}, root.Commands()...) {
+		c.Flags().SortFlags = false
+		c.Flags().BoolP("help", "h", false, "show this help")
+		completeFlags(c)
+	}
+	root.Flags().BoolP("version", "V", false, "show the version, the commit, the format, and what the kernel has")
+	root.SetHelpFunc(func(c *cobra.Command, _ []string) { printHelp(c.OutOrStdout(), c) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%v", err) })
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	help.Short = "show what a command does"
+	return root
 }
 
-// topFlags are the flags in front of the command.
-func topFlags() *pflag.FlagSet {
-	flags := newFlags("ddsfs")
-	flags.SetInterspersed(false)
-	flags.BoolP("help", "h", false, "show this help")
-	flags.BoolP("version", "V", false, "show the version, the commit, the format, and what the kernel has")
-	return flags
+// takes checks the number of a command's arguments.
+func takes(least, most int, what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			return usageError("needs %s, got %d arguments", what, len(args))
+		}
+		return nil
+	}
 }
 
+// newFlags returns an empty set for the flags of a program that this one stands in for.
 func newFlags(name string) *pflag.FlagSet {
 	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	flags.SortFlags = false
@@ -127,52 +145,28 @@ func newFlags(name string) *pflag.FlagSet {
 	return flags
 }
 
-// flags returns the command's flags, and what runs it with its other arguments.
-func (c *command) flags() (*pflag.FlagSet, func(args []string) error) {
-	flags := newFlags("ddsfs " + c.name)
-	run := c.define(flags)
-	flags.BoolP("help", "h", false, "show this help")
-	return flags, run
-}
-
-func (c *command) run(args []string, out io.Writer) error {
-	flags, run := c.flags()
-	if err := flags.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
-		return usageError("%s: %v (see ddsfs %s --help)", c.name, err, c.name)
+// printHelp prints the help of a command, which has a form of its arguments in each line
+// of Use and an example, or else that of ddsfs.
+func printHelp(out io.Writer, c *cobra.Command) {
+	if c.Example != "" {
+		fmt.Fprintf(out, "Usage: ddsfs %s\n\n%s\n\nFlags:\n%s\nExample:\n%s\n", strings.ReplaceAll(c.Use, "\n", "\n       ddsfs "),
+			strings.TrimSpace(c.Long), c.Flags().FlagUsages(), indent(c.Example))
+		return
 	}
-	if flags.Changed("help") {
-		c.printHelp(out, flags)
-		return nil
-	}
-	err := run(flags.Args())
-	var usage *usage
-	if errors.As(err, &usage) {
-		return usageError("%s: %v (see ddsfs %s --help)", c.name, err, c.name)
-	}
-	return err
-}
-
-func (c *command) printHelp(out io.Writer, flags *pflag.FlagSet) {
-	for i, form := range c.usage {
-		lead := "Usage:"
-		if i > 0 {
-			lead = "      "
+	root := c.Root()
+	fmt.Fprintf(out, "%s\n\nUsage: %s\n\nCommands:\n", strings.TrimSpace(root.Long), root.Use)
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			fmt.Fprintf(out, "  %-14s  %s\n", c.Name(), c.Short)
 		}
-		fmt.Fprintf(out, "%s ddsfs %s %s\n", lead, c.name, form)
 	}
-	fmt.Fprintf(out, "\n%s\n\nFlags:\n%s\nExample:\n%s\n", strings.TrimSpace(c.long), flags.FlagUsages(), indent(c.example))
+	fmt.Fprintf(out, "  help [COMMAND]  show this help, or a command's\n\nFlags:\n%s\nExit codes:\n%s\nExample:\n%s\n",
+		root.Flags().FlagUsages(), exitCodesHelp, indent(mountCommand().Example))
 }
 
-func printHelp(out io.Writer, flags *pflag.FlagSet) {
-	fmt.Fprint(out, overview+"\n\nUsage: ddsfs COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n")
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, c := range visibleCommands() {
-		fmt.Fprintf(table, "  %s\t%s\n", c.name, c.short)
-	}
-	fmt.Fprintf(table, "  help [COMMAND]\tshow this help, or a command's\n")
-	table.Flush()
-	fmt.Fprintf(out, "\nFlags:\n%s\nExit codes:\n%s", flags.FlagUsages(), exitCodesHelp)
-	fmt.Fprint(out, "\nExample:\n"+indent(mountCommand().example)+"\n")
+// untilSignal returns a context that a signal to end cancels.
+func untilSignal() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
 // warn says on stderr what the user should know, and goes on.

@@ -13,18 +13,18 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"ddsfs/cow/snapshots"
 	"ddsfs/fs"
 )
 
-func mountCommand() *command {
-	return &command{
-		name:  "mount",
-		usage: withPair(" MOUNTPOINT"),
-		short: "show what changed between two snapshots as files",
-		long: `
+func mountCommand() *cobra.Command {
+	m := mount{}
+	c := &cobra.Command{
+		Use:   withPair("mount", "MOUNTPOINT"),
+		Short: "show what changed between two snapshots as files",
+		Long: `
 Mounts a directory with these files, read-only, and serves them from the
 background until it is unmounted:
 
@@ -39,32 +39,28 @@ Nothing of the volume is read before somebody reads delta.cow.
 ` + pairHelp + `
 
 For mount(8) and fstab there is mount.ddsfs(8).`,
-		example: `
+		Example: `
 lvcreate -s -pr -L 10G -n new vg/data
 mkdir -p /mnt/delta
 ddsfs mount vg/base vg/new /mnt/delta
 cat /mnt/delta/delta.cow | ssh target ddsfs apply - /dev/vg/data
 ddsfs unmount /mnt/delta`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			m := mount{}
-			m.pair.define(flags)
-			flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr")
-			flags.StringVar(&m.logFile, "log", "", "log to this `file` instead of the system log")
-			flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as --mode allows")
-			flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`, if not the mounting user")
-			flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`, if not the mounting user's")
-			// Not the number of whoever asks for help.
-			flags.Lookup("uid").DefValue, flags.Lookup("gid").DefValue = "0", "0"
-			flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
-			flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
-			flags.IntVar(&m.readyFD, readyFlag, -1, "")
-			flags.StringArrayVar(&m.selinux, selinuxFlag, nil, "")
-			if err := errors.Join(flags.MarkHidden(readyFlag), flags.MarkHidden(selinuxFlag)); err != nil {
-				return func([]string) error { return err }
-			}
-			return m.run
-		},
+		RunE: func(_ *cobra.Command, args []string) error { return m.run(args) },
 	}
+	flags := c.Flags()
+	m.pair.define(flags)
+	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr")
+	flags.StringVar(&m.logFile, "log", "", "log to this `file` instead of the system log")
+	flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as --mode allows")
+	flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`, if not the mounting user")
+	flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`, if not the mounting user's")
+	// Help shows the same to every user.
+	flags.Lookup("uid").DefValue, flags.Lookup("gid").DefValue = "0", "0"
+	flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
+	flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
+	flags.StringArrayVar(&m.selinux, selinuxFlag, nil, "")
+	flags.Lookup(selinuxFlag).Hidden = true
+	return c
 }
 
 type mount struct {
@@ -75,7 +71,6 @@ type mount struct {
 	uid, gid   uint32
 	mode       string
 	quiet      bool
-	readyFD    int
 	selinux    []string
 }
 
@@ -97,8 +92,9 @@ func (m *mount) run(args []string) error {
 	if mode&0o222 != 0 {
 		return usageError("--mode %s: the files can't be written to", m.mode)
 	}
-	if !m.foreground {
-		return startInBackground(os.Args[1], os.Args[2:]...)
+	ready := readyPipe()
+	if !m.foreground && ready == nil {
+		return startInBackground(os.Args[1:])
 	}
 
 	logger := log.New(os.Stderr, "ddsfs: ", 0)
@@ -112,7 +108,7 @@ func (m *mount) run(args []string) error {
 		quiet = file
 	}
 
-	// What parsing and serving leave behind must not add much to what the list takes.
+	// The garbage of parsing and serving must not add much to the memory of the list.
 	debug.SetGCPercent(10)
 	p, err := m.pair.open(m.quiet)
 	if err != nil {
@@ -144,11 +140,11 @@ func (m *mount) run(args []string) error {
 	case quiet != nil:
 		logger.SetFlags(log.LstdFlags)
 		logger.SetOutput(quiet)
-	case m.readyFD >= 0:
+	case ready != nil:
 		logger.SetOutput(systemLog())
 	}
-	if m.readyFD >= 0 {
-		if err := detach(m.readyFD); err != nil {
+	if ready != nil {
+		if err := detach(ready); err != nil {
 			return joinUnmount(err, mounted)
 		}
 	}

@@ -250,3 +250,20 @@ func TestWithoutStandardFiles(t *testing.T) {
 	checkDelta(t, read(t, m, "delta.cow"), buildDelta(t, read(t, fixtures, "plain-4k", "cow"), read(t, fixtures, "plain-4k", "new")))
 	unmount(t, m)
 }
+
+// The process in the background gets the command line however that is spelled.
+func TestMountHoweverSpelled(t *testing.T) {
+	source := filepath.Join(fixtures, "empty", "new")
+	for _, spelled := range [][]string{
+		{"--", "mount", "--full", source},
+		{"mount", "--full", "--", source},
+		{"mount", "--help=false", source, "--foreground=false", "--full"},
+		{"mount", "-qf=false", "--full=true", source},
+	} {
+		m := mountpoint(t)
+		ddsfs(t, args(spelled, m)...).ok()
+		p := server(t, m)
+		unmount(t, m)
+		p.ended(t)
+	}
+}

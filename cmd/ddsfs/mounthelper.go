@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -69,7 +68,7 @@ func mountHelper(args []string, out io.Writer) error {
 	said := "mounted on"
 	if absent := h.absent(); h.nofail && absent != "" {
 		said = absent + " is not there: not mounted on"
-	} else if err := startInBackground("mount", h.arguments...); err != nil {
+	} else if err := startInBackground(append([]string{"mount"}, h.arguments...)); err != nil {
 		return err
 	}
 	if *verbose {
@@ -194,8 +193,7 @@ func (h *helped) parse(options []string, sloppy bool) error {
 // name. Those that name the devices are not among them.
 func mountOptions() map[string]*pflag.Flag {
 	options := map[string]*pflag.Flag{}
-	flags, _ := mountCommand().flags()
-	flags.VisitAll(func(f *pflag.Flag) {
+	mountCommand().Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden && !slices.Contains(notMountOptions, f.Name) {
 			options[mountOptionName(f)] = f
 		}
@@ -206,74 +204,13 @@ func mountOptions() map[string]*pflag.Flag {
 // pairOptions name the devices, beside the one that mount(8) has an argument for.
 var pairOptions = []string{"new", "full", "cow"}
 
-var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet", "help"}
+var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet"}
 
 // mountOptionName is spelled as the other options of mount(8) are.
 func mountOptionName(f *pflag.Flag) string { return strings.ReplaceAll(f.Name, "-", "_") }
 
-// mountHelperPage returns the manual page of mount.ddsfs.
-func mountHelperPage() *page {
-	p := &page{name: mountHelperName, short: "show what changed between two snapshots by mount(8) or fstab"}
-	p.arguments = []string{"BASE", "NEW", "SRC"}
-	var forms []string
-	for _, form := range []string{
-		`**new=***NEW*\[,*option*...\] *BASE*`,
-		`**full**\[,*option*...\] *SRC*`,
-		`**cow=***COW*\[,*option*...\] *SRC*`,
-	} {
-		forms = append(forms, "**mount -t ddsfs -o** "+form+" *MOUNTPOINT*")
-	}
-	p.synopsis(forms...)
-	p.section("DESCRIPTION")
-	p.text(`
-mount(8) calls mount.ddsfs for the type ddsfs, and for fuse.ddsfs the same by the name
-of mount.fuse.ddsfs. It does what ddsfs-mount(8) does, whose flags are options here. A
-process in the background serves what is mounted.
-
-It is read-only, nosuid, nodev and noexec, whatever else the generic options of
-mount(8) ask for. Unknown options are refused, unless mount(8) is called with -s. No
-option's value may have a comma. Those of SELinux, as context=, go to the kernel if it
-has SELinux in use.
-
-Lists of mounts show it with the type fuse.ddsfs and the device BASE or SRC. mount -a
-leaves it alone if it is mounted already. Nothing of it can be changed by a remount,
-which is refused if it asks for an option that it was not mounted with: unmount it, and
-mount it again. umount(8) does not wait until the snapshots are closed; ddsfs-unmount(8) does.`)
-	p.section("OPTIONS")
-	p.item("**new=***NEW*", "the pair of the snapshots BASE and NEW")
-	p.item("**full**", "all of SRC: the first sync")
-	p.item("**cow=***COW*", "the pair of SRC and the COW device of its base, or a copy of that")
-	p.item("**nofail**", "mount nothing, and do not fail, if one of the devices is not there")
-	options := mountOptions()
-	for _, name := range slices.Sorted(maps.Keys(options)) {
-		f := options[name]
-		value, usage := pflag.UnquoteUsage(f)
-		term := "**" + literal.Replace(name) + "**"
-		if value != "" {
-			term = "**" + literal.Replace(name) + "=***" + value + "*"
-		}
-		// The flags that it mentions are options as well.
-		p.item(term, strings.ReplaceAll(usage, "--", "")+defaultOf(f))
-	}
-	p.section("EXIT STATUS")
-	p.text(`
-That of mount(8):
-
-  0   done
-  1   wrong usage, or an unknown option
-  2   the system failed
-  32  the mount failed`)
-	p.section("EXAMPLES")
-	p.text("A line of fstab for mount /mnt/delta, whenever the snapshots are there:")
-	p.code(codeBlock, "/dev/vg/base /mnt/delta ddsfs noauto,new=/dev/vg/new 0 0")
-	p.text(`
-To have it mounted at boot, put nofail,x-systemd.requires=/dev/vg/new in place of
-noauto: systemd waits for BASE, but does not know of NEW.`)
-	return p
-}
-
-// isGenericOption tells whether an option is for mount(8), systemd or whoever else
-// reads fstab, or asks of every file system what can make no difference to one that
+// isGenericOption tells whether an option is for mount(8), systemd or other readers of
+// fstab, or asks of every file system what can make no difference to one that
 // is read-only, nosuid, nodev and noexec. It includes rw, which mount(8) passes
 // unless told otherwise.
 func isGenericOption(name string) bool {
@@ -290,7 +227,7 @@ var genericOptions = []string{
 }
 
 // selinuxOptions go to the kernel as they are. mount(8) leaves them out where SELinux
-// is not in use; who calls the helper by itself may not.
+// is not in use; other callers of the helper may not.
 var selinuxOptions = []string{"context", "fscontext", "defcontext", "rootcontext", "seclabel"}
 
 func hasSELinux() bool {

@@ -45,7 +45,7 @@ func createOutput(path string) (*output, error) {
 		}
 		return &output{File: file}, nil
 	default:
-		// What a symbolic link points to is replaced, and not the link.
+		// The target of a symbolic link is replaced, and not the link.
 		if path, err = filepath.EvalSymlinks(path); err != nil {
 			return nil, fmt.Errorf("output: %w", err)
 		}
@@ -69,8 +69,8 @@ func createOutput(path string) (*output, error) {
 }
 
 // widenPipe makes a pipe hold 1 MiB instead of 64 KiB, so that both of its ends run
-// longer at a time. What is no pipe stays as it is, and so does one of a user who
-// has used up what pipes may take.
+// longer at a time. Anything but a pipe stays as it is, and so does the pipe of a user
+// who has used up what pipes may take.
 func widenPipe(f *os.File) {
 	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/pflag"
 
 	"ddsfs/cow/snapshots"
@@ -10,13 +12,13 @@ import (
 // their other arguments.
 var pairUsage = []string{"BASE NEW", "--cow COW --source SRC", "--full SRC"}
 
-// withPair adds a command's other arguments to each of the forms.
-func withPair(others string) []string {
+// withPair are the forms of a command with other arguments after the pair, a line each.
+func withPair(name, others string) string {
 	var forms []string
-	for _, form := range pairUsage {
-		forms = append(forms, form+others)
+	for _, pair := range pairUsage {
+		forms = append(forms, name+" "+pair+" "+others)
 	}
-	return forms
+	return strings.Join(forms, "\n")
 }
 
 // pairHelp says what those are.

@@ -13,8 +13,8 @@ import (
 )
 
 // progress shows on stderr how far long work is, if that is a terminal; its
-// methods do nothing if not. A nil progress does nothing either. Whatever else is
-// written to the terminal must wait for its end, or it would be written over.
+// methods do nothing if not. A nil progress does nothing either. Other
+// output to the terminal must wait for its end, or it would be written over.
 type progress struct {
 	bars  *mpb.Progress
 	bar   *mpb.Bar

@@ -19,6 +19,7 @@ import (
 // terminal is a pseudo terminal of 80 columns, and all that was written to it.
 type terminal struct {
 	tty  *os.File // the side of the program
+	user *os.File // the other one
 	read chan struct{}
 
 	mu      sync.Mutex
@@ -37,7 +38,7 @@ func newTerminal(t *testing.T) *terminal {
 	must(t, err)
 	t.Cleanup(func() { tty.Close() })
 	must(t, unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}))
-	term := &terminal{tty: tty, read: make(chan struct{})}
+	term := &terminal{tty: tty, user: master, read: make(chan struct{})}
 	go func() {
 		defer close(term.read)
 		buf := make([]byte, 4096)

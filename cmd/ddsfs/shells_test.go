@@ -4,7 +4,6 @@ package main_test
 
 import (
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -16,10 +15,7 @@ func TestFishCompletion(t *testing.T) {
 	script := filepath.Join(documentation(t), "ddsfs.fish")
 	complete := func(line string) []string {
 		t.Helper()
-		r := runWith(t, func(c *exec.Cmd) {
-			c.Dir = completionDir(t)
-			c.Env = append(os.Environ(), "HOME="+t.TempDir())
-		}, "fish", "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", script, line)
+		r := runWith(t, func(c *exec.Cmd) { completing(t, c) }, "fish", "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", script, line)
 		var got []string
 		for found := range strings.Lines(r.ok()) {
 			word, _, _ := strings.Cut(strings.TrimSuffix(found, "\n"), "\t")
@@ -57,12 +53,12 @@ func TestZshCompletion(t *testing.T) {
 		"ddsfs extract -o x\\ f":        `ddsfs extract -o x\ file `,
 		"ddsfs status --state-dir x":    `ddsfs status --state-dir x\ dir/`,
 		"ddsfs info x\\ f":              `ddsfs info x\ file `,
-		"ddsfs mount --cow c --sourc":   "ddsfs mount --cow c --source=",
+		"ddsfs mount --cow c --sourc":   "ddsfs mount --cow c --source ",
 		"ddsfs mount --full x\\ file x": `ddsfs mount --full x\ file x\ `,
 	}
 	lines := slices.Sorted(maps.Keys(typed))
 	out := filepath.Join(t.TempDir(), "out")
-	r := runWith(t, func(c *exec.Cmd) { c.Dir = completionDir(t) }, args("zsh", "-f", "-c", `
+	r := runWith(t, func(c *exec.Cmd) { completing(t, c) }, args("zsh", "-f", "-c", `
 		zmodload zsh/zpty
 		zpty shell zsh -f -i
 		zpty -w shell "fpath=(${(q)1} \$fpath); autoload -Uz compinit; compinit -u -D"

@@ -9,17 +9,16 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"ddsfs/apply"
 )
 
-func statusCommand() *command {
-	return &command{
-		name:  "status",
-		usage: []string{"[TARGET]"},
-		short: "show what targets are recorded to hold",
-		long: `
+func statusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status [TARGET]",
+		Short: "show what targets are recorded to hold",
+		Long: `
 Prints what TARGET, or each target, is recorded to hold, since when, and the merge
 that is under way or was interrupted. The device is not read: apply compares it with
 the record before it builds on that.
@@ -47,29 +46,26 @@ With --json: an array, [] if nothing is recorded, of objects with
   pid (the process that is at it), problem (what is wrong), and
   undos: merges that can be undone, the last one at the end: file, delta (its digest),
   holds (what the target then holds), undoes (digest of the delta that it undoes).`,
-		example: `
+		Example: `
 ddsfs status /dev/vg/data
 ddsfs status --json`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			asJSON := flags.Bool("json", false, "print a JSON array")
-			dir := flags.String("state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
-			return func(args []string) error {
-				if len(args) > 1 {
-					return usageError("needs one target at most, got %d", len(args))
-				}
-				targets, err := apply.Status(*dir, args...)
-				if err != nil {
-					return err
-				}
-				if *asJSON {
-					err = json.NewEncoder(os.Stdout).Encode(targets)
-				} else {
-					err = printTargets(os.Stdout, targets)
-				}
-				return errors.Join(err, problemOf(targets))
-			}
-		},
+		Args: takes(0, 1, "one target at most"),
 	}
+	asJSON := c.Flags().Bool("json", false, "print a JSON array")
+	dir := c.Flags().String("state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		targets, err := apply.Status(*dir, args...)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			err = json.NewEncoder(os.Stdout).Encode(targets)
+		} else {
+			err = printTargets(os.Stdout, targets)
+		}
+		return errors.Join(err, problemOf(targets))
+	}
+	return c
 }
 
 // problemOf is the error of targets that somebody must look at.

@@ -12,7 +12,7 @@ func bytesText(bytes int64) string {
 		return fmt.Sprintf("%d B", bytes)
 	}
 	v, unit := float64(bytes)/1024, 0
-	// What would be rounded to 1024.0 is one of the next.
+	// A number that would be rounded to 1024.0 is one of the next unit.
 	for v >= 1023.95 && unit < len(units)-1 {
 		v, unit = v/1024, unit+1
 	}

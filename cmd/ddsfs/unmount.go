@@ -3,31 +3,27 @@ package main
 import (
 	"fmt"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"ddsfs/cow/blockdev"
 	"ddsfs/fs"
 )
 
-func unmountCommand() *command {
-	return &command{
-		name:  "unmount",
-		usage: []string{"MOUNTPOINT"},
-		short: "unmount what mount mounted",
-		long: `
+func unmountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "unmount MOUNTPOINT",
+		Short: "unmount what mount mounted",
+		Long: `
 Unmounts the directory and waits until its devices are closed, so that the
 snapshots can be removed at once. umount does as well, without waiting.`,
-		example: `ddsfs unmount /mnt/delta && lvremove -y vg/base`,
-		define: func(*pflag.FlagSet) func([]string) error {
-			return func(args []string) error {
-				if len(args) != 1 {
-					return usageError("needs one mountpoint, got %d", len(args))
-				}
-				if err := blockdev.CheckProc(); err != nil {
-					return fmt.Errorf("unmount %s: %w", args[0], err)
-				}
-				return fs.Unmount(args[0])
+		Example:           `ddsfs unmount /mnt/delta && lvremove -y vg/base`,
+		Args:              takes(1, 1, "one mountpoint"),
+		ValidArgsFunction: completeDirectories,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := blockdev.CheckProc(); err != nil {
+				return fmt.Errorf("unmount %s: %w", args[0], err)
 			}
+			return fs.Unmount(args[0])
 		},
 	}
 }

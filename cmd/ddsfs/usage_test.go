@@ -34,7 +34,7 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%q is not %s --help", same, name)
 			}
 		}
-		if strings.Contains(got, "ready-fd") {
+		if strings.Contains(got, "--selinux") {
 			t.Errorf("help of %s shows what is not for people", name)
 		}
 	}
@@ -76,8 +76,16 @@ func TestWrongUsage(t *testing.T) {
 		says string
 	}{
 		{nil, "ddsfs --help"},
-		{[]string{"umount"}, `unknown command "umount"`},
+		{[]string{"umount"}, `unknown command "umount": did you mean mount or unmount? (see ddsfs --help)`},
+		{[]string{"aply", "--kernel", "-n", "a", "b"}, `unknown command "aply": did you mean apply?`},
+		{[]string{"nothing"}, `unknown command "nothing" (see`},
 		{[]string{"help", "nothing"}, `unknown command "nothing"`},
+		{[]string{"-nq", "apply", "a", "b"}, "in -nq (see ddsfs --help)"},
+		{[]string{"--json", "status"}, "--json (see ddsfs --help)"},
+		{[]string{"umount", "--lazy", "m"}, `unknown command "umount"`},
+		{[]string{"--", "nothing"}, `unknown command "nothing"`},
+		{[]string{"documentation", "d"}, `unknown command "documentation"`},
+		{[]string{"completion", "bash"}, `unknown command "completion"`},
 		{[]string{"--bogus"}, "--bogus"},
 		{[]string{"mount"}, "BASE and NEW, or --cow and --source, or"},
 		{[]string{"mount", "a"}, "BASE and NEW"},

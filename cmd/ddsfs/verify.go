@@ -1,28 +1,24 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"ddsfs/apply"
 )
 
-func verifyCommand() *command {
-	return &command{
-		name:  "verify",
-		usage: []string{"DELTA [TARGET]"},
-		short: "tell whether a delta is whole, and whether a target holds what it says",
-		long: `
+func verifyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "verify DELTA [TARGET]",
+		Short: "tell whether a delta is whole, and whether a target holds what it says",
+		Long: `
 Reads all of DELTA, a file or - for stdin, and compares it with its digests. With
 TARGET, also tells whether TARGET holds what the delta leads to, in all chunks that
-it has; TARGET is only read. What does not match is listed on stdout: which MiB, and
-which chunks of the volume it has. The exit code is then 4.
+it has; TARGET is only read. Differences are listed on stdout: which MiB, and which
+chunks of the volume it has. The exit code is then 4.
 
 A delta that is not sealed, as those of dds, has no digests: its list is checked, and
 nothing else can be. If that is well-formed, the exit code is 1. A DELTA that is cut,
@@ -42,27 +38,21 @@ was compared:
 
 Each is an object with mib (which MiB of DELTA, from 0), and first_chunk and
 last_chunk (of the volume, whose data is in there), where they are known.`,
-		example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
-		define: func(flags *pflag.FlagSet) func([]string) error {
-			asJSON := flags.Bool("json", false, "print a JSON object")
-			spool := flags.String("spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
-			quiet := flags.BoolP("quiet", "q", false, "show no progress")
-			return func(args []string) error {
-				if len(args) < 1 || len(args) > 2 {
-					return usageError("needs a delta, and perhaps a target, got %d arguments", len(args))
-				}
-				target := ""
-				if len(args) == 2 {
-					target = args[1]
-				}
-				return runVerify(args[0], target, *spool, *asJSON, *quiet)
-			}
-		},
+		Example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
+		Args:    takes(1, 2, "a delta, and perhaps a target"),
 	}
+	asJSON := c.Flags().Bool("json", false, "print a JSON object")
+	spool := c.Flags().String("spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
+	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		args = append(args, "")
+		return runVerify(args[0], args[1], *spool, *asJSON, *quiet)
+	}
+	return c
 }
 
 func runVerify(delta, target, spool string, asJSON, quiet bool) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := untilSignal()
 	defer stop()
 	stages := newStages(quiet)
 	o := apply.Options{SpoolDir: spool, Progress: stages.set}
