@@ -15,9 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverEnd is how long Unmount waits for the serving process to end. It has
-// nothing left to do by then.
-const serverEnd = 10 * time.Second
+// serverEnd bounds how long Unmount waits for the serving process to end. All that it
+// does is to close its devices; but the last close of a block device waits until what
+// anybody wrote to its page cache is on the disk, which takes a loaded machine minutes.
+// A read that hangs keeps the process from ending at all.
+const serverEnd = 10 * time.Minute
 
 // Unmount unmounts a directory that [Mount] mounted, in this process or in
 // another, and waits until the process that served it has ended, so that the

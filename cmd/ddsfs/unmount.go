@@ -2,12 +2,16 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"ddsfs/cow/blockdev"
 	"ddsfs/fs"
 )
+
+// slowUnmount is after how long the user is told what unmount waits for.
+const slowUnmount = 10 * time.Second
 
 func unmountCommand() *cobra.Command {
 	return &cobra.Command{
@@ -23,6 +27,10 @@ snapshots can be removed at once. umount does as well, without waiting.`,
 			if err := blockdev.CheckProc(); err != nil {
 				return fmt.Errorf("unmount %s: %w", args[0], err)
 			}
+			slow := time.AfterFunc(slowUnmount, func() {
+				warn(args[0] + ": waiting for the process that served it, which is closing its devices")
+			})
+			defer slow.Stop()
 			return fs.Unmount(args[0])
 		},
 	}
