@@ -6,7 +6,7 @@ BIN        ?= bin
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The go command leaves folders named testdata out of ./...
-PACKAGES = ./... ./testdata/lab/... ./testdata/bench
+PACKAGES = ./... ./testdata/lab/... ./testdata/bench ./testdata/harness
 
 # What ddsfs builds for, all of 64 bits; the last one is big-endian.
 MACHINES = amd64 arm64 riscv64 ppc64le s390x

@@ -179,7 +179,7 @@ func TestCheckpointsAreFlushed(t *testing.T) {
 
 // mergeDelta merges a delta of so many chunks of which some are known to be there, and
 // tells checkpoint, if it is set, how many are durable.
-func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *target, done, chunks int64, o Options, checkpoint func(chunks int64)) (result Result, err error) {
+func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *Target, done, chunks int64, o Options, checkpoint func(chunks int64)) (result Result, err error) {
 	t.Helper()
 	opened, err := cow.Open(d)
 	if err != nil {

@@ -1,151 +1,17 @@
 package apply
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"time"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/files"
 )
-
-// RefusedError says why a target is not written to, to protect it. Nothing was
-// written.
-type RefusedError struct {
-	Target string
-	Reason string
-}
-
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("target %s: refused: %s", e.Target, e.Reason)
-}
-
-// Options say how to merge.
-type Options struct {
-	// Stream writes what comes from a pipe as it comes, instead of spooling and
-	// checking all of it first. A pipe that breaks leaves the target half merged.
-	Stream bool
-	// SpoolDir is where a delta from a pipe is kept until it was applied, or the
-	// copy of a delta that the kernel uses up; for that, "" is StateDir.
-	SpoolDir string
-	// StateDir is where it is recorded what targets hold.
-	StateDir string
-	// AssumeBase merges even if the target is not recorded to hold what the delta
-	// starts from.
-	AssumeBase bool
-	// AnyBase merges whatever the target is recorded to hold, as dds does. Nobody
-	// vouches for what it holds then: that is recorded without a name, unless the
-	// delta is a full one. Where records can't be written it does without, unless
-	// there is one of the target, which would not be true any more.
-	AnyBase bool
-	// Undo, if set, is a file in which to save what is overwritten.
-	Undo string
-	// WriteZeros writes zeros as anything else.
-	WriteZeros bool
-	// DryRun checks all, and changes nothing.
-	DryRun bool
-	// Warn, if set, is told of what the user should know.
-	Warn func(message string)
-	// Progress, if set, is told of the bytes that were handled and of how many
-	// there are, 0 if that is not known. It is not called by two goroutines at
-	// once.
-	Progress func(stage Stage, done, total int64)
-
-	// For tests.
-	storage         files.Storage
-	devices         devices
-	outside         outside
-	random          *rand.Rand
-	checkpointBytes int64
-	windowBytes     int64
-	poll            time.Duration
-}
-
-func (o Options) progress(stage Stage, done, total int64) {
-	if o.Progress != nil {
-		o.Progress(stage, done, total)
-	}
-}
-
-func (o Options) warn(message string) {
-	if o.Warn != nil && message != "" {
-		o.Warn(message)
-	}
-}
-
-func (o Options) disk() files.Storage {
-	if o.storage != nil {
-		return o.storage
-	}
-	return files.Disk{}
-}
-
-func (o Options) kernel() devices {
-	if o.devices != nil {
-		return o.devices
-	}
-	return kernel{}
-}
-
-func (o Options) system() outside {
-	if o.outside != nil {
-		return o.outside
-	}
-	return system{}
-}
-
-// chance is what the places of samples are chosen by.
-func (o Options) chance() *rand.Rand {
-	if o.random != nil {
-		return o.random
-	}
-	return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-}
-
-func (o Options) pollInterval() time.Duration {
-	return cmp.Or(o.poll, pollInterval)
-}
-
-// Stage is what Apply is doing.
-type Stage string
-
-// The stages of Apply, in their order.
-const (
-	Receiving Stage = "receiving"
-	Copying   Stage = "copying"
-	Verifying Stage = "verifying"
-	Proving   Stage = "comparing with the base"
-	Saving    Stage = "saving what will be overwritten"
-	Writing   Stage = "writing"
-	Flushing  Stage = "flushing"
-	Merging   Stage = "merging by the kernel"
-)
-
-// Result is what was done.
-type Result struct {
-	cow.Report
-	// TargetBytes is the size of the target.
-	TargetBytes int64 `json:"target_bytes"`
-	// WrittenBytes is what was written of the data. What is missing were zeros
-	// where the target held zeros (SkippedZeroBytes) or got a hole
-	// (PunchedBytes), what an interrupted merge had written (ResumedBytes), and
-	// what of the last chunk lies past the volume's end.
-	WrittenBytes     int64 `json:"written_bytes"`
-	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
-	PunchedBytes     int64 `json:"punched_bytes"`
-	ResumedBytes     int64 `json:"resumed_bytes"`
-	DryRun           bool  `json:"dry_run,omitempty"`
-
-	// Of a merge by the kernel: the device that is left because somebody has it
-	// open, and whether somebody wrote to it.
-	Device  string `json:"device,omitempty"`
-	Touched bool   `json:"touched,omitempty"`
-}
 
 // File merges the delta in a regular file or a block device into the target.
 func File(ctx context.Context, path, targetPath string, o Options) (Result, error) {
@@ -154,12 +20,12 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	m, err := open(targetPath, files.ToWrite, o)
+	m, err := Open(targetPath, files.ToWrite, o)
 	if err != nil {
 		return Result{}, sizedFor(in, err)
 	}
-	defer m.close()
-	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
+	defer m.Close()
+	if err := errors.Join(m.Take(in), m.CheckNotUsedUp(in)); err != nil {
 		return Result{}, err
 	}
 	from, done, err := fileInput(in)
@@ -172,24 +38,152 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 
 // Pipe merges the delta that comes from r into the target.
 func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result, error) {
-	m, err := open(targetPath, files.ToWrite, o)
+	m, err := Open(targetPath, files.ToWrite, o)
 	if err != nil {
 		return Result{}, err
 	}
-	defer m.close()
+	defer m.Close()
 	if info, err := blockdev.Stat(r); err == nil {
-		if err := m.o.system().checkApart(m.target, info); err != nil {
+		if err := m.o.system().checkApart(m.Target, info); err != nil {
 			return Result{}, err
 		}
 	}
 	if o.Stream {
 		return m.mergeStream(ctx, r)
 	}
-	s, err := spool(ctx, r.Name(), patient{ctx, r}, o)
+	s, err := spool(ctx, r.Name(), Patient{ctx, r}, o)
 	if err != nil {
 		return Result{}, err
 	}
 	defer s.Close()
 	m.unchanged = s.kept
 	return m.mergeChecked(ctx, r.Name(), s.input())
+}
+
+// mergeChecked merges a delta that can be looked through first.
+func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Result, error) {
+	d, err := m.check(ctx, name, in)
+	if err != nil {
+		return Result{}, err
+	}
+	if d.How.Verdict == record.Done {
+		return m.AlreadyDone(ctx, d)
+	}
+	job := record.Merging{}
+	if job.Undo, err = m.Undo(ctx, d); err != nil {
+		return Result{}, err
+	}
+	if m.o.DryRun {
+		return m.newResult(d.Report()), nil
+	}
+	if job.Changes, err = m.Changes(d); err != nil {
+		return Result{}, err
+	}
+	return m.merge(ctx, d.At(in.toMerge).Decoder(), func() {}, d.Facts, d.How, job, d.Changed.Len())
+}
+
+// mergeStream merges a delta as it comes.
+func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
+	if m.o.Undo != "" || m.o.DryRun {
+		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
+	}
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	decoder, err := cow.NewDecoder(Patient{reading, r})
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
+	}
+	facts, how, err := m.Decide(decoder.Store)
+	if err != nil {
+		return Result{}, err
+	}
+	m.o.warn(how.Warning)
+	return m.merge(ctx, decoder, stop, facts, how, record.Merging{}, 0)
+}
+
+// merge does what was decided. Before the first write to the target, the record
+// says durably what is under way; before it says that it is done, the target is
+// flushed. It calls stop to end a reading of the delta that is under way. Total is how
+// many chunks the delta has, 0 while that is not known.
+func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
+	began := time.Now()
+	result := m.newResult(cow.Report{})
+	streams := !facts.Chunks.Known()
+	if how.Verdict == record.Resume {
+		job.DoneChunks = min(total, m.Known.Merging.DoneChunks)
+	}
+	skip := job.DoneChunks
+	r, err := m.Begin(facts, how, job)
+	if err != nil && m.Known.Damaged == nil {
+		err = errors.Join(err, m.TakeBack())
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	var begun *begun
+	if streams {
+		begun = m.newBegun()
+	}
+	o := m.o
+	if m.State.None() || m.isHalfMerged() {
+		// What a failed flush dropped reads as if it were there until it is dropped
+		// from the cache as well.
+		o.WriteZeros = true
+	}
+	err = merge(ctx, decoder, stop, m.Target, m.page, skip, total, o, &result, begun, func(chunks int64) error {
+		r.Merging.DoneChunks = chunks
+		if total > 0 && chunks < total {
+			return m.State.Save(r)
+		}
+		return nil
+	})
+	if err == nil {
+		err = m.CheckUnchanged()
+	}
+	var streamed record.Chunks
+	if streams {
+		streamed = record.NewChunks(begun.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
+		r.Merging.Changes = begun.changes
+		if err == nil && how.CoversAtEnd && !streamed.Covers(m.Known.Written) {
+			err = errors.New("the delta does not have all chunks that the merge before wrote, which was interrupted: that one again finishes it, or a full one")
+		}
+	}
+	if err != nil {
+		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, streamed)), result)
+	}
+	if streams && how.Since != nil {
+		if err := m.saveStreamed(r, how, streamed); err != nil {
+			return Result{}, err
+		}
+	}
+	if name := decoder.Store.Name; name != nil {
+		facts.Name = name.String()
+		if !how.Nameless {
+			r.Merging.New.Delta = facts.Name
+		}
+	}
+	if seal := decoder.Store.Seal; seal != nil {
+		result.VolumeBytes, result.Base, result.New, result.Digest = facts.VolumeBytes, facts.Base, facts.New, facts.Name
+		result.Origin, result.SealedBytes = seal.Origin, seal.TotalBytes()
+	}
+	written := how.Written
+	if streams && how.Since != nil {
+		written = m.allStreamed(how, streamed)
+	}
+	run := record.NewRun(began)
+	run.Chunks, run.DataBytes, run.WrittenBytes = result.Exceptions, result.DataBytes, result.WrittenBytes
+	return result, m.finish(r, written, run)
+}
+
+// interrupted is the error of a merge that stopped, and says whether anything was
+// written.
+func (m *Merger) interrupted(err error, done Result) error {
+	if errors.Is(err, context.Canceled) {
+		err = ErrSignal
+	}
+	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
+		return m.asBefore(errors.Join(err, m.TakeBack()))
+	}
+	// What was a refusal is none any more, as the target is not what it was.
+	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.Target.Path, done.WrittenBytes, BrokenOff(err))
 }

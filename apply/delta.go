@@ -6,25 +6,18 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
-	"ddsfs/cow/layer"
 )
-
-// delta is a delta that can be looked through before it is merged.
-type delta struct {
-	*cow.Store
-	toMerge layer.Volume
-}
 
 // openDelta checks all that can be checked of a delta. Of a sealed one, that is every
 // byte.
-func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*delta, error) {
-	d, err := newDelta(in)
+func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*cow.Store, error) {
+	d, err := cow.Open(in)
 	if err != nil {
 		return nil, err
 	}
 	if d.Seal != nil {
 		var bad badBlocks
-		if err := in.verify(ctx, d.Store, bad.add, func(done int64) { progress(done, d.Seal.BodyBytes) }); err != nil {
+		if err := in.verify(ctx, d, bad.add, func(done int64) { progress(done, d.Seal.BodyBytes) }); err != nil {
 			return nil, err
 		}
 		if err := bad.err(); err != nil {
@@ -32,12 +25,6 @@ func openDelta(ctx context.Context, in input, progress func(done, total int64)) 
 		}
 	}
 	return d, d.ReadList()
-}
-
-// newDelta reads what the delta says of itself, and nothing else.
-func newDelta(in input) (*delta, error) {
-	store, err := cow.Open(in)
-	return &delta{store, in.toMerge}, err
 }
 
 // badBlocks collects the blocks that don't match their digests.
@@ -59,45 +46,18 @@ func (b *badBlocks) err() error {
 	return fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w: copy it again (ddsfs verify says which)", b.count, b.first*cow.BlockBytes, cow.ErrMismatch)
 }
 
-// name is the digest that names the delta, "" if it is not sealed.
-func (d *delta) name() string {
-	if d.Name == nil {
-		return ""
-	}
-	return d.Name.String()
-}
-
-// identities are those of the snapshots that the delta was made of, "" where they
-// are not known.
-func (d *delta) identities() (base, new string) {
-	if d.Seal == nil {
-		return "", ""
-	}
-	return d.Seal.Base, d.Seal.New
-}
-
-// volumeBytes is the size of the volume, 0 if the delta does not say.
-func (d *delta) volumeBytes() int64 {
-	if d.Seal == nil {
-		return 0
-	}
-	return d.Seal.VolumeBytes
-}
-
-// facts are what decides whether it may be merged into a target of that size. Which
+// factsOf is what decides whether a delta may be merged into a target of that size. Which
 // chunks it has is not known of one that streams in.
-func (d *delta) facts(targetBytes int64) record.Delta {
-	base, new := d.identities()
-	end := targetBytes
-	if d.Seal != nil {
-		end = min(end, d.Seal.VolumeBytes)
+func factsOf(d *cow.Store, targetBytes int64) record.Delta {
+	facts := record.Delta{EndBytes: targetBytes}
+	if d.Name != nil {
+		facts.Name = d.Name.String()
 	}
-	return record.Delta{
-		Name: d.name(), Base: base, New: new, Full: d.full(), BaseCheck: d.Seal != nil && d.Seal.BaseCheck,
-		VolumeBytes: d.volumeBytes(), Chunks: record.NewChunks(d.Changed, d.ChunkBytes, end), EndBytes: end,
+	if seal := d.Seal; seal != nil {
+		facts.Base, facts.New, facts.VolumeBytes = seal.Base, seal.New, seal.VolumeBytes
+		facts.Full, facts.BaseCheck = seal.IsFull(d.ChunkBytes), seal.BaseCheck
+		facts.EndBytes = min(targetBytes, seal.VolumeBytes)
 	}
+	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes)
+	return facts
 }
-
-// full tells whether the delta holds all of the volume, so that it does not matter
-// what a target held before.
-func (d *delta) full() bool { return d.Seal != nil && d.Seal.IsFull(d.ChunkBytes) }

@@ -22,11 +22,21 @@
 //     it: see [ddsfs/apply/record].
 //
 // Files are replaced by writing another one, flushing it, renaming it and flushing
-// the directory. Every such operation goes through the storage interface, where
-// the tests stop or fail each one in turn.
+// the directory. Every such operation goes through Options.Storage, where the tests stop
+// or fail each one in turn.
 //
 // At every moment the target holds what that state held, except in the chunks of
 // that set. Hence the same merge can go on, a delta from the same state that has all
 // of these chunks can be merged instead, and any other is refused: see
 // [record.Decide].
+//
+// # The files, from the bottom up
+//
+// ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (who else uses a
+// device), target.go (and what the system knows of one), options.go,
+// input.go and spool.go (where a delta is read from), delta.go, verify.go and status.go
+// (commands of their own), merger.go (a target that is held), check.go (a delta, and
+// whether the target may take it), merge.go (the writing), known.go (a record, and whether
+// the target is still like that), opening.go, undo.go, journal.go (what is durable before
+// what), apply.go (a merge from its beginning). Each uses those before it.
 package apply

@@ -246,23 +246,23 @@ func (s *drives) aliasesOf(d *drive, path string) []string {
 	return slices.DeleteFunc(keys, func(key string) bool { return key == own })
 }
 
-func (s *drives) key(t *target) (string, error) {
+func (s *drives) key(t *Target) (string, error) {
 	d, err := s.of(t.OS())
 	if err != nil {
 		return "", err
 	}
-	return s.keyOf(d, t.path), nil
+	return s.keyOf(d, t.Path), nil
 }
 
-func (s *drives) aliases(t *target) ([]string, error) {
+func (s *drives) aliases(t *Target) ([]string, error) {
 	d, err := s.of(t.OS())
 	if err != nil {
 		return nil, err
 	}
-	return s.aliasesOf(d, t.path), nil
+	return s.aliasesOf(d, t.Path), nil
 }
 
-func (s *drives) subject(t *target) (record.Subject, func(), error) {
+func (s *drives) subject(t *Target) (record.Subject, func(), error) {
 	d, err := s.of(t.OS())
 	if err != nil {
 		return record.Subject{}, nil, err
@@ -276,9 +276,9 @@ func (s *drives) subject(t *target) (record.Subject, func(), error) {
 	return subject, done, err
 }
 
-func (s *drives) checkUnused(*target, ours) error { return nil }
+func (s *drives) checkUnused(*Target, Own) error { return nil }
 
-func (s *drives) checkApart(*target, blockdev.Info) error { return nil }
+func (s *drives) checkApart(*Target, blockdev.Info) error { return nil }
 
 // driveStorage is a storage that counts what is written to drives.
 type driveStorage struct {

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"ddsfs/testdata/harness"
+
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
@@ -624,7 +626,7 @@ type attempt struct {
 	fault int
 	fails bool
 	power bool // the machine, and not the process
-	loss  loss
+	loss  harness.Loss
 
 	// known says that the target was what was claimed before the command, and forgotten
 	// that it was not, and that nothing need show it.
@@ -848,7 +850,7 @@ func (h *history) apply(a *attempt) error {
 		}
 		h.again, h.taken = nil, a.p
 	} else if !isRefused {
-		h.again, h.undisturbed = a, !a.power && (errors.Is(err, errStopped) || errors.Is(err, syscall.EIO))
+		h.again, h.undisturbed = a, !a.power && (errors.Is(err, harness.ErrStopped) || errors.Is(err, syscall.EIO))
 	}
 	return h.note(a, c, unsure, key, held, now, before, err)
 }
@@ -861,15 +863,15 @@ func (h *history) run(a *attempt) (err error) {
 		checkpointBytes: 2048, windowBytes: 3 * cow.SectorBytes,
 	}
 	s := driveStorage{Storage: files.Disk{}, drives: h.system}
-	var f *faulty
+	var f *harness.Storage
 	if a.fault > 0 {
-		f = &faulty{at: a.fault, fails: a.fails}
+		f = &harness.Storage{At: a.fault, Fails: a.fails}
 		s.Storage = f
 		if !a.fails && !a.power {
 			s.torn = h.r
 		}
 	}
-	o.storage = s
+	o.Storage = s
 	path := a.p.path
 	if a.cut > 0 {
 		b, err := os.ReadFile(path)
@@ -897,7 +899,7 @@ func (h *history) run(a *attempt) (err error) {
 	}
 	a.counted = a.drive.counted(len(held))
 	if f != nil && a.power {
-		if err := f.crash(a.loss, h.r); err != nil {
+		if err := f.Crash(a.loss, h.r); err != nil {
 			return err
 		}
 		if err := h.reboot(h.chance(20)); err != nil {
@@ -1494,12 +1496,12 @@ func (h *history) command(d *drive, p *parcel) error {
 
 // fault makes up how a command is stopped.
 func (h *history) fault(a *attempt) {
-	a.fault, a.fails, a.power, a.loss = 1+h.r.IntN(45), false, false, loseNothing
+	a.fault, a.fails, a.power, a.loss = 1+h.r.IntN(45), false, false, harness.LoseNothing
 	switch h.r.IntN(4) {
 	case 0:
 		a.fails = true
 	case 1:
-		a.power, a.loss = true, loss(h.r.IntN(3))
+		a.power, a.loss = true, harness.Loss(h.r.IntN(3))
 	}
 }
 

@@ -10,21 +10,21 @@ import (
 )
 
 // readKnown reads the record of the target, and compares it with the target.
-func (m *merger) readKnown() error {
-	r, err := m.state.Load(m.key)
+func (m *Merger) readKnown() error {
+	r, err := m.State.Load(m.Key)
 	var damaged *record.DamagedError
 	if errors.As(err, &damaged) {
 		// A delta that does without it replaces it.
-		m.known.Damaged, err = damaged, nil
+		m.Known.Damaged, err = damaged, nil
 	}
 	if err != nil {
 		return err
 	}
 	if m.o.AnyBase {
-		m.known = record.Known{Record: r}
+		m.Known = record.Known{Record: r}
 		return nil
 	}
-	if r == nil && m.known.Damaged == nil {
+	if r == nil && m.Known.Damaged == nil {
 		if r, err = m.findAlias(); err != nil {
 			return err
 		}
@@ -32,40 +32,40 @@ func (m *merger) readKnown() error {
 	if r == nil {
 		return nil
 	}
-	m.known.Record = r
+	m.Known.Record = r
 	if r.WrittenSince != nil {
-		if m.known.Written, err = m.state.LoadWritten(r.Written); err != nil {
+		if m.Known.Written, err = m.State.LoadWritten(r.Written); err != nil {
 			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
 		}
 	}
-	if m.known.Touched = r.Touched; m.known.Touched == "" {
-		m.known.Touched, m.notCompared = m.touched(r, m.state.Writes(r, m.known.Written))
-		if m.known.Touched == "" && !blockdev.KeySurvivesReboot(m.key) && m.target.info.Block && r.Evidence.IsOld() {
-			m.known.Touched = "an earlier version recorded it, in another boot, and without samples"
+	if m.Known.Touched = r.Touched; m.Known.Touched == "" {
+		m.Known.Touched, m.notCompared = m.Touched(r.Evidence, m.State.Writes(r, m.Known.Written))
+		if m.Known.Touched == "" && !blockdev.KeySurvivesReboot(m.Key) && m.Target.info.Block && r.Evidence.IsOld() {
+			m.Known.Touched = "an earlier version recorded it, in another boot, and without samples"
 		}
-		if m.known.Touched != "" && !blockdev.KeySurvivesReboot(m.key) && m.target.info.Block {
-			m.known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
+		if m.Known.Touched != "" && !blockdev.KeySurvivesReboot(m.Key) && m.Target.info.Block {
+			m.Known.Touched += "; or another disk has its name by now: name disks by their links below /dev/disk"
 		}
 	}
 	if m.notCompared != nil {
 		// A delta that does without the record may write to what can't be read.
-		m.known.Touched = "it can't be compared with what was recorded"
+		m.Known.Touched = "it can't be compared with what was recorded"
 	}
-	if k := r.ByKernel(); k != nil && k.Unwatched && m.known.Touched == "" {
-		m.known.Touched = k.TouchedBy()
+	if k := r.ByKernel(); k != nil && k.Unwatched && m.Known.Touched == "" {
+		m.Known.Touched = k.TouchedBy()
 	}
 	return nil
 }
 
-// touched tells how the target shows that it is not what a record says, "" if it does
-// not. Writes are those of the merge that is under way.
-func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error) {
-	subject, done, err := m.o.system().subject(m.target)
+// Touched tells how the target shows that it is not what it was when the evidence was
+// taken, "" if it does not. Writes are those of the merge that is under way.
+func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (string, error) {
+	subject, done, err := m.o.system().subject(m.Target)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	why, err := r.Evidence.Touched(subject, writes)
+	why, err := evidence.Touched(subject, writes)
 	if err != nil {
 		return "", fmt.Errorf("compare it with what was recorded: %w", err)
 	}
@@ -75,68 +75,68 @@ func (m *merger) touched(r *record.Record, writes *record.Writes) (string, error
 // findAlias finds the record that was made when the target was called by another name,
 // nil if there is none. A name that leads to the target now may have led to another one
 // then: only one whose evidence agrees is its.
-func (m *merger) findAlias() (*record.Record, error) {
-	aliases, err := m.o.system().aliases(m.target)
+func (m *Merger) findAlias() (*record.Record, error) {
+	aliases, err := m.o.system().aliases(m.Target)
 	if err != nil {
-		return nil, fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+		return nil, fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
 	var found *record.Record
 	for _, alias := range aliases {
-		r, err := m.state.Load(alias)
+		r, err := m.State.Load(alias)
 		if err != nil || r == nil || found != nil && !r.Since.After(found.Since) {
 			continue // one that is damaged is not ours to judge
 		}
 		if r.ByKernel() != nil {
 			continue // whose store has its name from that key
 		}
-		written, err := m.state.LoadWritten(r.Written)
+		written, err := m.State.LoadWritten(r.Written)
 		if err != nil {
 			written = record.Chunks{}
 		}
-		if why, err := m.touched(r, m.state.Writes(r, written)); err != nil || why != "" {
+		if why, err := m.Touched(r.Evidence, m.State.Writes(r, written)); err != nil || why != "" {
 			continue
 		}
 		found, m.alias = r, alias
 	}
 	if found != nil {
-		found.Key = m.key
+		found.Key = m.Key
 	}
 	return found, nil
 }
 
 // forgetAliases forgets what was recorded of the target when it was called by other
 // names: that will not be true any more.
-func (m *merger) forgetAliases() error {
-	if m.state.None() {
+func (m *Merger) forgetAliases() error {
+	if m.State.None() {
 		return nil
 	}
-	aliases, err := m.o.system().aliases(m.target)
+	aliases, err := m.o.system().aliases(m.Target)
 	if err != nil {
-		return fmt.Errorf("target %s: its other names: %w", m.target.path, err)
+		return fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
 	if m.alias != "" {
-		if err := m.state.Save(m.known.Record); err != nil {
+		if err := m.State.Save(m.Known.Record); err != nil {
 			return err
 		}
 	}
 	for _, alias := range aliases {
-		if alias == m.key || !m.state.Has(alias) {
+		if alias == m.Key || !m.State.Has(alias) {
 			continue
 		}
-		r, err := m.state.Load(alias)
+		r, err := m.State.Load(alias)
 		if err != nil || r == nil {
 			continue
 		}
 		if alias != m.alias {
-			if why, err := m.touched(r, m.state.Writes(r, record.Chunks{})); err != nil || why != "" {
+			if why, err := m.Touched(r.Evidence, m.State.Writes(r, record.Chunks{})); err != nil || why != "" {
 				continue // it is of another device
 			}
 		}
-		if err := m.state.Forget(alias); err != nil {
+		if err := m.State.Forget(alias); err != nil {
 			return err
 		}
 		if alias != m.alias {
-			if err := m.state.Tidy(alias, nil); err != nil {
+			if err := m.State.Tidy(alias, nil); err != nil {
 				return err
 			}
 		}
@@ -147,26 +147,26 @@ func (m *merger) forgetAliases() error {
 // refresh has what is read of the target from now on be what its disk holds. The kernel
 // tells once, to whoever flushes next, what could not be written before: that is none of
 // the merge that begins here, whose evidence was read from the disk.
-func (m *merger) refresh() error {
-	if !m.target.info.Block {
+func (m *Merger) refresh() error {
+	if !m.Target.info.Block {
 		return nil
 	}
-	_ = m.target.Sync()
-	if err := m.target.DropCached(0, m.target.Size()); err != nil {
-		return fmt.Errorf("target %s: %w", m.target.path, err)
+	_ = m.Target.Sync()
+	if err := m.Target.DropCached(0, m.Target.Size()); err != nil {
+		return fmt.Errorf("target %s: %w", m.Target.Path, err)
 	}
 	return nil
 }
 
 // places are samples to be taken before the merge, of what the merges before it wrote
 // and it does not: they show that it is the same target when it is half merged.
-func (m *merger) places(how record.Decision) []record.Sample {
+func (m *Merger) places(how record.Decision) []record.Sample {
 	const most = 64
-	if m.known.Record == nil || m.known.Merging != nil || m.known.Touched != "" {
+	if m.Known.Record == nil || m.Known.Merging != nil || m.Known.Touched != "" {
 		return nil
 	}
 	var list []record.Sample
-	for _, s := range m.known.Written.Places(most, m.random) {
+	for _, s := range m.Known.Written.Places(most, m.random) {
 		if how.Since != nil && !how.Written.Touches(s.At, s.At+s.Bytes) {
 			list = append(list, s)
 		}
@@ -174,13 +174,13 @@ func (m *merger) places(how record.Decision) []record.Sample {
 	return list
 }
 
-// evidence is what the target looks like now: at the places of the evidence before, nil
+// Evidence is what the target looks like now: at the places of the evidence before, nil
 // if there is none, and at others that were changed. See [record.Take].
-func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stale func(record.Sample) bool) (*record.Evidence, error) {
-	if m.state.None() {
+func (m *Merger) Evidence(before *record.Evidence, changed []record.Sample, stale func(record.Sample) bool) (*record.Evidence, error) {
+	if m.State.None() {
 		return nil, nil
 	}
-	subject, done, err := m.o.system().subject(m.target)
+	subject, done, err := m.o.system().subject(m.Target)
 	if err != nil {
 		return nil, err
 	}
@@ -188,21 +188,21 @@ func (m *merger) evidence(before *record.Evidence, changed []record.Sample, stal
 	return record.Take(subject, before, changed, stale, m.random)
 }
 
-// changes chooses places that the merge changes, and says what they will hold: a
+// Changes chooses places that the merge changes, and says what they will hold: a
 // target that is rolled back later does not hold that. Places are tried until enough
 // are found whose content will be another one, or many were not.
-func (m *merger) changes(d *checked) ([]record.Sample, error) {
-	if m.state.None() || d.Changed.Len() == 0 {
+func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
+	if m.State.None() || d.Changed.Len() == 0 {
 		return nil, nil
 	}
-	if d.how.Verdict == record.Resume {
-		return m.known.Merging.Changes, nil
+	if d.How.Verdict == record.Resume {
+		return m.Known.Merging.Changes, nil
 	}
 	new, err := d.Layer()
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
 	}
-	old, done, err := m.target.content()
+	old, done, err := m.Target.content()
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (m *merger) changes(d *checked) ([]record.Sample, error) {
 				within = m.random.Int64N(parts) * lookBytes
 			}
 			off := int64(d.Changed.Chunk(i))*d.ChunkBytes + within
-			if bytes := min(d.ChunkBytes, lookBytes, d.facts.EndBytes-off); bytes > 0 {
+			if bytes := min(d.ChunkBytes, lookBytes, d.Facts.EndBytes-off); bytes > 0 {
 				holds, will, at = append(holds, make([]byte, bytes)), append(will, make([]byte, bytes)), append(at, off)
 			}
 		}

@@ -27,7 +27,7 @@ const (
 
 // writer writes the data of a delta to the target.
 type writer struct {
-	target    *target
+	target    *Target
 	page      *record.Page
 	trail     files.Trail
 	alwaysAll bool // write zeros as anything else
@@ -48,9 +48,7 @@ type begun struct {
 	interrupted bool
 }
 
-func (m *merger) newBegun() *begun { return &begun{random: m.random, interrupted: m.isHalfMerged()} }
-
-func (m *merger) isHalfMerged() bool { return m.known.Record != nil && m.known.Merging != nil }
+func (m *Merger) newBegun() *begun { return &begun{random: m.random, interrupted: m.isHalfMerged()} }
 
 // changedPlace is a sample of a place where the target, which holds something now, will
 // hold something else. If a merge was interrupted, what is there already may be what
@@ -69,7 +67,7 @@ func changedPlace(off int64, now, will []byte, interrupted bool, random *rand.Ra
 const lookBytes = 64 << 10
 
 // look takes a sample of a place that is about to be written to, if chance has it.
-func (b *begun) look(t *target, data []byte, off int64) error {
+func (b *begun) look(t *Target, data []byte, off int64) error {
 	const most = record.MaxChanges / 2
 	b.looked++
 	at := b.looked - 1
@@ -109,7 +107,7 @@ func (b *begun) look(t *target, data []byte, off int64) error {
 // A flush that failed is never just tried again: the kernel may have dropped what
 // it could not write, and would say that all is well. The merge ends there, and
 // what goes on writes all again since the last flush that did not fail.
-func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
+func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
 	c := d.Store.ChunkBytes
 	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), alwaysAll: o.WriteZeros, result: result}
 	// Of the last chunk, what lies behind the volume's end is not the volume's.
@@ -151,7 +149,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *target, page *re
 		if err != nil {
 			return err
 		}
-		if err := t.checkInside(b.highest, c); err != nil {
+		if err := t.CheckInside(b.highest, c); err != nil {
 			return err
 		}
 		known := (done - chunks) * c

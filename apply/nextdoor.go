@@ -94,3 +94,64 @@ func openedBy(other blockdev.Overlap, users []blockdev.User) (string, error) {
 	}
 	return "", nil
 }
+
+// Paths are the paths of devices, for a message.
+func Paths(infos []blockdev.Info) string {
+	var list []string
+	for _, i := range infos {
+		list = append(list, i.Path)
+	}
+	return strings.Join(list, ", ")
+}
+
+// InUse says who uses a block device that can't be claimed.
+func InUse(path string) string {
+	const unknown = "it is in use: unmount it, and close what is stacked on it"
+	f, err := os.Open(path)
+	if err != nil {
+		return unknown
+	}
+	defer f.Close()
+	info, err := blockdev.Stat(f)
+	if err != nil {
+		return unknown
+	}
+	if text, err := mountedAs(info); err == nil && text != "" {
+		return "it " + text
+	}
+	if text, err := usedByOurs(info, path); err == nil && text != "" {
+		return text
+	}
+	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
+		return fmt.Sprintf("it is in use by %s, which is stacked on it", Paths(holders))
+	}
+	// Who claims a partition claims its disk, and the other way round.
+	overlaps, err := info.Overlaps()
+	if err != nil {
+		return unknown
+	}
+	for _, other := range overlaps {
+		if text, err := mountedAs(other.Info); err == nil && text != "" {
+			return fmt.Sprintf("%s %s", other, text)
+		}
+		if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
+			continue
+		}
+		if holders, err := other.Holders(); err == nil && len(holders) > 0 {
+			return fmt.Sprintf("%s is in use by %s, which is stacked on it", other, Paths(holders))
+		}
+	}
+	users, err := usersOf(info, overlaps)
+	if err != nil {
+		return unknown
+	}
+	if len(users[0]) > 0 {
+		return fmt.Sprintf("%s has claimed it", users[0][0])
+	}
+	for n, other := range overlaps {
+		if text, err := openedBy(other, users[1+n]); err == nil && text != "" {
+			return fmt.Sprintf("%s %s", other, text)
+		}
+	}
+	return unknown
+}

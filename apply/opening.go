@@ -7,10 +7,43 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"syscall"
 
+	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/files"
 )
+
+// openTarget opens an existing block device or regular file that nobody uses. A
+// block device stays claimed until it is closed: it can't be mounted meanwhile.
+func openTarget(o Options, path string, how files.Access) (*Target, error) {
+	f, err := o.disk().Open(path, how)
+	if errors.Is(err, syscall.EBUSY) {
+		return nil, &RefusedError{path, InUse(path)}
+	}
+	if err != nil {
+		return nil, notOpened(path, err)
+	}
+	t, err := newTarget(f, path)
+	if err != nil {
+		return nil, err
+	}
+	if how == files.ToWrite {
+		err = t.CheckWritable()
+	}
+	if err == nil {
+		err = o.system().checkUnused(t, Own{Opens: 1})
+	}
+	if err == nil && IsOurs(t.info.DMUUID()) {
+		err = t.Refused("ddsfs made it to show another volume: apply to that one")
+	}
+	if err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
 
 // notOpened is the error of a target that could not be opened for a reason of its own.
 func notOpened(path string, err error) error {
@@ -26,11 +59,11 @@ func notOpened(path string, err error) error {
 
 const readOnly = "it is read-only: make it writable (lvchange -prw, blockdev --setrw), or name another one"
 
-// checkWritable refuses a block device that is read-only, also for those whose writes
+// CheckWritable refuses a block device that is read-only, also for those whose writes
 // are the kernel's.
-func (t *target) checkWritable() error {
+func (t *Target) CheckWritable() error {
 	if t.info.Block && t.info.ReadOnly() {
-		return t.refused(readOnly)
+		return t.Refused(readOnly)
 	}
 	return nil
 }
@@ -74,4 +107,70 @@ func sizedFor(in *blockdev.Device, err error) error {
 		}
 	}
 	return err
+}
+
+// Open opens and locks the target, which nobody may use, and reads what is known of it.
+func Open(targetPath string, how files.Access, o Options) (*Merger, error) {
+	t, err := openTarget(o, targetPath, how)
+	if err != nil {
+		return nil, err
+	}
+	return newMerger(t, o)
+}
+
+// Watch opens and locks a target that a device of ours may have claimed, and reads
+// what is known of it.
+func Watch(targetPath string, o Options) (*Merger, error) {
+	f, err := o.disk().Open(targetPath, files.ToWatch)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	t, err := newTarget(f, targetPath)
+	if err != nil {
+		return nil, err
+	}
+	return newMerger(t, o)
+}
+
+// Claim claims a target that was watched, and that no device of ours has any more: nobody
+// may use it.
+func (m *Merger) Claim() error {
+	was := m.Target
+	was.Close() // or it would be counted among the others that have it open
+	t, err := openTarget(m.o, was.Path, files.ToRead)
+	if err != nil {
+		return err
+	}
+	m.Target = t
+	if !t.info.Same(was.info) {
+		return fmt.Errorf("target %s: it is another one than a moment ago", t.Path)
+	}
+	return nil
+}
+
+func newMerger(t *Target, o Options) (*Merger, error) {
+	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.disk()}, random: o.chance(), o: o}
+	if err := m.takeOver(); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// takeOver locks the target, and reads what is known of it.
+func (m *Merger) takeOver() (err error) {
+	if m.Key, err = m.o.system().key(m.Target); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	m.lock, err = m.State.Lock(m.Key)
+	switch {
+	case errors.Is(err, record.ErrLocked):
+		return m.Target.Refused("another apply to it is running (process %d)", m.State.LockedBy(m.Key))
+	case err != nil && m.o.AnyBase && !m.State.Has(m.Key):
+		m.State = record.Dir{}
+		return nil
+	case err != nil:
+		return err
+	}
+	return m.readKnown()
 }

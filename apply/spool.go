@@ -140,25 +140,25 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 	}
 }
 
-// patient reads from a pipe whose other end may have nothing to say for long, and
-// stops when ctx is done.
-type patient struct {
-	ctx context.Context
-	f   *os.File
+// Patient reads from a pipe whose other end may have nothing to say for long, and
+// stops when Ctx is done.
+type Patient struct {
+	Ctx  context.Context
+	File *os.File
 }
 
-func (p patient) Read(b []byte) (int, error) {
+func (p Patient) Read(b []byte) (int, error) {
 	const pauseMS = 200
 	for {
-		if err := p.ctx.Err(); err != nil {
+		if err := p.Ctx.Err(); err != nil {
 			return 0, err
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.f.Fd()), Events: unix.POLLIN}}, pauseMS)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.File.Fd()), Events: unix.POLLIN}}, pauseMS)
 		switch {
 		case err != nil && !errors.Is(err, unix.EINTR):
 			return 0, err
 		case n > 0:
-			return p.f.Read(b)
+			return p.File.Read(b)
 		}
 	}
 }

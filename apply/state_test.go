@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"ddsfs/testdata/harness"
+
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
@@ -23,22 +25,22 @@ import (
 // A record that can't be understood is not taken for none.
 func TestDamagedRecordIsNoRecord(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	names, err := filepath.Glob(filepath.Join(r.dir, "state", "*.json"))
+	defer os.RemoveAll(r.Dir)
+	names, err := filepath.Glob(filepath.Join(r.Dir, "state", "*.json"))
 	if err != nil || len(names) != 1 {
 		t.Fatalf("%v, %v", names, err)
 	}
-	r.write(names[0], []byte("{"))
+	r.Write(names[0], []byte("{"))
 	var refused *RefusedError
 	if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), names[0]) {
 		t.Errorf("error %v", err)
 	}
-	if !r.targetIs(r.base) {
+	if !r.TargetIs(r.Base) {
 		t.Error("the target was written to")
 	}
 	// A full delta does without it.
-	r.mustApply(filepath.Join(r.dir, "full"), "")
-	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+	r.mustApply(filepath.Join(r.Dir, "full"), "")
+	if err := r.apply(nil); err != nil || !r.TargetIs(r.After) {
 		t.Errorf("after a full one: %v", err)
 	}
 }
@@ -47,42 +49,42 @@ func TestDamagedRecordIsNoRecord(t *testing.T) {
 func TestTouchedTargetIsRefused(t *testing.T) {
 	for name, touch := range map[string]func(r *rig) error{
 		"written to behind the first MiB": func(r *rig) error {
-			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+			f, err := os.OpenFile(r.Target, os.O_WRONLY, 0)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			_, err = f.WriteAt([]byte("x"), int64(len(r.base)-1))
+			_, err = f.WriteAt([]byte("x"), int64(len(r.Base)-1))
 			return err
 		},
 		"replaced by another file": func(r *rig) error {
-			b, err := os.ReadFile(r.target)
+			b, err := os.ReadFile(r.Target)
 			if err != nil {
 				return err
 			}
-			if err := os.WriteFile(r.target+"2", b, 0o600); err != nil {
+			if err := os.WriteFile(r.Target+"2", b, 0o600); err != nil {
 				return err
 			}
-			return os.Rename(r.target+"2", r.target)
+			return os.Rename(r.Target+"2", r.Target)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, rig{})
-			defer os.RemoveAll(r.dir)
+			defer os.RemoveAll(r.Dir)
 			if err := touch(r); err != nil {
 				t.Fatal(err)
 			}
-			before := r.mustRead(r.target)
+			before := r.MustRead(r.Target)
 			var refused *RefusedError
 			if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "not as the last merge left it") {
 				t.Fatalf("error %v", err)
 			}
-			if !r.targetIs(before) {
+			if !r.TargetIs(before) {
 				t.Error("it was written to all the same")
 			}
 			o := r.options("")
 			o.AssumeBase = true
-			if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+			if _, err := File(context.Background(), r.Delta, r.Target, o); err != nil {
 				t.Errorf("with the user's word: %v", err)
 			}
 		})
@@ -91,10 +93,10 @@ func TestTouchedTargetIsRefused(t *testing.T) {
 
 func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	// Behind the record, in the middle of the writes.
-	s := &faulty{at: 14}
-	if err := r.apply(s); err == nil || r.targetIs(r.base) {
+	s := &harness.Storage{At: 14}
+	if err := r.apply(s); err == nil || r.TargetIs(r.Base) {
 		t.Fatalf("not half merged: %v", err)
 	}
 	r.undoWanted = true
@@ -102,7 +104,7 @@ func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
 	if err := r.apply(nil); !errors.As(err, &refused) {
 		t.Fatalf("error %v", err)
 	}
-	if _, err := os.Stat(r.undo); err == nil {
+	if _, err := os.Stat(r.Undo); err == nil {
 		t.Error("an undo file was made of a half merged target")
 	}
 }
@@ -117,8 +119,8 @@ func (u unwritable) Open(path string, how files.Access) (files.File, error) {
 
 type unwritableFile struct{ files.File }
 
-func (unwritableFile) WriteAt([]byte, int64) (int, error) { return 0, errStopped }
-func (unwritableFile) PunchHole(_, _ int64) error         { return errStopped }
+func (unwritableFile) WriteAt([]byte, int64) (int, error) { return 0, harness.ErrStopped }
+func (unwritableFile) PunchHole(_, _ int64) error         { return harness.ErrStopped }
 
 // unrecorded is a storage that has no room for a record.
 type unrecorded struct{ files.Disk }
@@ -128,22 +130,22 @@ func (unrecorded) Rename(_, _ string) error { return syscall.ENOSPC }
 // A full disk gets no fuller by trying again.
 func TestNothingIsLeftWhereNothingCanBeRecorded(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	r.delta = filepath.Join(r.dir, "other") // a full one, which needs no set of chunks
-	sealedFile(t, r.delta, "", "other", make([]byte, len(r.after)), r.after, 0)
+	defer os.RemoveAll(r.Dir)
+	r.Delta = filepath.Join(r.Dir, "other") // a full one, which needs no set of chunks
+	harness.SealedFile(t, r.Delta, "", "other", make([]byte, len(r.After)), r.After, 0)
 	before := r.stateFiles()
 	if err := r.apply(unrecorded{}); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("error %v", err)
 	}
-	if after := r.stateFiles(); !slices.Equal(after, before) || !r.targetIs(r.base) {
+	if after := r.stateFiles(); !slices.Equal(after, before) || !r.TargetIs(r.Base) {
 		t.Errorf("left: %v, and before %v", after, before)
 	}
 }
 
 func (r *rig) stateFiles() []string {
-	r.t.Helper()
-	list, err := filepath.Glob(filepath.Join(r.dir, "state", "*"))
-	must(r.t, err)
+	r.T.Helper()
+	list, err := filepath.Glob(filepath.Join(r.Dir, "state", "*"))
+	must(r.T, err)
 	return list
 }
 
@@ -151,18 +153,18 @@ func (r *rig) stateFiles() []string {
 // it, or a full delta, and that wrote nothing.
 func TestHalfMergedTargetIsWatchedAfterARunThatWroteNothing(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	writesNothing := func(delta string) {
 		t.Helper()
 		o := r.options("")
-		o.storage = unwritable{}
-		if _, err := File(context.Background(), delta, r.target, o); err == nil || !strings.Contains(err.Error(), "nothing more was written") {
+		o.Storage = unwritable{}
+		if _, err := File(context.Background(), delta, r.Target, o); err == nil || !strings.Contains(err.Error(), "nothing more was written") {
 			t.Fatalf("error %v", err)
 		}
 	}
 	foreign := func(at int64) {
 		t.Helper()
-		f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+		f, err := os.OpenFile(r.Target, os.O_WRONLY, 0)
 		must(t, err)
 		_, err = f.WriteAt([]byte("x"), at)
 		must(t, errors.Join(err, f.Close()))
@@ -174,15 +176,15 @@ func TestHalfMergedTargetIsWatchedAfterARunThatWroteNothing(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	}
-	if err := r.apply(&faulty{at: 14}); err == nil || r.targetIs(r.base) {
+	if err := r.apply(&harness.Storage{At: 14}); err == nil || r.TargetIs(r.Base) {
 		t.Fatalf("not half merged: %v", err)
 	}
-	writesNothing(r.delta)
-	foreign(int64(len(r.base)) - 1)
+	writesNothing(r.Delta)
+	foreign(int64(len(r.Base)) - 1)
 	refuses()
-	writesNothing(filepath.Join(r.dir, "full"))
+	writesNothing(filepath.Join(r.Dir, "full"))
 	refuses()
-	if pages, err := filepath.Glob(filepath.Join(r.dir, "state", "*.page")); err != nil || len(pages) != 1 {
+	if pages, err := filepath.Glob(filepath.Join(r.Dir, "state", "*.page")); err != nil || len(pages) != 1 {
 		t.Errorf("pages %v, %v", pages, err)
 	}
 }
@@ -190,23 +192,23 @@ func TestHalfMergedTargetIsWatchedAfterARunThatWroteNothing(t *testing.T) {
 // The base check finds out what no record knows.
 func TestBaseCheck(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	if err := os.RemoveAll(filepath.Join(r.dir, "state")); err != nil {
+	defer os.RemoveAll(r.Dir)
+	if err := os.RemoveAll(filepath.Join(r.Dir, "state")); err != nil {
 		t.Fatal(err)
 	}
 	var changed chunks.Builder
-	for at := 0; at < len(r.after); at += rigChunk {
-		end := min(at+rigChunk, len(r.after))
-		if string(r.base[at:end]) != string(r.after[at:end]) {
-			changed.Add(uint64(at / rigChunk))
+	for at := 0; at < len(r.After); at += harness.ChunkBytes {
+		end := min(at+harness.ChunkBytes, len(r.After))
+		if string(r.Base[at:end]) != string(r.After[at:end]) {
+			changed.Add(uint64(at / harness.ChunkBytes))
 		}
 	}
 	set := changed.Set()
-	d, err := cow.Encode(layer.Layer{Changed: set, ChunkBytes: rigChunk, VolumeBytes: int64(len(r.after)), Content: strings.NewReader(string(r.after))})
+	d, err := cow.Encode(layer.Layer{Changed: set, ChunkBytes: harness.ChunkBytes, VolumeBytes: int64(len(r.After)), Content: strings.NewReader(string(r.After))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new", BaseContent: strings.NewReader(string(r.base))})
+	s, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new", BaseContent: strings.NewReader(string(r.Base))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,17 +216,17 @@ func TestBaseCheck(t *testing.T) {
 	if _, err := s.ReadAt(b, 0); err != nil {
 		t.Fatal(err)
 	}
-	r.write(r.delta, b)
+	r.Write(r.Delta, b)
 
-	wrong := append([]byte(nil), r.base...)
-	wrong[set.Chunk(set.Len()-1)*rigChunk]++
-	r.write(r.target, wrong)
+	wrong := append([]byte(nil), r.Base...)
+	wrong[set.Chunk(set.Len()-1)*harness.ChunkBytes]++
+	r.Write(r.Target, wrong)
 	var refused *RefusedError
-	if err := r.apply(nil); !errors.As(err, &refused) || !r.targetIs(wrong) {
+	if err := r.apply(nil); !errors.As(err, &refused) || !r.TargetIs(wrong) {
 		t.Fatalf("another base: %v", err)
 	}
-	r.write(r.target, r.base)
-	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+	r.Write(r.Target, r.Base)
+	if err := r.apply(nil); err != nil || !r.TargetIs(r.After) {
 		t.Fatalf("the right base: %v", err)
 	}
 }
@@ -239,19 +241,19 @@ func TestHalfMergedAndRestored(t *testing.T) {
 		"in place": {func(r *rig) {
 			// Until it is not in the tick of the clock any more in which the merge wrote.
 			for now := time.Now().UnixNano(); r.changedNS() <= now; {
-				r.write(r.target, r.base)
+				r.Write(r.Target, r.Base)
 			}
 		}, true},
-		"another file": {func(r *rig) { r.write(r.target+"2", r.base); must(r.t, os.Rename(r.target+"2", r.target)) }, true},
+		"another file": {func(r *rig) { r.Write(r.Target+"2", r.Base); must(r.T, os.Rename(r.Target+"2", r.Target)) }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, rig{})
-			defer os.RemoveAll(r.dir)
+			defer os.RemoveAll(r.Dir)
 			// Behind the first flush, so that some chunks are recorded as done.
-			if err := r.apply(&faulty{at: 22}); err == nil || r.targetIs(r.after) {
+			if err := r.apply(&harness.Storage{At: 22}); err == nil || r.TargetIs(r.After) {
 				t.Fatalf("not half merged: %v", err)
 			}
-			records, err := r.records()
+			records, err := r.Records()
 			if err != nil || len(records) != 1 || records[0].Merging == nil || records[0].Merging.DoneChunks == 0 {
 				t.Fatalf("nothing recorded as done: %+v, %v", records, err)
 			}
@@ -259,9 +261,9 @@ func TestHalfMergedAndRestored(t *testing.T) {
 			err = r.apply(nil)
 			var refused *RefusedError
 			switch {
-			case restore.refused && (!errors.As(err, &refused) || !r.targetIs(r.base)):
+			case restore.refused && (!errors.As(err, &refused) || !r.TargetIs(r.Base)):
 				t.Errorf("error %v", err)
-			case !restore.refused && (err != nil || !r.targetIs(r.after)):
+			case !restore.refused && (err != nil || !r.TargetIs(r.After)):
 				t.Errorf("not the new state: %v", err)
 			}
 		})
@@ -271,7 +273,7 @@ func TestHalfMergedAndRestored(t *testing.T) {
 // changedNS is when the target was changed, in ns since 1970.
 func (r *rig) changedNS() int64 {
 	var st unix.Stat_t
-	must(r.t, unix.Stat(r.target, &st))
+	must(r.T, unix.Stat(r.Target, &st))
 	return st.Ctim.Nano()
 }
 
@@ -286,27 +288,27 @@ func must(t *testing.T, err error) {
 // in the chunk that it falls into, is not the volume's.
 func TestWhatLiesBehindTheVolume(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	behind := []byte(strings.Repeat("behind", 1000))
-	r.write(r.target, append(append([]byte(nil), r.base...), behind...))
-	last := uint64(len(r.base) / rigChunk)
-	after := append([]byte(nil), r.base...)
+	r.Write(r.Target, append(append([]byte(nil), r.Base...), behind...))
+	last := uint64(len(r.Base) / harness.ChunkBytes)
+	after := append([]byte(nil), r.Base...)
 	after[len(after)-1]++
-	sealedFile(t, r.delta, "base", "new", r.base, after, last)
-	o := r.options(r.undo)
+	harness.SealedFile(t, r.Delta, "base", "new", r.Base, after, last)
+	o := r.options(r.Undo)
 	o.AssumeBase = true
-	if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+	if _, err := File(context.Background(), r.Delta, r.Target, o); err != nil {
 		t.Fatal(err)
 	}
-	b, err := os.ReadFile(r.target)
+	b, err := os.ReadFile(r.Target)
 	must(t, err)
 	if string(b) != string(after)+string(behind) {
 		t.Error("merged: not the new volume with what was behind it")
 	}
-	r.mustApply(r.undo, "")
-	b, err = os.ReadFile(r.target)
+	r.mustApply(r.Undo, "")
+	b, err = os.ReadFile(r.Target)
 	must(t, err)
-	if string(b) != string(r.base)+string(behind) {
+	if string(b) != string(r.Base)+string(behind) {
 		t.Error("undone: not the old volume with what was behind it")
 	}
 }
@@ -314,15 +316,15 @@ func TestWhatLiesBehindTheVolume(t *testing.T) {
 // No file of the user's is in the way of the undo file, whatever its name.
 func TestUndoTakesNobodysName(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(r.dir)
-	must(t, os.Rename(r.target, r.undo+".part"))
-	r.target = r.undo + ".part"
-	o := r.options(r.undo)
+	defer os.RemoveAll(r.Dir)
+	must(t, os.Rename(r.Target, r.Undo+".part"))
+	r.Target = r.Undo + ".part"
+	o := r.options(r.Undo)
 	o.AssumeBase = true
-	if _, err := File(context.Background(), r.delta, r.target, o); err != nil {
+	if _, err := File(context.Background(), r.Delta, r.Target, o); err != nil {
 		t.Fatal(err)
 	}
-	if !r.targetIs(r.after) {
+	if !r.TargetIs(r.After) {
 		t.Error("the target is not the new state")
 	}
 }
@@ -331,14 +333,14 @@ func TestUndoTakesNobodysName(t *testing.T) {
 // in the cache are not taken for written by the next run.
 func TestZerosAfterAFailedFlush(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	after := append([]byte(nil), r.base...)
-	clear(after[:20*rigChunk])
-	sealedFile(t, r.delta, "base", "new", r.base, after)
+	defer os.RemoveAll(r.Dir)
+	after := append([]byte(nil), r.Base...)
+	clear(after[:20*harness.ChunkBytes])
+	harness.SealedFile(t, r.Delta, "base", "new", r.Base, after)
 	for n := 1; ; n++ {
-		s := &faulty{at: n, fails: true}
+		s := &harness.Storage{At: n, Fails: true}
 		err := r.apply(s)
-		if s.count < n {
+		if s.Count < n {
 			t.Fatalf("no flush of the target failed: %v", err)
 		}
 		if err == nil || !strings.Contains(err.Error(), "flush") {
@@ -346,11 +348,11 @@ func TestZerosAfterAFailedFlush(t *testing.T) {
 		}
 		break
 	}
-	s := &faulty{at: 1 << 30}
+	s := &harness.Storage{At: 1 << 30}
 	if err := r.apply(s); err != nil {
 		t.Fatal(err)
 	}
-	if s.files[0].writes == 0 {
+	if s.Files[0].Writes == 0 {
 		t.Error("nothing was written again")
 	}
 }
@@ -358,21 +360,21 @@ func TestZerosAfterAFailedFlush(t *testing.T) {
 // An undo file that is there is kept only if it is whole.
 func TestDamagedUndoFileIsNotKept(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	// Complete, and stopped before the record.
 	for n := 1; ; n++ {
-		if err := r.apply(&faulty{at: n}); err == nil {
+		if err := r.apply(&harness.Storage{At: n}); err == nil {
 			t.Fatal("never stopped behind the undo file")
 		}
-		if _, err := os.Stat(r.undo); err == nil {
+		if _, err := os.Stat(r.Undo); err == nil {
 			break
 		}
 	}
-	b, err := os.ReadFile(r.undo)
+	b, err := os.ReadFile(r.Undo)
 	must(t, err)
-	b[4*rigChunk]++
-	r.write(r.undo, b)
-	if err := r.apply(nil); err == nil || !r.targetIs(r.base) {
+	b[4*harness.ChunkBytes]++
+	r.Write(r.Undo, b)
+	if err := r.apply(nil); err == nil || !r.TargetIs(r.Base) {
 		t.Errorf("merged with an undo file that is damaged: %v", err)
 	}
 }
@@ -381,11 +383,11 @@ func TestDamagedUndoFileIsNotKept(t *testing.T) {
 // not taken.
 func TestBrokenStreamIsRecorded(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	good, err := os.ReadFile(r.delta)
+	defer os.RemoveAll(r.Dir)
+	good, err := os.ReadFile(r.Delta)
 	must(t, err)
 	bad := append([]byte(nil), good...)
-	bad[3*rigChunk]++
+	bad[3*harness.ChunkBytes]++
 	in, out, err := os.Pipe()
 	must(t, err)
 	defer in.Close()
@@ -395,16 +397,16 @@ func TestBrokenStreamIsRecorded(t *testing.T) {
 	must(t, out.Close())
 	o := r.options("")
 	o.Stream = true
-	if _, err := Pipe(context.Background(), in, r.target, o); !errors.Is(err, cow.ErrMismatch) {
+	if _, err := Pipe(context.Background(), in, r.Target, o); !errors.Is(err, cow.ErrMismatch) {
 		t.Fatalf("error %v", err)
 	}
-	less := filepath.Join(r.dir, "less")
-	sealedFile(t, less, "base", "other", r.base, r.base, 39)
+	less := filepath.Join(r.Dir, "less")
+	harness.SealedFile(t, less, "base", "other", r.Base, r.Base, 39)
 	var refused *RefusedError
-	if _, err := File(context.Background(), less, r.target, r.options("")); !errors.As(err, &refused) {
+	if _, err := File(context.Background(), less, r.Target, r.options("")); !errors.As(err, &refused) {
 		t.Errorf("one that lacks what was written: %v", err)
 	}
-	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+	if err := r.apply(nil); err != nil || !r.TargetIs(r.After) {
 		t.Errorf("the good one: %v", err)
 	}
 }
@@ -418,20 +420,20 @@ func TestKilledStreamIsFinished(t *testing.T) {
 			var r *rig
 			stream := func(s files.Storage) error {
 				o := r.options("")
-				o.Stream, o.storage = true, s
-				in := feed(t, r.mustReadAll(r.delta))
+				o.Stream, o.Storage = true, s
+				in := harness.Feed(t, r.MustReadAll(r.Delta))
 				defer in.Close()
-				_, err := Pipe(context.Background(), in, r.target, o)
+				_, err := Pipe(context.Background(), in, r.Target, o)
 				return err
 			}
-			for at := 1; r == nil || r.targetIs(r.base); at++ {
+			for at := 1; r == nil || r.TargetIs(r.Base); at++ {
 				r = newRig(t, rig{})
-				defer os.RemoveAll(r.dir)
+				defer os.RemoveAll(r.Dir)
 				if finish == "nameless" {
-					must(t, os.RemoveAll(filepath.Join(r.dir, "state")))
-					sealedFile(t, r.delta, "", "", r.base, r.after)
+					must(t, os.RemoveAll(filepath.Join(r.Dir, "state")))
+					harness.SealedFile(t, r.Delta, "", "", r.Base, r.After)
 				}
-				if err := stream(&faulty{at: at}); err == nil {
+				if err := stream(&harness.Storage{At: at}); err == nil {
 					t.Fatal("it was not killed")
 				}
 			}
@@ -447,10 +449,10 @@ func TestKilledStreamIsFinished(t *testing.T) {
 				}
 				o := r.options("")
 				o.AssumeBase = true
-				_, err := File(context.Background(), r.delta, r.target, o)
+				_, err := File(context.Background(), r.Delta, r.Target, o)
 				must(t, err)
 			}
-			if records, err := r.records(); err != nil || records[0].Merging != nil || !r.targetIs(r.after) {
+			if records, err := r.Records(); err != nil || records[0].Merging != nil || !r.TargetIs(r.After) {
 				t.Errorf("recorded: %+v, %v", records[0], err)
 			}
 		})
@@ -460,8 +462,8 @@ func TestKilledStreamIsFinished(t *testing.T) {
 // Of a target that is half merged nobody says that nothing was written to it.
 func TestStoppedAgain(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	if err := r.apply(&faulty{at: 22}); err == nil || r.targetIs(r.after) {
+	defer os.RemoveAll(r.Dir)
+	if err := r.apply(&harness.Storage{At: 22}); err == nil || r.TargetIs(r.After) {
 		t.Fatalf("not half merged: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -471,13 +473,13 @@ func TestStoppedAgain(t *testing.T) {
 			cancel()
 		}
 	}
-	_, err := File(ctx, r.delta, r.target, o)
+	_, err := File(ctx, r.Delta, r.Target, o)
 	if err == nil || strings.Contains(err.Error(), "nothing was written:") {
 		t.Errorf("while it is verified: %v", err)
 	}
 	// At the record of the second run, before anything of the target.
 	for at := 1; ; at++ {
-		s := &faulty{at: at, fails: true}
+		s := &harness.Storage{At: at, Fails: true}
 		if err := r.apply(s); err == nil {
 			t.Fatal("it never failed before the first write")
 		} else if strings.Contains(err.Error(), "HALF MERGED as before, nothing more was written") {
@@ -486,7 +488,7 @@ func TestStoppedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+	if err := r.apply(nil); err != nil || !r.TargetIs(r.After) {
 		t.Errorf("again: %v", err)
 	}
 }
@@ -494,19 +496,19 @@ func TestStoppedAgain(t *testing.T) {
 // What streamed in is known by its digest, as it is when it comes from a file.
 func TestStreamIsKnownByItsDigest(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	in, err := os.Open(r.delta)
+	defer os.RemoveAll(r.Dir)
+	in, err := os.Open(r.Delta)
 	must(t, err)
 	defer in.Close()
 	o := r.options("")
 	o.Stream = true
-	streamed, err := Pipe(context.Background(), in, r.target, o)
+	streamed, err := Pipe(context.Background(), in, r.Target, o)
 	must(t, err)
-	records, err := r.records()
+	records, err := r.Records()
 	if err != nil || len(records) != 1 || records[0].Holds.Delta == "" || records[0].Holds.Delta != streamed.Digest {
 		t.Fatalf("recorded: %+v, %v, and the result is %+v", records, err, streamed)
 	}
-	again, err := File(context.Background(), r.delta, r.target, r.options(""))
+	again, err := File(context.Background(), r.Delta, r.Target, r.options(""))
 	if err != nil || again.WrittenBytes > 0 || again.Digest != streamed.Digest && again.Digest != "" {
 		t.Errorf("the same from a file: %+v, %v", again, err)
 	}
@@ -516,14 +518,14 @@ func TestStreamIsKnownByItsDigest(t *testing.T) {
 // it, which the next one removes, and nothing else.
 func TestPartsOfTheUndoFileAreRemoved(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(r.dir)
-	part := r.undo + "." + rand.Text() + files.PartSuffix
-	r.write(part, r.base)
-	others := []string{r.undo + ".part", r.undo + ".COPY.part", r.undo + "2" + "." + rand.Text() + files.PartSuffix}
+	defer os.RemoveAll(r.Dir)
+	part := r.Undo + "." + rand.Text() + files.PartSuffix
+	r.Write(part, r.Base)
+	others := []string{r.Undo + ".part", r.Undo + ".COPY.part", r.Undo + "2" + "." + rand.Text() + files.PartSuffix}
 	for _, other := range others {
-		r.write(other, r.base)
+		r.Write(other, r.Base)
 	}
-	if err := r.apply(nil); err != nil || !r.targetIs(r.after) {
+	if err := r.apply(nil); err != nil || !r.TargetIs(r.After) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(part); !errors.Is(err, os.ErrNotExist) {
@@ -539,7 +541,7 @@ func TestPartsOfTheUndoFileAreRemoved(t *testing.T) {
 // What is written must be what was verified.
 func TestDeltaThatChangesBehindItsVerification(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	o := r.options("")
 	changed := false
 	o.Progress = func(stage Stage, _, _ int64) {
@@ -547,15 +549,15 @@ func TestDeltaThatChangesBehindItsVerification(t *testing.T) {
 			return
 		}
 		changed = true
-		b, err := os.ReadFile(r.delta)
+		b, err := os.ReadFile(r.Delta)
 		must(t, err)
-		b[3*rigChunk]++
-		r.write(r.delta, b)
+		b[3*harness.ChunkBytes]++
+		r.Write(r.Delta, b)
 	}
-	if _, err := File(context.Background(), r.delta, r.target, o); err == nil || !changed {
+	if _, err := File(context.Background(), r.Delta, r.Target, o); err == nil || !changed {
 		t.Fatalf("changed %v: %v", changed, err)
 	}
-	records, err := r.records()
+	records, err := r.Records()
 	if err != nil || len(records) != 1 || records[0].Merging == nil {
 		t.Errorf("recorded as done: %+v, %v", records, err)
 	}

@@ -27,8 +27,8 @@ const unnamedPrefix = "unnamed-"
 //
 // A file that is there is kept if it is that already, as one is that a merge left
 // behind which was stopped before it wrote; nothing else is overwritten.
-func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record.Undo, error) {
-	content, done, err := m.target.content()
+func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record.Undo, error) {
+	content, done, err := m.Target.content()
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -59,16 +59,16 @@ func (m *merger) saveUndo(ctx context.Context, path string, d *checked) (*record
 	if there != nil && there.Name.String() != name {
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
 	}
-	return record.NewUndo(path, name, d.name(), held, m.known), nil
+	return record.NewUndo(path, name, d.Facts.Name, held, m.Known), nil
 }
 
 // held is what the target holds. A state that nobody vouches for gets a name of its own
 // that nothing else has, or the one that an earlier run gave it.
-func (m *merger) held(d *checked, there *cow.Store) record.Content {
-	if d.how.Held != nil {
-		return *d.how.Held
+func (m *Merger) held(d *Checked, there *cow.Store) record.Content {
+	if d.How.Held != nil {
+		return *d.How.Held
 	}
-	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.volumeBytes()}
+	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.Facts.VolumeBytes}
 	if there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix) {
 		held.Snapshot = there.Seal.New
 	}
@@ -76,18 +76,17 @@ func (m *merger) held(d *checked, there *cow.Store) record.Content {
 }
 
 // undoDelta is the delta that brings back what d overwrites.
-func (m *merger) undoDelta(d *checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
+func (m *Merger) undoDelta(d *Checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
 	// A state that is larger than d's is not all that d overwrites.
-	volumeBytes := min(max(d.volumeBytes(), held.VolumeBytes), m.target.Size())
+	volumeBytes := min(max(d.Facts.VolumeBytes, held.VolumeBytes), m.Target.Size())
 	if volumeBytes == 0 {
-		volumeBytes = m.target.Size()
+		volumeBytes = m.Target.Size()
 	}
 	before, err := cow.Encode(layer.Layer{Changed: d.Changed, ChunkBytes: d.ChunkBytes, VolumeBytes: volumeBytes, Content: content})
 	if err != nil {
 		return nil, err
 	}
-	_, new := d.identities()
-	o := cow.SealOptions{Base: new, New: held.Snapshot}
+	o := cow.SealOptions{Base: d.Facts.New, New: held.Snapshot}
 	if d.Seal != nil {
 		o.Origin = d.Seal.Origin
 	}

@@ -75,7 +75,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 
 // VerifyPipe is VerifyFile for a delta that comes from a pipe.
 func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (Verification, error) {
-	s, err := spool(ctx, r.Name(), patient{ctx, r}, o)
+	s, err := spool(ctx, r.Name(), Patient{ctx, r}, o)
 	if err != nil {
 		return Verification{}, err
 	}

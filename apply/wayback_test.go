@@ -10,22 +10,14 @@ import (
 	"strings"
 	"testing"
 
+	"ddsfs/testdata/harness"
+
 	"golang.org/x/sys/unix"
 	"lukechampine.com/blake3"
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/files"
 )
-
-// known is what is recorded of the rig's target, without what is of no merge.
-func (r *rig) recorded() record.Record {
-	r.t.Helper()
-	list, err := r.records()
-	if err != nil || len(list) != 1 {
-		r.t.Fatalf("%d records: %v", len(list), err)
-	}
-	return *list[0]
-}
 
 // sameState fails unless two records say the same of what the target holds.
 func sameState(t *testing.T, got, want record.Record) {
@@ -41,73 +33,68 @@ func sameState(t *testing.T, got, want record.Record) {
 // an earlier one of the same base, that is not its base.
 func TestUndoRestoresTheRecord(t *testing.T) {
 	r := newRig(t, rig{secondFromSameBase: true, undoWanted: true})
-	defer os.RemoveAll(r.dir)
-	before := r.recorded()
+	defer os.RemoveAll(r.Dir)
+	before := *r.Record()
 	if before.Holds.Snapshot != "middle" {
 		t.Fatalf("holds %+v", before.Holds)
 	}
 	must(t, r.apply(nil))
-	r.mustApply(r.undo, "")
-	if !r.targetIs(r.base) {
+	r.mustApply(r.Undo, "")
+	if !r.TargetIs(r.Base) {
 		t.Error("the target is not the old state")
 	}
-	after := r.recorded()
+	after := *r.Record()
 	sameState(t, after, before)
 	if !after.Since.After(before.Since) {
 		t.Errorf("since %v, and before since %v", after.Since, before.Since)
 	}
-	if _, err := r.state().LoadWritten(after.Written); err != nil {
+	if _, err := r.State().LoadWritten(after.Written); err != nil {
 		t.Error(err)
 	}
 
 	// An older state of the base is not taken for one that covers.
-	older := filepath.Join(r.dir, "older")
-	sealedFile(t, older, "base", "older", r.base, r.base, 39)
+	older := filepath.Join(r.Dir, "older")
+	harness.SealedFile(t, older, "base", "older", r.Base, r.Base, 39)
 	var refused *RefusedError
-	if _, err := File(context.Background(), older, r.target, r.options("")); !errors.As(err, &refused) {
+	if _, err := File(context.Background(), older, r.Target, r.options("")); !errors.As(err, &refused) {
 		t.Errorf("an older delta of the same base: %v", err)
 	}
 	// The same once more has nothing to do, and forward again goes as well.
-	if result, err := File(context.Background(), r.undo, r.target, r.options("")); err != nil || result.WrittenBytes > 0 {
+	if result, err := File(context.Background(), r.Undo, r.Target, r.options("")); err != nil || result.WrittenBytes > 0 {
 		t.Errorf("undone once more: %+v, %v", result, err)
 	}
-	must(t, os.Remove(r.undo))
+	must(t, os.Remove(r.Undo))
 	must(t, r.apply(nil))
-	r.mustApply(r.undo, "")
-	sameState(t, r.recorded(), before)
+	r.mustApply(r.Undo, "")
+	sameState(t, *r.Record(), before)
 }
 
 // The undo of a state that nobody vouches for does not bring it under the name of one
 // that somebody does.
 func TestUndoOfATouchedTarget(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
-	touched := append([]byte(nil), r.base...)
-	touched[17*rigChunk]++
-	r.write(r.target, touched)
+	defer os.RemoveAll(r.Dir)
+	touched := append([]byte(nil), r.Base...)
+	touched[17*harness.ChunkBytes]++
+	r.Write(r.Target, touched)
 	var refused *RefusedError
 	if err := r.apply(nil); !errors.As(err, &refused) {
 		t.Fatalf("touched: %v", err)
 	}
-	full := filepath.Join(r.dir, "full 2")
-	sealedFile(t, full, "", "other", make([]byte, len(r.after)), r.after, 0)
-	r.mustApply(full, r.undo)
-	r.mustApply(r.undo, "")
-	if !r.targetIs(touched) {
+	full := filepath.Join(r.Dir, "full 2")
+	harness.SealedFile(t, full, "", "other", make([]byte, len(r.After)), r.After, 0)
+	r.mustApply(full, r.Undo)
+	r.mustApply(r.Undo, "")
+	if !r.TargetIs(touched) {
 		t.Error("not what it was")
 	}
-	holds := r.recorded().Holds
+	holds := r.Record().Holds
 	if !strings.HasPrefix(holds.Snapshot, unnamedPrefix) {
 		t.Errorf("holds %+v", holds)
 	}
-	if err := r.apply(nil); !errors.As(err, &refused) || !r.targetIs(touched) {
+	if err := r.apply(nil); !errors.As(err, &refused) || !r.TargetIs(touched) {
 		t.Errorf("a delta from the base: %v", err)
 	}
-}
-
-// state is the rig's state directory.
-func (r *rig) state() record.Dir {
-	return record.Dir{Path: filepath.Join(r.dir, "state"), Storage: files.Disk{}}
 }
 
 // However often the merge and its undo interrupt each other, both stay there to be
@@ -115,119 +102,104 @@ func (r *rig) state() record.Dir {
 func TestInterruptedUndoAndMerge(t *testing.T) {
 	for _, last := range []string{"merge", "undo"} {
 		r := newRig(t, rig{undoWanted: true})
-		before := r.recorded()
+		before := *r.Record()
 		half := func(what string, err error) {
 			t.Helper()
-			if err == nil || r.targetIs(r.base) || r.targetIs(r.after) {
+			if err == nil || r.TargetIs(r.Base) || r.TargetIs(r.After) {
 				t.Fatalf("%s: not half merged: %v", what, err)
 			}
 		}
 		stopWriting := func(merge func(s files.Storage) error) error {
 			for at := 1; ; at++ {
-				err := merge(&faulty{at: at})
-				if err == nil || !r.targetIs(r.base) && !r.targetIs(r.after) {
+				err := merge(&harness.Storage{At: at})
+				if err == nil || !r.TargetIs(r.Base) && !r.TargetIs(r.After) {
 					return err
 				}
 			}
 		}
 		undo := func(s files.Storage) error {
 			o := r.options("")
-			o.storage = s
-			_, err := File(context.Background(), r.undo, r.target, o)
+			o.Storage = s
+			_, err := File(context.Background(), r.Undo, r.Target, o)
 			return err
 		}
 		half("the merge", stopWriting(func(s files.Storage) error { return r.apply(s) }))
 		for range 3 {
-			if err := undo(&faulty{at: 12}); err == nil {
+			if err := undo(&harness.Storage{At: 12}); err == nil {
 				t.Fatal("the undo was not interrupted")
 			}
-			if err := r.apply(&faulty{at: 12}); err == nil {
+			if err := r.apply(&harness.Storage{At: 12}); err == nil {
 				t.Fatal("the merge was not interrupted")
 			}
 		}
 		if last == "merge" {
 			must(t, r.apply(nil))
-			if !r.targetIs(r.after) || r.recorded().Holds.Snapshot != "new" {
-				t.Errorf("merged: holds %+v", r.recorded().Holds)
+			if !r.TargetIs(r.After) || r.Record().Holds.Snapshot != "new" {
+				t.Errorf("merged: holds %+v", r.Record().Holds)
 			}
 		}
 		must(t, undo(nil))
-		if !r.targetIs(r.base) {
+		if !r.TargetIs(r.Base) {
 			t.Error("undone: not the old state")
 		}
-		sameState(t, r.recorded(), before)
+		sameState(t, *r.Record(), before)
 
 		// An undo that is interrupted after the merge was done.
-		must(t, os.Remove(r.undo))
+		must(t, os.Remove(r.Undo))
 		must(t, r.apply(nil))
 		half("the undo of what was done", stopWriting(undo))
 		r.undoWanted = false
 		must(t, r.apply(nil))
-		if !r.targetIs(r.after) {
+		if !r.TargetIs(r.After) {
 			t.Error("merged again over it: not the new state")
 		}
 		must(t, undo(nil))
-		if !r.targetIs(r.base) {
+		if !r.TargetIs(r.Base) {
 			t.Error("undone at last: not the old state")
 		}
-		sameState(t, r.recorded(), before)
-		os.RemoveAll(r.dir)
+		sameState(t, *r.Record(), before)
+		os.RemoveAll(r.Dir)
 	}
 }
 
 // What is merged already is not said to have been saved when it was not.
 func TestUndoOfWhatIsMerged(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	must(t, r.apply(nil))
 	r.undoWanted = true
 	var refused *RefusedError
 	if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "was not saved") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := os.Stat(r.undo); err == nil {
+	if _, err := os.Stat(r.Undo); err == nil {
 		t.Error("a file was made")
 	}
 	// What was saved is there when the same is asked for again.
 	other := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(other.dir)
+	defer os.RemoveAll(other.Dir)
 	must(t, other.apply(nil))
 	must(t, other.apply(nil))
-	must(t, os.Remove(other.undo))
-	if err := other.apply(nil); err == nil || !strings.Contains(err.Error(), other.undo) {
+	must(t, os.Remove(other.Undo))
+	if err := other.apply(nil); err == nil || !strings.Contains(err.Error(), other.Undo) {
 		t.Errorf("the file is gone: %v", err)
 	}
-}
-
-// blind has the record's counters agree with the target, as they do when they begin
-// anew.
-func (r *rig) blind() {
-	r.t.Helper()
-	k := r.recorded()
-	f, err := os.Open(r.target)
-	must(r.t, err)
-	defer f.Close()
-	t, err := newTarget(files.OSFile{File: f}, r.target)
-	must(r.t, err)
-	k.Evidence.Self.Counter, err = t.info.Counter(f)
-	must(r.t, err)
-	must(r.t, r.state().Save(&k))
 }
 
 // A target that was rolled back is found out by what the last merge changed, where no
 // counter says anything.
 func TestRollback(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	must(t, r.apply(nil))
-	next := filepath.Join(r.dir, "next")
-	sealedFile(t, next, "new", "newer", r.after, change(r.after, 9, 3))
-	r.write(r.target, r.base)
-	r.blind()
+	next := filepath.Join(r.Dir, "next")
+	harness.SealedFile(t, next, "new", "newer", r.After, harness.Change(r.After, 9, 3))
+	r.Write(r.Target, r.Base)
+	r.Blind()
 	var refused *RefusedError
-	for name, delta := range map[string]string{"the next": next, "the same": r.delta} {
-		_, err := File(context.Background(), delta, r.target, r.options(""))
-		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "it holds something else at byte") || !r.targetIs(r.base) {
+	for name, delta := range map[string]string{"the next": next, "the same": r.Delta} {
+		_, err := File(context.Background(), delta, r.Target, r.options(""))
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "it holds something else at byte") || !r.TargetIs(r.Base) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -237,25 +209,25 @@ func TestRollback(t *testing.T) {
 // a way to have them written again.
 func TestMergedBeforeAndDamaged(t *testing.T) {
 	r := newRig(t, rig{})
-	defer os.RemoveAll(r.dir)
+	defer os.RemoveAll(r.Dir)
 	must(t, r.apply(nil))
-	if result, err := File(context.Background(), r.delta, r.target, r.options("")); err != nil || result.WrittenBytes > 0 || result.ResumedBytes != result.DataBytes {
+	if result, err := File(context.Background(), r.Delta, r.Target, r.options("")); err != nil || result.WrittenBytes > 0 || result.ResumedBytes != result.DataBytes {
 		t.Fatalf("once more: %+v, %v", result, err)
 	}
-	damaged := append([]byte(nil), r.after...)
+	damaged := append([]byte(nil), r.After...)
 	damaged[5]++ // of a chunk that became zeros
-	r.write(r.target, damaged)
-	r.blind()
-	k := r.recorded()
+	r.Write(r.Target, damaged)
+	r.Blind()
+	k := *r.Record()
 	k.Evidence.Samples = nil
-	must(t, r.state().Save(&k))
+	must(t, r.State().Save(&k))
 	var refused *RefusedError
-	if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "--assume-base") || !r.targetIs(damaged) {
+	if err := r.apply(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "--assume-base") || !r.TargetIs(damaged) {
 		t.Fatalf("error %v", err)
 	}
 	o := r.options("")
 	o.AssumeBase = true
-	if _, err := File(context.Background(), r.delta, r.target, o); err != nil || !r.targetIs(r.after) {
+	if _, err := File(context.Background(), r.Delta, r.Target, o); err != nil || !r.TargetIs(r.After) {
 		t.Errorf("with the user's word: %v", err)
 	}
 	must(t, r.apply(nil))
@@ -265,23 +237,23 @@ func TestMergedBeforeAndDamaged(t *testing.T) {
 func TestRecordOfVersion1(t *testing.T) {
 	for _, touched := range []bool{false, true} {
 		r := newRig(t, rig{})
-		defer os.RemoveAll(r.dir)
-		k := r.recorded()
-		first := blake3.Sum256(r.base)
+		defer os.RemoveAll(r.Dir)
+		k := *r.Record()
+		first := blake3.Sum256(r.Base)
 		old := fmt.Sprintf(`{"version":1,"key":%q,"target":%q,"holds":{"snapshot":"base","delta":%q,"volume_bytes":%d},"fingerprint":{"size_bytes":%[4]d,"first_mib":"%x","inode":%d,"modified_ns":%d,"changed_ns":%d}}`,
-			k.Key, k.Target, k.Holds.Delta, len(r.base), first, k.Evidence.Self.Inode, k.Evidence.Self.ModifiedNS, k.Evidence.Self.AttributeNS)
-		names, err := filepath.Glob(filepath.Join(r.dir, "state", "*.json"))
+			k.Key, k.Target, k.Holds.Delta, len(r.Base), first, k.Evidence.Self.Inode, k.Evidence.Self.ModifiedNS, k.Evidence.Self.AttributeNS)
+		names, err := filepath.Glob(filepath.Join(r.Dir, "state", "*.json"))
 		must(t, err)
-		r.write(names[0], []byte(old))
+		r.Write(names[0], []byte(old))
 		if touched {
-			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+			f, err := os.OpenFile(r.Target, os.O_WRONLY, 0)
 			must(t, err)
 			_, err = f.WriteAt([]byte("x"), 9)
 			must(t, errors.Join(err, f.Close()))
-			r.blind()
+			r.Blind()
 		}
 		var refused *RefusedError
-		if err := r.apply(nil); touched != errors.As(err, &refused) || !touched && (err != nil || !r.targetIs(r.after)) {
+		if err := r.apply(nil); touched != errors.As(err, &refused) || !touched && (err != nil || !r.TargetIs(r.After)) {
 			t.Errorf("touched %v: %v", touched, err)
 		}
 	}
@@ -292,43 +264,43 @@ func TestRecordOfVersion1(t *testing.T) {
 func TestUndoOfAFullDelta(t *testing.T) {
 	for _, interrupted := range []bool{false, true} {
 		r := newRig(t, rig{secondFromSameBase: true})
-		before := r.recorded()
-		full := filepath.Join(r.dir, "full 2")
-		other := change(r.base, 77, 20)
-		all := make([]uint64, (len(other)-1)/rigChunk+1)
+		before := *r.Record()
+		full := filepath.Join(r.Dir, "full 2")
+		other := harness.Change(r.Base, 77, 20)
+		all := make([]uint64, (len(other)-1)/harness.ChunkBytes+1)
 		for i := range all {
 			all[i] = uint64(i)
 		}
-		sealedFile(t, full, "", "other", other, other, all...)
-		o := r.options(r.undo)
+		harness.SealedFile(t, full, "", "other", other, other, all...)
+		o := r.options(r.Undo)
 		for at := 1; ; at++ {
 			if interrupted {
-				o.storage = &faulty{at: at}
+				o.Storage = &harness.Storage{At: at}
 			}
-			_, err := File(context.Background(), full, r.target, o)
-			if interrupted && err != nil && r.targetIs(r.base) {
+			_, err := File(context.Background(), full, r.Target, o)
+			if interrupted && err != nil && r.TargetIs(r.Base) {
 				continue
 			}
-			if interrupted != (err != nil) || r.targetIs(r.base) {
+			if interrupted != (err != nil) || r.TargetIs(r.Base) {
 				t.Fatalf("interrupted %v: %v", interrupted, err)
 			}
 			break
 		}
-		r.mustApply(r.undo, "")
-		if !r.targetIs(r.base) {
+		r.mustApply(r.Undo, "")
+		if !r.TargetIs(r.Base) {
 			t.Error("not what it was")
 		}
-		sameState(t, r.recorded(), before)
-		os.RemoveAll(r.dir)
+		sameState(t, *r.Record(), before)
+		os.RemoveAll(r.Dir)
 	}
 }
 
 // A name for the undo file that is a FIFO is refused, and nobody waits for its other end.
 func TestUndoIntoAFIFO(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
-	defer os.RemoveAll(r.dir)
-	must(t, unix.Mkfifo(r.undo, 0o600))
-	if err := r.apply(nil); err == nil || !strings.Contains(err.Error(), "not a regular file") || !r.targetIs(r.base) {
+	defer os.RemoveAll(r.Dir)
+	must(t, unix.Mkfifo(r.Undo, 0o600))
+	if err := r.apply(nil); err == nil || !strings.Contains(err.Error(), "not a regular file") || !r.TargetIs(r.Base) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"ddsfs/apply"
+	"ddsfs/apply/kernel"
 	"ddsfs/cow/dm"
 )
 
@@ -102,7 +103,7 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 }
 
 type merge struct {
-	apply.KernelOptions
+	kernel.Options
 	kernel, resume         bool
 	zero                   string
 	asJSON, verbose, quiet bool
@@ -121,10 +122,10 @@ func (m *merge) run(args []string) error {
 	result, err := m.merge(ctx, delta, target)
 	took := time.Since(begun)
 	switch {
-	case errors.Is(err, apply.ErrNoKernelMerge):
+	case errors.Is(err, kernel.ErrNoMerge):
 		// A boot script that asks each time is not told that something failed.
 		if !m.quiet && !m.asJSON {
-			fmt.Printf("%s: %v\n", target, apply.ErrNoKernelMerge)
+			fmt.Printf("%s: %v\n", target, kernel.ErrNoMerge)
 		}
 		return nil
 	case err != nil:
@@ -175,7 +176,7 @@ func (m *merge) arguments(args []string) (delta, target string, err error) {
 		return "", "", usageError("a delta does not come from the terminal: redirect stdin, or name a file")
 	}
 	if m.kernel && !m.resume && m.Name == "" {
-		m.Name = apply.DefaultName(target)
+		m.Name = kernel.DefaultName(target)
 	}
 	if m.Name != "" {
 		if err := dm.CheckName(m.Name); err != nil {
@@ -239,13 +240,13 @@ func (m *merge) merge(ctx context.Context, delta, target string) (result apply.R
 	}
 	switch {
 	case m.resume:
-		return apply.KernelResume(ctx, target, m.KernelOptions)
+		return kernel.Resume(ctx, target, m.Options)
 	case m.kernel && delta == "-":
-		return apply.KernelPipe(ctx, os.Stdin, target, m.KernelOptions)
+		return kernel.Pipe(ctx, os.Stdin, target, m.Options)
 	case m.kernel:
-		return apply.KernelFile(ctx, delta, target, m.KernelOptions)
+		return kernel.File(ctx, delta, target, m.Options)
 	case delta == "-":
-		return apply.Pipe(ctx, os.Stdin, target, m.Options)
+		return apply.Pipe(ctx, os.Stdin, target, m.Options.Options)
 	}
-	return apply.File(ctx, delta, target, m.Options)
+	return apply.File(ctx, delta, target, m.Options.Options)
 }

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ddsfs/apply"
+	"ddsfs/apply/kernel"
 	"ddsfs/cow/dm"
 )
 
@@ -32,7 +32,7 @@ e2fsck -fn /dev/mapper/tomorrow
 ddsfs detach tomorrow`,
 		Args: takes(3, 3, "a delta, a target and a name"),
 	}
-	flags, o := c.Flags(), apply.AttachOptions{Warn: warn}
+	flags, o := c.Flags(), kernel.AttachOptions{Warn: warn}
 	flags.BoolVar(&o.Writable, "writable", false, "let NAME be written to, without a change of TARGET")
 	flags.StringVar(&o.OverlayDir, "overlay", "/var/tmp", "`directory` with room for what is written with --writable")
 	flags.BoolVar(&o.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, NAME shows a mixture")
@@ -51,12 +51,12 @@ ddsfs detach tomorrow`,
 	return c
 }
 
-func attach(delta, target, name string, o apply.AttachOptions, quiet bool) error {
+func attach(delta, target, name string, o kernel.AttachOptions, quiet bool) error {
 	ctx, stop := untilSignal()
 	defer stop()
 	stages := newStages(quiet)
 	o.Progress, o.Warn = stages.set, stages.warner(o.Warn)
-	result, err := apply.Attach(ctx, delta, target, name, o)
+	result, err := kernel.Attach(ctx, delta, target, name, o)
 	stages.done(err)
 	if err == nil && !quiet {
 		fmt.Printf("/dev/mapper/%s: %s with %d chunks of %s\n", name, target, result.Exceptions, delta)
@@ -75,6 +75,6 @@ that was in use when the merge was done.`,
 		Example:           `ddsfs detach tomorrow`,
 		Args:              takes(1, 1, "one name"),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(_ *cobra.Command, args []string) error { return apply.Detach(args[0]) },
+		RunE:              func(_ *cobra.Command, args []string) error { return kernel.Detach(args[0]) },
 	}
 }

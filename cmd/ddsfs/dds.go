@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"ddsfs/apply"
+	"ddsfs/apply/kernel"
 	"ddsfs/cow"
 	"ddsfs/cow/snapshots"
 )
@@ -151,7 +152,7 @@ func (d *dds) runExtract() error {
 func (d *dds) runMerge() error {
 	ctx, stop := untilSignal()
 	defer stop()
-	m := merge{quiet: true, KernelOptions: apply.KernelOptions{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
+	m := merge{quiet: true, Options: kernel.Options{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
 	result, err := m.merge(ctx, cmp.Or(d.cow, "-"), d.dest)
 	if err != nil || !d.verbose {
 		return err

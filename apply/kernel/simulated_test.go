@@ -1,4 +1,4 @@
-package apply
+package kernel
 
 import (
 	"encoding/binary"
@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"ddsfs/testdata/harness"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -18,7 +20,7 @@ import (
 // that it is asked how far it is. What it does can stop and fail as everything else
 // in its storage, and goes by the kernel's order: copy, flush, take off the list.
 type simulated struct {
-	storage *faulty
+	storage *harness.Storage
 	loops   map[string]string // paths of files, by the numbers of their loop devices
 	mapped  map[string]*simulatedDevice
 
@@ -33,7 +35,7 @@ type simulated struct {
 // lastMoment is for userAt.
 const lastMoment = -1
 
-func newSimulated(s *faulty) *simulated {
+func newSimulated(s *harness.Storage) *simulated {
 	return &simulated{storage: s, loops: map[string]string{}, mapped: map[string]*simulatedDevice{}}
 }
 
@@ -46,7 +48,7 @@ func (l simulatedLoop) Close() error        { return nil }
 func (l simulatedLoop) Info() blockdev.Info { return l.info }
 
 func (s *simulated) loop(backing *os.File, _ bool) (loop, error) {
-	if err := s.storage.step(); err != nil {
+	if err := s.storage.Step(); err != nil {
 		return nil, err
 	}
 	info := blockdev.Info{Path: "loop", Block: true, Number: dm.Number{Major: loopMajor, Minor: uint32(len(s.loops))}}
@@ -55,7 +57,7 @@ func (s *simulated) loop(backing *os.File, _ bool) (loop, error) {
 }
 
 func (s *simulated) open(number string) (*blockdev.Device, error) {
-	if err := s.storage.step(); err != nil {
+	if err := s.storage.Step(); err != nil {
 		return nil, err
 	}
 	return blockdev.Open(s.loops[number])
@@ -64,7 +66,7 @@ func (s *simulated) open(number string) (*blockdev.Device, error) {
 func (s *simulated) checkFree(string) error { return nil }
 
 func (s *simulated) create(name, uuid string) (mapped, error) {
-	if err := s.storage.step(); err != nil {
+	if err := s.storage.Step(); err != nil {
 		return nil, err
 	}
 	if s.mapped[uuid] != nil {
@@ -76,7 +78,7 @@ func (s *simulated) create(name, uuid string) (mapped, error) {
 }
 
 func (s *simulated) find(uuid string) (mapped, error) {
-	if err := s.storage.step(); err != nil {
+	if err := s.storage.Step(); err != nil {
 		return nil, err
 	}
 	if d := s.mapped[uuid]; d != nil {
@@ -105,15 +107,15 @@ func (d *simulatedDevice) Info() blockdev.Info {
 }
 
 func (d *simulatedDevice) Counter() (blockdev.Counter, error) {
-	return blockdev.Counter{WrittenSectors: d.sectorsWritten}, d.kernel.storage.step()
+	return blockdev.Counter{WrittenSectors: d.sectorsWritten}, d.kernel.storage.Step()
 }
 
 func (d *simulatedDevice) State() (dm.State, error) {
-	return dm.State{Suspended: d.suspended, Active: d.active != nil, Loaded: d.loaded != nil}, d.kernel.storage.step()
+	return dm.State{Suspended: d.suspended, Active: d.active != nil, Loaded: d.loaded != nil}, d.kernel.storage.Step()
 }
 
 func (d *simulatedDevice) Load(_ bool, table ...dm.Target) error {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return err
 	}
 	d.loaded = &table[0]
@@ -121,21 +123,21 @@ func (d *simulatedDevice) Load(_ bool, table ...dm.Target) error {
 }
 
 func (d *simulatedDevice) Table() ([]dm.Target, error) {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return nil, err
 	}
 	return []dm.Target{*d.active}, nil
 }
 
 func (d *simulatedDevice) LoadedStatus() ([]dm.Target, error) {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return nil, err
 	}
 	return d.status(d.loaded)
 }
 
 func (d *simulatedDevice) Status() ([]dm.Target, error) {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return nil, err
 	}
 	d.asked++
@@ -178,7 +180,7 @@ func (d *simulatedDevice) status(t *dm.Target) ([]dm.Target, error) {
 }
 
 func (d *simulatedDevice) Suspend() error {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return err
 	}
 	d.suspended = true
@@ -186,7 +188,7 @@ func (d *simulatedDevice) Suspend() error {
 }
 
 func (d *simulatedDevice) Resume(bool) error {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		d.resumeFailed = true
 		return err
 	}
@@ -200,7 +202,7 @@ func (d *simulatedDevice) Resume(bool) error {
 func (d *simulatedDevice) MakeNode() error { return nil }
 
 func (d *simulatedDevice) Remove() error {
-	if err := d.kernel.storage.step(); err != nil {
+	if err := d.kernel.storage.Step(); err != nil {
 		return err
 	}
 	if d.busy {

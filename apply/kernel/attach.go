@@ -1,4 +1,4 @@
-package apply
+package kernel
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"ddsfs/apply"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
@@ -18,11 +19,11 @@ import (
 
 // AttachOptions say how to show what a target will be.
 type AttachOptions struct {
-	// StateDir, AssumeBase, Warn and Progress are as in Options.
+	// StateDir, AssumeBase, Warn and Progress are as in [apply.Options].
 	StateDir   string
 	AssumeBase bool
 	Warn       func(message string)
-	Progress   func(stage Stage, done, total int64)
+	Progress   func(stage apply.Stage, done, total int64)
 	// Writable lets the device be written to. What is written goes to a file
 	// without a name in OverlayDir, and is gone with the device.
 	Writable   bool
@@ -35,79 +36,79 @@ const overlayChunkBytes = 4096
 
 // Attach makes a device-mapper device that shows the target as it will be when the
 // delta is merged. It writes neither to the target nor to the delta.
-func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result Result, err error) {
-	m, err := open(targetPath, files.ToRead, Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress})
+func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result apply.Result, err error) {
+	of := Options{Options: apply.Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress}}
+	m, err := apply.Open(targetPath, files.ToRead, of.Options)
 	if err != nil {
-		return Result{}, err
+		return apply.Result{}, err
 	}
-	defer m.close()
+	defer m.Close()
+	k := &merger{m, of.complete()}
 	names := []string{name}
 	if o.Writable {
-		names = append(names, name+hiddenSuffix)
+		names = append(names, name+apply.HiddenSuffix)
 	}
 	for _, name := range names {
-		if err := m.o.kernel().checkFree(name); err != nil {
-			return Result{}, err
+		if err := k.o.devices.checkFree(name); err != nil {
+			return apply.Result{}, err
 		}
 	}
 	in, err := blockdev.Open(path)
 	if err != nil {
-		return Result{}, fmt.Errorf("delta: %w", err)
+		return apply.Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	if err := errors.Join(m.take(in), m.checkNotUsedUp(in)); err != nil {
-		return Result{}, err
+	if err := errors.Join(k.Take(in), k.CheckNotUsedUp(in)); err != nil {
+		return apply.Result{}, err
 	}
-	d, err := m.check(ctx, path, input{Volume: in})
+	d, err := k.Check(ctx, path, in)
 	if err != nil {
-		return Result{}, err
+		return apply.Result{}, err
 	}
 	if in.Info().Block {
 		// The device mapper would have two snapshots share it.
 		if err := checkShown(in); err != nil {
-			return Result{}, err
+			return apply.Result{}, err
 		}
 	}
 	store, err := in.Reopen(os.O_RDONLY)
 	if err != nil {
-		return Result{}, fmt.Errorf("delta: %w", err)
+		return apply.Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer store.Close()
-	l, err := newLower(m.o.kernel(), m.target.OS(), store, false)
+	l, err := newLower(k.o.devices, k.Target.OS(), store, false)
 	if err != nil {
-		return Result{}, err
+		return apply.Result{}, err
 	}
 	defer l.Close()
-	if err := m.attach(d, l, name, o); err != nil {
-		return Result{}, err
+	if err := k.attach(d, l, name, o); err != nil {
+		return apply.Result{}, err
 	}
-	result = m.newResult()
-	result.Report = d.Report()
-	return result, nil
+	return apply.Result{Report: d.Report(), TargetBytes: k.Target.Size()}, nil
 }
 
 // attach makes the device, or two if it is to be writable.
-func (m *merger) attach(d *checked, l *lower, name string, o AttachOptions) (err error) {
-	table, err := m.viewTable(d, l)
+func (k *merger) attach(d *apply.Checked, l *lower, name string, o AttachOptions) (err error) {
+	table, err := k.viewTable(d, l)
 	if err != nil {
 		return err
 	}
-	uuid := viewPrefix + rand.Text()
+	uuid := apply.UUIDPrefix + "view-" + rand.Text()
 	if !o.Writable {
-		view, err := m.load(l, name, uuid, true, table...)
+		view, err := k.load(l, name, uuid, true, table...)
 		if err != nil {
 			return err
 		}
 		return show(view, false)
 	}
-	below, err := m.load(l, name+hiddenSuffix, uuid+hiddenSuffix, true, table...)
+	below, err := k.load(l, name+apply.HiddenSuffix, uuid+apply.HiddenSuffix, true, table...)
 	if err != nil {
 		return err
 	}
 	if err := show(below, true); err != nil {
 		return err
 	}
-	if err := m.overlay(below, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
+	if err := k.overlay(below, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
 		return errors.Join(err, below.Remove())
 	}
 	return nil
@@ -115,16 +116,16 @@ func (m *merger) attach(d *checked, l *lower, name string, o AttachOptions) (err
 
 // viewTable shows the target as it will be. What lies behind the volume's end, also
 // in the chunk that it falls into, is not the volume's.
-func (m *merger) viewTable(d *checked, l *lower) ([]dm.Target, error) {
+func (k *merger) viewTable(d *apply.Checked, l *lower) ([]dm.Target, error) {
 	if err := l.checkChunk(d.ChunkBytes); err != nil {
 		return nil, err
 	}
-	sectors, err := m.target.sectors()
+	sectors, err := k.sectors()
 	if err != nil {
 		return nil, err
 	}
 	end := sectors
-	if d.Seal != nil && d.Seal.VolumeBytes < m.target.Size() {
+	if d.Seal != nil && d.Seal.VolumeBytes < k.Target.Size() {
 		if d.Seal.VolumeBytes%cow.SectorBytes != 0 {
 			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.Seal.VolumeBytes, cow.SectorBytes)
 		}
@@ -138,14 +139,6 @@ func (m *merger) viewTable(d *checked, l *lower) ([]dm.Target, error) {
 		})
 	}
 	return table, nil
-}
-
-// snapshotOf is a table's target over an origin and a COW device.
-func snapshotOf(kind string, sectors int64, origin, cowDevice blockdev.Info, persistent string, chunkBytes int64) dm.Target {
-	return dm.Target{
-		Sectors: uint64(sectors), Type: kind,
-		Params: fmt.Sprintf("%s %s %s %d", origin.Number, cowDevice.Number, persistent, chunkBytes/cow.SectorBytes),
-	}
 }
 
 // show makes a device that was loaded usable, or removes it.
@@ -168,8 +161,8 @@ func show(d mapped, hidden bool) error {
 
 // overlay makes a device over another one that can be written to, while that one
 // stays as it is.
-func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string) error {
-	sectors, err := m.target.sectors()
+func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string) error {
+	sectors, err := k.sectors()
 	if err != nil {
 		return err
 	}
@@ -179,16 +172,16 @@ func (m *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	}
 	defer f.Close()
 	// Room for every chunk, which the file takes when it is written to.
-	chunks := (m.target.Size()-1)/chunkBytes + 1
+	chunks := (k.Target.Size()-1)/chunkBytes + 1
 	if err := f.Truncate(chunks * chunkBytes); err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
-	loop, err := m.o.kernel().loop(f, true)
+	loop, err := k.o.devices.loop(f, true)
 	if err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
 	defer loop.Close()
-	d, err := m.o.kernel().create(name, uuid)
+	d, err := k.o.devices.create(name, uuid)
 	if err != nil {
 		return err
 	}
@@ -203,8 +196,8 @@ func Detach(name string) error {
 	d, err := dm.ByName(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		// An attach that was killed may have got no further than to this one.
-		hidden, hiddenErr := dm.ByName(name + hiddenSuffix)
-		if hiddenErr == nil && isOurs(hidden.UUID) && strings.HasSuffix(hidden.UUID, hiddenSuffix) {
+		hidden, hiddenErr := dm.ByName(name + apply.HiddenSuffix)
+		if hiddenErr == nil && apply.IsOurs(hidden.UUID) && strings.HasSuffix(hidden.UUID, apply.HiddenSuffix) {
 			return remove(hidden)
 		}
 		return fmt.Errorf("%w: nothing is attached as that", err)
@@ -212,20 +205,20 @@ func Detach(name string) error {
 	if err != nil {
 		return err
 	}
-	if !isOurs(d.UUID) {
-		return &RefusedError{d.Path(), "ddsfs did not make it: it is not ours to remove"}
+	if !apply.IsOurs(d.UUID) {
+		return &apply.RefusedError{Target: d.Path(), Reason: "ddsfs did not make it: it is not ours to remove"}
 	}
-	if strings.HasSuffix(d.UUID, hiddenSuffix) {
-		return &RefusedError{d.Path(), "it is below another device: detach " + strings.TrimSuffix(name, hiddenSuffix)}
+	if strings.HasSuffix(d.UUID, apply.HiddenSuffix) {
+		return &apply.RefusedError{Target: d.Path(), Reason: "it is below another device: detach " + strings.TrimSuffix(name, apply.HiddenSuffix)}
 	}
 	table, err := d.Table()
 	if err != nil {
 		return err
 	}
-	if isMerging(table) {
-		return &RefusedError{d.Path(), "the kernel merges through it: ddsfs apply --kernel --resume TARGET finishes that, and ddsfs status names TARGET"}
+	if apply.IsMerging(table) {
+		return &apply.RefusedError{Target: d.Path(), Reason: "the kernel merges through it: ddsfs apply --kernel --resume TARGET finishes that, and ddsfs status names TARGET"}
 	}
-	hidden, err := dm.ByUUID(d.UUID + hiddenSuffix)
+	hidden, err := dm.ByUUID(d.UUID + apply.HiddenSuffix)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -239,7 +232,7 @@ func Detach(name string) error {
 func remove(d *dm.Device) error {
 	err := d.Remove()
 	if errors.Is(err, syscall.EBUSY) {
-		return fmt.Errorf("%s: %s: %w", d.Path(), inUse(d.Path()), err)
+		return fmt.Errorf("%s: %s: %w", d.Path(), apply.InUse(d.Path()), err)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package apply
+package kernel
 
 import (
 	"context"
@@ -8,23 +8,20 @@ import (
 	"syscall"
 	"time"
 
+	"ddsfs/apply"
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 )
 
-// pollInterval is how often the kernel is asked how far it is, and so how long a
-// write to the device may go unrecorded.
-const pollInterval = 200 * time.Millisecond
-
 // follow waits until the kernel has merged, and brings it to its end.
-func (k *kernelMerger) follow(ctx context.Context, r *record.Record, device mapped) (Result, error) {
+func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (apply.Result, error) {
 	from := r.Merging.Kernel
 	if err := device.MakeNode(); err != nil {
-		k.o.warn(fmt.Sprintf("the kernel merges, and its device has no name: %v", err))
+		k.o.Warn(fmt.Sprintf("the kernel merges, and its device has no name: %v", err))
 	}
-	result := k.newResult()
+	result := apply.Result{TargetBytes: k.Target.Size()}
 	c := from.ChunkSectors * cow.SectorBytes
 	if layout, err := cow.NewLayout(c, uint64(from.Chunks)); err == nil {
 		result.Report = cow.NewReport(cow.Header{Valid: true, ChunkBytes: c}, layout.Areas(), from.Chunks)
@@ -42,7 +39,7 @@ func (k *kernelMerger) follow(ctx context.Context, r *record.Record, device mapp
 	if err != nil {
 		// From now on nobody looks whether the device is written to.
 		from.Unwatched = true
-		return Result{}, errors.Join(err, k.state.Save(r))
+		return apply.Result{}, errors.Join(err, k.State.Save(r))
 	}
 	result.ResumedBytes = before * c
 	result.WrittenBytes = result.DataBytes - result.ResumedBytes
@@ -53,15 +50,15 @@ func (k *kernelMerger) follow(ctx context.Context, r *record.Record, device mapp
 	}
 	// The store goes last: until here it is what a merge would go on from. It is not
 	// in use any more, as the device shows the target, or is gone.
-	return result, errors.Join(err, k.removeUsedUp(r), k.state.Tidy(k.key, done))
+	return result, errors.Join(err, k.removeUsedUp(r), k.State.Tidy(k.Key, done))
 }
 
 // wait waits until the kernel has merged all. It returns how many chunks it had
 // merged before.
-func (k *kernelMerger) wait(ctx context.Context, r *record.Record, device mapped) (before int64, err error) {
+func (k *merger) wait(ctx context.Context, r *record.Record, device mapped) (before int64, err error) {
 	from := r.Merging.Kernel
 	before = -1
-	poll := time.NewTicker(k.o.pollInterval())
+	poll := time.NewTicker(k.o.poll)
 	defer poll.Stop()
 	for {
 		status, err := device.Status()
@@ -86,7 +83,7 @@ func (k *kernelMerger) wait(ctx context.Context, r *record.Record, device mapped
 			before = from.Chunks - left
 		}
 		c := from.ChunkSectors * cow.SectorBytes
-		k.o.progress(Merging, (from.Chunks-left)*c, from.Chunks*c)
+		k.o.Progress(apply.Merging, (from.Chunks-left)*c, from.Chunks*c)
 		if usage.Used == usage.Metadata {
 			return before, nil
 		}
@@ -95,14 +92,14 @@ func (k *kernelMerger) wait(ctx context.Context, r *record.Record, device mapped
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.target.path, device.Path(), record.ResumeWith(k.target.path))
+			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.Target.Path, device.Path(), record.ResumeWith(k.Target.Path))
 		}
 	}
 }
 
 // noteWrites records durably that somebody wrote to the device, as soon as that
 // shows. The target then holds more than the delta says.
-func (k *kernelMerger) noteWrites(r *record.Record, device mapped) error {
+func (k *merger) noteWrites(r *record.Record, device mapped) error {
 	counter, err := device.Counter()
 	if err != nil || counter.WrittenSectors == 0 && counter.DiscardedSectors == 0 {
 		return err
@@ -110,12 +107,12 @@ func (k *kernelMerger) noteWrites(r *record.Record, device mapped) error {
 	return k.touch(r)
 }
 
-func (k *kernelMerger) touch(r *record.Record) error {
+func (k *merger) touch(r *record.Record) error {
 	if r.Touched != "" {
 		return nil
 	}
 	r.Touched = r.Merging.Kernel.TouchedBy()
-	return k.state.Save(r)
+	return k.State.Save(r)
 }
 
 // settle takes the store out of use when the kernel has merged all of it, and
@@ -131,20 +128,20 @@ func (k *kernelMerger) touch(r *record.Record) error {
 //  4. the record says that it is done.
 //
 // Stopped before 4, the same is found again: the store is still there, and empty.
-func (k *kernelMerger) settle(r *record.Record, device mapped, run record.Run) (*record.Record, error) {
+func (k *merger) settle(r *record.Record, device mapped, run record.Run) (*record.Record, error) {
 	table, err := device.Table()
 	if err != nil {
 		return nil, k.unfinished(err)
 	}
-	if isMerging(table) {
+	if apply.IsMerging(table) {
 		if err := k.checkUsedUp(table[0]); err != nil {
 			return nil, k.unfinished(err)
 		}
 	}
-	if err := k.target.Sync(); err != nil {
+	if err := k.Target.Sync(); err != nil {
 		return nil, k.unfinished(fmt.Errorf("flush: %w", err))
 	}
-	if isMerging(table) {
+	if apply.IsMerging(table) {
 		below, _, _ := strings.Cut(table[0].Params, " ")
 		linear := dm.Target{Sectors: table[0].Sectors, Type: dm.KindLinear, Params: below + " 0"}
 		if err := device.Load(false, linear); err != nil {
@@ -160,14 +157,14 @@ func (k *kernelMerger) settle(r *record.Record, device mapped, run record.Run) (
 	}
 	done := *r
 	done.Finish(time.Now(), run, evidence)
-	if err := k.state.Save(&done); err != nil {
+	if err := k.State.Save(&done); err != nil {
 		return nil, k.unfinished(fmt.Errorf("it is merged, but that could not be recorded: %w", err))
 	}
 	return &done, nil
 }
 
 // still is what the target looks like while nobody can write to it.
-func (k *kernelMerger) still(r *record.Record, device mapped) (*record.Evidence, error) {
+func (k *merger) still(r *record.Record, device mapped) (*record.Evidence, error) {
 	counter, err := device.Counter()
 	if err != nil {
 		return nil, err
@@ -176,8 +173,8 @@ func (k *kernelMerger) still(r *record.Record, device mapped) (*record.Evidence,
 		// It is recorded with the rest.
 		r.Touched = r.Merging.Kernel.TouchedBy()
 	}
-	if err := blockdev.DropCache(k.target.OS()); err != nil {
+	if err := blockdev.DropCache(k.Target.OS()); err != nil {
 		return nil, err
 	}
-	return k.evidence(r.Evidence, r.Merging.Changes, record.Stale)
+	return k.Evidence(r.Evidence, r.Merging.Changes, record.Stale)
 }

@@ -1,4 +1,4 @@
-package apply
+package kernel
 
 import (
 	"bytes"
@@ -14,32 +14,51 @@ import (
 	"testing"
 	"time"
 
-	"ddsfs/apply/record"
-	"ddsfs/cow"
+	"ddsfs/apply"
 	"ddsfs/cow/dm"
+	"ddsfs/testdata/harness"
+
+	"ddsfs/cow"
 )
 
 const errBusy = syscall.EBUSY
 
-// kernelOptions are those of a merge by a simulated kernel.
-func (r *rig) kernelOptions(k *simulated) KernelOptions {
-	o := KernelOptions{Options: r.options(""), Name: "simulated"}
-	o.SpoolDir, o.storage, o.devices, o.poll = "", k.storage, k, 1
-	return o
+// rig is a rig whose delta a simulated kernel merges.
+type rig struct{ *harness.Rig }
+
+// wholeSectors is the size of a volume that the kernel can show all of.
+const wholeSectors = 40 * harness.ChunkBytes
+
+func newRig(t *testing.T, volumeBytes int) *rig {
+	t.Helper()
+	r := &rig{harness.New(t, volumeBytes)}
+	harness.Must(t, r.apply(r.Full))
+	return r
+}
+
+// apply merges a delta without the kernel.
+func (r *rig) apply(delta string) error {
+	_, err := apply.File(context.Background(), delta, r.Target, apply.Options{StateDir: r.StateDir()})
+	return err
+}
+
+// options are those of a merge by a simulated kernel.
+func (r *rig) options(k *simulated) Options {
+	return Options{Options: apply.Options{StateDir: r.StateDir(), Storage: k.storage}, Name: "simulated", devices: k, poll: 1}
 }
 
 // kernelApply has a simulated kernel merge the rig's delta.
 func (r *rig) kernelApply(k *simulated, consume bool) error {
-	o := r.kernelOptions(k)
+	o := r.options(k)
 	o.Consume = consume
-	_, err := KernelFile(context.Background(), r.delta, r.target, o)
+	_, err := File(context.Background(), r.Delta, r.Target, o)
 	return err
 }
 
 // afterwards does the same without failures: a kernel with the devices of k, or a new one
 // after a power cut.
 func afterwards(k *simulated, powerCut bool) *simulated {
-	next := newSimulated(&faulty{at: 1 << 30})
+	next := newSimulated(&harness.Storage{At: 1 << 30})
 	if !powerCut {
 		next.loops, next.mapped = k.loops, k.mapped
 		for _, d := range next.mapped {
@@ -49,30 +68,21 @@ func afterwards(k *simulated, powerCut bool) *simulated {
 	return next
 }
 
-func (r *rig) record() *record.Record {
-	r.t.Helper()
-	records, err := r.records()
-	if err != nil || len(records) != 1 {
-		r.t.Fatalf("%d records, %v", len(records), err)
-	}
-	return records[0]
-}
-
 // checkClean checks that nothing is left of a merge that is done.
 func (r *rig) checkClean(where string, k *simulated) {
-	r.t.Helper()
+	r.T.Helper()
 	if len(k.mapped) > 0 {
-		r.t.Errorf("%s: a device is left", where)
+		r.T.Errorf("%s: a device is left", where)
 	}
-	names, err := filepath.Glob(filepath.Join(r.dir, "state", "*"))
-	must(r.t, err)
+	names, err := filepath.Glob(filepath.Join(r.Dir, "state", "*"))
+	harness.Must(r.T, err)
 	for _, name := range names {
 		if ext := filepath.Ext(name); ext != ".json" && ext != ".lock" && ext != ".chunks" {
-			r.t.Errorf("%s: %s is left", where, name)
+			r.T.Errorf("%s: %s is left", where, name)
 		}
 	}
-	if record := r.record(); record.Merging != nil {
-		r.t.Errorf("%s: the record says %+v", where, record.Merging)
+	if record := r.Record(); record.Merging != nil {
+		r.T.Errorf("%s: the record says %+v", where, record.Merging)
 	}
 }
 
@@ -84,15 +94,15 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 		name     string
 		fails    bool
 		powerCut bool
-		loss     loss
+		loss     harness.Loss
 		seed     uint64
 	}{
-		{"killed", false, false, loseNothing, 0},
-		{"power cut, nothing lost", false, true, loseNothing, 0},
-		{"power cut, all lost", false, true, loseAll, 0},
-		{"power cut, some lost 1", false, true, loseSome, 1},
-		{"failed once", true, false, loseNothing, 0},
-		{"failed once, power cut, all lost", true, true, loseAll, 0},
+		{"killed", false, false, harness.LoseNothing, 0},
+		{"power cut, nothing lost", false, true, harness.LoseNothing, 0},
+		{"power cut, all lost", false, true, harness.LoseAll, 0},
+		{"power cut, some lost 1", false, true, harness.LoseSome, 1},
+		{"failed once", true, false, harness.LoseNothing, 0},
+		{"failed once, power cut, all lost", true, true, harness.LoseAll, 0},
 	} {
 		for _, finish := range []string{"same", "resume", "plain", "consume"} {
 			switch {
@@ -104,17 +114,17 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 			t.Run(failure.name+"/"+finish, func(t *testing.T) {
 				t.Parallel()
 				for n := 1; ; n++ {
-					r := newRig(t, rig{wholeSectors: true})
-					good := r.mustReadAll(r.delta)
-					k := newSimulated(&faulty{at: n, fails: failure.fails})
+					r := newRig(t, wholeSectors)
+					good := r.MustReadAll(r.Delta)
+					k := newSimulated(&harness.Storage{At: n, Fails: failure.fails})
 					err := r.kernelApply(k, finish == "consume")
 					where := fmt.Sprintf("operation %d (%v)", n, err)
-					if k.storage.count < n {
-						if err != nil || !r.targetIs(r.after) {
+					if k.storage.Count < n {
+						if err != nil || !r.TargetIs(r.After) {
 							t.Fatalf("without a failure: %v", err)
 						}
 						r.checkClean("without a failure", k)
-						os.RemoveAll(r.dir)
+						os.RemoveAll(r.Dir)
 						if n < 60 {
 							t.Fatalf("only %d operations", n)
 						}
@@ -125,12 +135,12 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 							t.Fatalf("%s: the device is left suspended", where)
 						}
 					}
-					must(t, k.storage.crash(failure.loss, rand.New(rand.NewPCG(failure.seed, uint64(n)))))
-					if record := r.record(); record.ByKernel() == nil && !r.targetIs(r.base) && !r.targetIs(r.after) {
+					harness.Must(t, k.storage.Crash(failure.loss, rand.New(rand.NewPCG(failure.seed, uint64(n)))))
+					if record := r.Record(); record.ByKernel() == nil && !r.TargetIs(r.Base) && !r.TargetIs(r.After) {
 						t.Fatalf("%s: half merged, and nothing of that is recorded", where)
 					}
 					r.finishKernel(where, afterwards(k, failure.powerCut), finish, good)
-					os.RemoveAll(r.dir)
+					os.RemoveAll(r.Dir)
 					if t.Failed() {
 						return
 					}
@@ -140,74 +150,67 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 	}
 }
 
-func (r *rig) mustReadAll(path string) []byte {
-	r.t.Helper()
-	b, err := os.ReadFile(path)
-	must(r.t, err)
-	return b
-}
-
 // isUnwatched tells whether a delta was refused because ddsfs had given up on a merge
 // before the device went away.
 func isUnwatched(err error) bool {
-	var refused *RefusedError
+	var refused *apply.RefusedError
 	return errors.As(err, &refused) && strings.Contains(err.Error(), "nobody watched")
 }
 
 // finishKernel finishes what was interrupted in that way.
 func (r *rig) finishKernel(where string, k *simulated, finish string, good []byte) {
-	r.t.Helper()
+	r.T.Helper()
 	var err error
 	switch finish {
 	case "same", "consume":
-		if _, statErr := os.Stat(r.delta); statErr != nil {
+		if _, statErr := os.Stat(r.Delta); statErr != nil {
 			// It was used up, and removed as the last thing.
 			break
 		}
 		err = r.kernelApply(k, finish == "consume")
-		if r.targetIs(r.after) && err != nil && strings.Contains(err.Error(), "does not match its digests") {
+		if r.TargetIs(r.After) && err != nil && strings.Contains(err.Error(), "does not match its digests") {
 			err = nil // as was this, but for the removal
 		}
 	case "resume":
-		_, err = KernelResume(context.Background(), r.target, r.kernelOptions(k))
-		if errors.Is(err, ErrNoKernelMerge) {
+		_, err = Resume(context.Background(), r.Target, r.options(k))
+		if errors.Is(err, ErrNoMerge) {
 			// Not begun, or done.
 			err = r.kernelApply(k, false)
 		}
 	case "plain":
-		_, err = File(context.Background(), r.delta, r.target, r.options(""))
+		err = r.apply(r.Delta)
 		if isUnwatched(err) {
-			_, err = KernelResume(context.Background(), r.target, r.kernelOptions(k))
+			_, err = Resume(context.Background(), r.Target, r.options(k))
 		}
 	}
 	if err != nil {
-		r.t.Errorf("%s: %s: %v", where, finish, err)
+		r.T.Errorf("%s: %s: %v", where, finish, err)
 		return
 	}
-	if !r.targetIs(r.after) {
-		r.t.Errorf("%s: %s: the target is not the new state", where, finish)
+	if !r.TargetIs(r.After) {
+		r.T.Errorf("%s: %s: the target is not the new state", where, finish)
 	}
-	if finish != "consume" && !bytes.Equal(r.mustReadAll(r.delta), good) {
-		r.t.Errorf("%s: the delta is not what it was", where)
+	if finish != "consume" && !bytes.Equal(r.MustReadAll(r.Delta), good) {
+		r.T.Errorf("%s: the delta is not what it was", where)
 	}
 	// A device that could not be removed in the end is the target's plain view.
 	for _, d := range k.mapped {
 		if d.active == nil || d.active.Type != dm.KindLinear || d.suspended {
-			r.t.Errorf("%s: %s: a device is left, with the table %+v", where, finish, d.active)
+			r.T.Errorf("%s: %s: a device is left, with the table %+v", where, finish, d.active)
 		}
 	}
 	clear(k.mapped)
 	// The next state is taken from what the record says.
-	next := filepath.Join(r.dir, "next")
-	sealedFile(r.t, next, "new", "next", r.after, r.base)
-	_, err = File(context.Background(), next, r.target, r.options(""))
-	if isUnwatched(err) && r.record().Touched != "" {
-		r.mustApply(filepath.Join(r.dir, "full"), "")
+	next := filepath.Join(r.Dir, "next")
+	harness.SealedFile(r.T, next, "new", "next", r.After, r.Base)
+	err = r.apply(next)
+	if isUnwatched(err) && r.Record().Touched != "" {
+		harness.Must(r.T, r.apply(r.Full))
 	} else if err != nil {
-		r.t.Errorf("%s: the next delta: %v", where, err)
+		r.T.Errorf("%s: the next delta: %v", where, err)
 	}
-	if !r.targetIs(r.base) {
-		r.t.Errorf("%s: the target is not the next state", where)
+	if !r.TargetIs(r.Base) {
+		r.T.Errorf("%s: the target is not the next state", where)
 	}
 	r.checkClean(where, k)
 }
@@ -227,10 +230,10 @@ func TestKernelUsersWrite(t *testing.T) {
 			t.Run(fmt.Sprintf("power cut %v, asked %d times", powerCut, asked), func(t *testing.T) {
 				t.Parallel()
 				for n := 1; ; n++ {
-					r := newRig(t, rig{wholeSectors: true})
+					r := newRig(t, wholeSectors)
 					var changed []uint64
 					for c := range uint64(40) {
-						if !bytes.Equal(r.base[c*rigChunk:(c+1)*rigChunk], r.after[c*rigChunk:(c+1)*rigChunk]) {
+						if !bytes.Equal(r.Base[c*harness.ChunkBytes:(c+1)*harness.ChunkBytes], r.After[c*harness.ChunkBytes:(c+1)*harness.ChunkBytes]) {
 							changed = append(changed, c)
 						}
 					}
@@ -238,38 +241,38 @@ func TestKernelUsersWrite(t *testing.T) {
 						t.Fatal("a precondition, a chunk that is not in the delta")
 					}
 					chunks := []uint64{changed[0], changed[len(changed)-1], untouched}
-					user := bytes.Repeat([]byte("user"), rigChunk/4)
-					want, wroteAt := slices.Clone(r.after), 0
+					user := bytes.Repeat([]byte("user"), harness.ChunkBytes/4)
+					want, wroteAt := slices.Clone(r.After), 0
 					for _, c := range chunks {
-						copy(want[c*rigChunk:], user)
+						copy(want[c*harness.ChunkBytes:], user)
 					}
-					k := newSimulated(&faulty{at: n})
+					k := newSimulated(&harness.Storage{At: n})
 					k.userAt, k.user = asked, func(d *simulatedDevice) error {
 						err := d.userWrites(user, chunks...)
 						if err == nil {
-							wroteAt = d.kernel.storage.count
+							wroteAt = d.kernel.storage.Count
 						}
 						return err
 					}
 					err := r.kernelApply(k, false)
-					stopped := k.storage.count >= n
+					stopped := k.storage.Count >= n
 					if !stopped && err != nil {
 						t.Fatal(err)
 					}
 					if wroteAt == 0 {
-						os.RemoveAll(r.dir)
+						os.RemoveAll(r.Dir)
 						continue // stopped before it, or within
 					}
 					where := fmt.Sprintf("operation %d (%v)", n, err)
-					recorded := r.record().Touched != ""
+					recorded := r.Record().Touched != ""
 					next := afterwards(k, powerCut)
 					if stopped {
-						must(t, k.storage.crash(loseNothing, nil))
-						if _, err := KernelResume(context.Background(), r.target, r.kernelOptions(next)); err != nil && !errors.Is(err, ErrNoKernelMerge) {
+						harness.Must(t, k.storage.Crash(harness.LoseNothing, nil))
+						if _, err := Resume(context.Background(), r.Target, r.options(next)); err != nil && !errors.Is(err, ErrNoMerge) {
 							t.Fatalf("%s: %v", where, err)
 						}
 					}
-					if !r.targetIs(want) {
+					if !r.TargetIs(want) {
 						t.Fatalf("%s: the target is not the new state with what was written", where)
 					}
 					lost := powerCut && stopped && !recorded
@@ -277,17 +280,17 @@ func TestKernelUsersWrite(t *testing.T) {
 						t.Fatalf("%s: what was written at operation %d was not recorded", where, wroteAt)
 					}
 					if !lost {
-						if r.record().Touched == "" {
+						if r.Record().Touched == "" {
 							t.Fatalf("%s: nothing is recorded of what was written", where)
 						}
-						later := filepath.Join(r.dir, "later")
-						sealedFile(t, later, "new", "later", r.after, r.base)
-						var refused *RefusedError
-						if _, err := File(context.Background(), later, r.target, r.options("")); !errors.As(err, &refused) || !strings.Contains(err.Error(), "written to through") {
+						later := filepath.Join(r.Dir, "later")
+						harness.SealedFile(t, later, "new", "later", r.After, r.Base)
+						var refused *apply.RefusedError
+						if err := r.apply(later); !errors.As(err, &refused) || !strings.Contains(err.Error(), "written to through") {
 							t.Fatalf("%s: the next delta: %v", where, err)
 						}
 					}
-					os.RemoveAll(r.dir)
+					os.RemoveAll(r.Dir)
 					if !stopped {
 						return
 					}
@@ -302,36 +305,36 @@ func TestKernelUsersWrite(t *testing.T) {
 func TestKernelSomebodyCameIn(t *testing.T) {
 	for name, comes := range map[string]func(t *testing.T, r *rig) (leave func()){
 		"wrote": func(t *testing.T, r *rig) func() {
-			f, err := os.OpenFile(r.target, os.O_WRONLY, 0)
-			must(t, err)
+			f, err := os.OpenFile(r.Target, os.O_WRONLY, 0)
+			harness.Must(t, err)
 			_, err = f.WriteAt([]byte("x"), 5)
-			must(t, errors.Join(err, f.Close()))
+			harness.Must(t, errors.Join(err, f.Close()))
 			return func() {}
 		},
 		"shows it": func(t *testing.T, r *rig) func() {
-			f, err := os.OpenFile(r.target, os.O_RDWR, 0)
-			must(t, err)
+			f, err := os.OpenFile(r.Target, os.O_RDWR, 0)
+			harness.Must(t, err)
 			defer f.Close()
-			l, err := kernel{}.loop(f, true)
-			must(t, err)
+			l, err := system{}.loop(f, true)
+			harness.Must(t, err)
 			return func() { l.Close() }
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, rig{wholeSectors: true})
-			defer os.RemoveAll(r.dir)
-			k := newSimulated(&faulty{at: 1 << 30})
-			o := r.kernelOptions(k)
+			r := newRig(t, wholeSectors)
+			defer os.RemoveAll(r.Dir)
+			k := newSimulated(&harness.Storage{At: 1 << 30})
+			o := r.options(k)
 			var leave func()
 			o.devices = &intruded{simulated: k, comes: func() { leave = comes(t, r) }}
-			_, err := KernelFile(context.Background(), r.delta, r.target, o)
-			var refused *RefusedError
+			_, err := File(context.Background(), r.Delta, r.Target, o)
+			var refused *apply.RefusedError
 			if !errors.As(err, &refused) || leave == nil {
 				t.Fatalf("error %v", err)
 			}
 			leave()
 			r.checkClean("refused", k)
-			if record := r.record(); record.Holds == nil || record.Holds.Snapshot != "base" {
+			if record := r.Record(); record.Holds == nil || record.Holds.Snapshot != "base" {
 				t.Errorf("the record says %+v", record)
 			}
 		})
@@ -362,22 +365,22 @@ func (d intrudedDevice) Load(readOnly bool, table ...dm.Target) error {
 // A device that somebody has open stays as a view of the target, and a merge that
 // failed is begun anew with another device.
 func TestKernelBusyAndFailed(t *testing.T) {
-	r := newRig(t, rig{wholeSectors: true})
-	defer os.RemoveAll(r.dir)
-	k := newSimulated(&faulty{at: 1 << 30})
+	r := newRig(t, wholeSectors)
+	defer os.RemoveAll(r.Dir)
+	k := newSimulated(&harness.Storage{At: 1 << 30})
 	k.userAt, k.user = 2, func(d *simulatedDevice) error {
 		d.busy, d.failed = true, true
 		return nil
 	}
 	err := r.kernelApply(k, false)
-	for _, word := range []string{"HALF MERGED", "Merge failed", "--resume " + r.target} {
+	for _, word := range []string{"HALF MERGED", "Merge failed", "--resume " + r.Target} {
 		if err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("error %v, want %q", err, word)
 		}
 	}
 	k = afterwards(k, false)
-	o := r.kernelOptions(k)
-	if _, err := KernelResume(context.Background(), r.target, o); err == nil || !strings.Contains(err.Error(), "in use") {
+	o := r.options(k)
+	if _, err := Resume(context.Background(), r.Target, o); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("as long as it is open: %v", err)
 	}
 	for _, d := range k.mapped {
@@ -387,7 +390,7 @@ func TestKernelBusyAndFailed(t *testing.T) {
 		d.busy = true
 		return nil
 	}
-	result, err := KernelResume(context.Background(), r.target, o)
+	result, err := Resume(context.Background(), r.Target, o)
 	if err != nil || result.Device != "/dev/mapper/simulated" || result.Exceptions == 0 || result.Touched {
 		t.Errorf("%+v, %v", result, err)
 	}
@@ -398,7 +401,7 @@ func TestKernelBusyAndFailed(t *testing.T) {
 	}
 	clear(k.mapped)
 	r.checkClean("done", k)
-	if !r.targetIs(r.after) {
+	if !r.TargetIs(r.After) {
 		t.Error("the target is not the new state")
 	}
 }
@@ -407,16 +410,16 @@ func TestKernelBusyAndFailed(t *testing.T) {
 // target counts as written to.
 func TestKernelSignal(t *testing.T) {
 	for _, powerCut := range []bool{false, true} {
-		r := newRig(t, rig{wholeSectors: true})
-		defer os.RemoveAll(r.dir)
+		r := newRig(t, wholeSectors)
+		defer os.RemoveAll(r.Dir)
 		ctx, signal := context.WithCancel(context.Background())
-		k := newSimulated(&faulty{at: 1 << 30})
+		k := newSimulated(&harness.Storage{At: 1 << 30})
 		k.userAt, k.user = 3, func(*simulatedDevice) error {
 			signal()
 			return nil
 		}
-		_, err := KernelFile(ctx, r.delta, r.target, r.kernelOptions(k))
-		for _, word := range []string{r.target, "HALF MERGED", "the kernel goes on", "/dev/mapper/simulated", "ddsfs apply --kernel --resume " + r.target} {
+		_, err := File(ctx, r.Delta, r.Target, r.options(k))
+		for _, word := range []string{r.Target, "HALF MERGED", "the kernel goes on", "/dev/mapper/simulated", "ddsfs apply --kernel --resume " + r.Target} {
 			if err == nil || !strings.Contains(err.Error(), word) {
 				t.Errorf("error %v, want %q", err, word)
 			}
@@ -426,12 +429,12 @@ func TestKernelSignal(t *testing.T) {
 		}
 		k = afterwards(k, powerCut)
 		if powerCut {
-			if _, err := File(context.Background(), r.delta, r.target, r.options("")); !isUnwatched(err) {
+			if err := r.apply(r.Delta); !isUnwatched(err) {
 				t.Errorf("without the kernel: %v", err)
 			}
 		}
-		result, err := KernelResume(context.Background(), r.target, r.kernelOptions(k))
-		if err != nil || result.Touched != powerCut || !r.targetIs(r.after) || result.ResumedBytes == 0 || result.WrittenBytes == 0 {
+		result, err := Resume(context.Background(), r.Target, r.options(k))
+		if err != nil || result.Touched != powerCut || !r.TargetIs(r.After) || result.ResumedBytes == 0 || result.WrittenBytes == 0 {
 			t.Errorf("power cut %v: %+v, %v", powerCut, result, err)
 		}
 		r.checkClean("done", k)
@@ -441,16 +444,16 @@ func TestKernelSignal(t *testing.T) {
 // A device that somebody suspended goes on when the merge is resumed, and one that
 // says that it is done, and is not, is not believed.
 func TestKernelSuspendedAndWrong(t *testing.T) {
-	r := newRig(t, rig{wholeSectors: true})
-	defer os.RemoveAll(r.dir)
-	k := newSimulated(&faulty{at: 1 << 30})
+	r := newRig(t, wholeSectors)
+	defer os.RemoveAll(r.Dir)
+	k := newSimulated(&harness.Storage{At: 1 << 30})
 	k.done = true
 	for range 2 {
 		if err := r.kernelApply(k, false); err == nil || !strings.Contains(err.Error(), "still listed") || !strings.Contains(err.Error(), "HALF MERGED") {
 			t.Fatalf("error %v", err)
 		}
 	}
-	if r.record().ByKernel() == nil {
+	if r.Record().ByKernel() == nil {
 		t.Error("recorded as done")
 	}
 	k.done = false
@@ -459,7 +462,7 @@ func TestKernelSuspendedAndWrong(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := KernelResume(ctx, r.target, r.kernelOptions(k)); err != nil || !r.targetIs(r.after) {
+	if _, err := Resume(ctx, r.Target, r.options(k)); err != nil || !r.TargetIs(r.After) {
 		t.Errorf("resumed: %v", err)
 	}
 	r.checkClean("done", k)
@@ -470,31 +473,56 @@ func TestKernelSuspendedAndWrong(t *testing.T) {
 func TestKernelBehindTheVolume(t *testing.T) {
 	for name, seed := range map[string]int{"more than an area": 40, "one chunk": 1} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, rig{})
-			defer os.RemoveAll(r.dir)
+			r := newRig(t, wholeSectors+100)
+			defer os.RemoveAll(r.Dir)
 			behind := []byte(strings.Repeat("behind..", 1000))
-			behind = behind[:len(behind)-(len(behind)+len(r.base))%cow.SectorBytes]
-			r.write(r.target, append(slices.Clone(r.base), behind...))
-			after := slices.Clone(r.base)
+			behind = behind[:len(behind)-(len(behind)+len(r.Base))%cow.SectorBytes]
+			r.Write(r.Target, append(slices.Clone(r.Base), behind...))
+			after := slices.Clone(r.Base)
 			for c := range seed {
-				after[len(after)-1-c*rigChunk]++
+				after[len(after)-1-c*harness.ChunkBytes]++
 			}
-			sealedFile(t, r.delta, "base", "new", r.base, after)
-			k := newSimulated(&faulty{at: 1 << 30})
-			o := r.kernelOptions(k)
+			harness.SealedFile(t, r.Delta, "base", "new", r.Base, after)
+			k := newSimulated(&harness.Storage{At: 1 << 30})
+			o := r.options(k)
 			o.AssumeBase, o.Consume = true, true
-			if _, err := KernelFile(context.Background(), r.delta, r.target, o); err == nil || !strings.Contains(err.Error(), "without --consume") {
+			if _, err := File(context.Background(), r.Delta, r.Target, o); err == nil || !strings.Contains(err.Error(), "without --consume") {
 				t.Errorf("the delta itself: %v", err)
 			}
 			o.Consume = false
-			if _, err := KernelFile(context.Background(), r.delta, r.target, o); err != nil {
+			if _, err := File(context.Background(), r.Delta, r.Target, o); err != nil {
 				t.Fatal(err)
 			}
-			if got := r.mustReadAll(r.target); string(got) != string(after)+string(behind) {
+			if got := r.MustReadAll(r.Target); string(got) != string(after)+string(behind) {
 				t.Error("not the new volume with what was behind it")
 			}
 			r.checkClean("done", k)
 		})
+	}
+}
+
+// A delta that is recorded as merged, and is not there any more, is merged again where
+// that needs no word of the user's.
+func TestKernelMergedBeforeAndDamaged(t *testing.T) {
+	for _, consume := range []bool{false, true} {
+		r := newRig(t, wholeSectors)
+		defer os.RemoveAll(r.Dir)
+		r.Delta = r.Full
+		damaged := slices.Clone(r.Base)
+		damaged[5]++
+		r.Write(r.Target, damaged)
+		r.Blind()
+		recorded := r.Record()
+		recorded.Evidence.Samples = nil
+		harness.Must(t, r.State().Save(recorded))
+		k := newSimulated(&harness.Storage{At: 1 << 30})
+		o := r.options(k)
+		o.Consume = consume
+		result, err := File(context.Background(), r.Delta, r.Target, o)
+		if err != nil || result.WrittenBytes == 0 || !r.TargetIs(r.Base) {
+			t.Errorf("consume %v: %+v, %v", consume, result, err)
+		}
+		r.checkClean("done", k)
 	}
 }
 

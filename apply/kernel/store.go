@@ -1,4 +1,4 @@
-package apply
+package kernel
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ddsfs/apply"
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -19,16 +20,16 @@ import (
 )
 
 // spoolDir is where the copy is kept that the kernel uses up.
-func (k *kernelMerger) spoolDir() string {
+func (k *merger) spoolDir() string {
 	if k.o.SpoolDir != "" {
 		return k.o.SpoolDir
 	}
-	return k.state.Path
+	return k.State.Path
 }
 
 // copy makes the copy of the delta that the kernel is to use up, and checks it: it
 // is the copy that is merged. It is durable, with its name, when copy returns.
-func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage Stage) (path string, d *checked, err error) {
+func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply.Stage) (path string, d *apply.Checked, err error) {
 	dir, err := filepath.Abs(k.spoolDir())
 	if err == nil {
 		dir, err = filepath.EvalSymlinks(dir)
@@ -37,17 +38,20 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
 	}
 	if isInMemory(dir) {
-		k.o.warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
+		k.o.Warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
 	}
 	// The target is locked, so that nobody else uses the name. Only a run that did not
 	// get to recording it can have left something there.
-	path = filepath.Join(dir, record.StoreName(k.key))
-	if err := files.RemoveParts(k.o.disk(), path); err != nil {
+	path = filepath.Join(dir, record.StoreName(k.Key))
+	if err := files.RemoveParts(k.State.Storage, path); err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
 	}
 	var bad error // of the delta, and not of the copy
-	err = files.Replace(k.o.disk(), path, func(f files.File) error {
-		d, bad = k.fill(ctx, f, name, r, room{dir, ", or have the kernel use up the delta itself (--consume)"}, stage)
+	err = files.Replace(k.State.Storage, path, func(f files.File) error {
+		d, bad = k.Receive(ctx, name, r, f, dir, ", or have the kernel use up the delta itself (--consume)", stage)
+		if bad == nil {
+			bad = k.keepBehind(d, f)
+		}
 		return bad
 	})
 	if bad != nil {
@@ -59,22 +63,9 @@ func (k *kernelMerger) copy(ctx context.Context, name string, r io.Reader, stage
 	return path, d, nil
 }
 
-// fill writes the delta to the copy.
-func (k *kernelMerger) fill(ctx context.Context, f files.File, name string, r io.Reader, room room, stage Stage) (*checked, error) {
-	size, taken, err := receive(ctx, name, r, f, nil, room, func(done, total int64) { k.o.progress(stage, done, total) })
-	if err != nil {
-		return nil, err
-	}
-	d, err := k.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
-	if err != nil {
-		return nil, err
-	}
-	return d, k.keepBehind(d, f)
-}
-
 // behind is where in the delta its last chunk goes on behind the volume's end, and
 // for how many bytes up to the end of a target of that size.
-func (d *delta) behind(targetBytes int64) (off, bytes int64) {
+func behind(d *apply.Checked, targetBytes int64) (off, bytes int64) {
 	c := d.ChunkBytes
 	n := d.Changed.Len()
 	if d.Seal == nil || n == 0 || d.Seal.VolumeBytes%c == 0 || d.Changed.Chunk(n-1) != uint64(d.Seal.VolumeBytes/c) {
@@ -91,14 +82,14 @@ func (d *delta) behind(targetBytes int64) (off, bytes int64) {
 // keepBehind has the copy hold what the target holds behind the volume's end, in
 // the chunk that it falls into: the kernel merges whole chunks, up to the target's
 // end.
-func (k *kernelMerger) keepBehind(d *checked, f io.WriterAt) error {
-	off, bytes := d.behind(k.target.Size())
+func (k *merger) keepBehind(d *apply.Checked, f io.WriterAt) error {
+	off, bytes := behind(d, k.Target.Size())
 	if bytes == 0 {
 		return nil
 	}
 	p := make([]byte, bytes)
-	if _, err := k.target.ReadAt(p, d.Seal.VolumeBytes); err != nil {
-		return fmt.Errorf("target %s: read %d bytes at byte %d: %w", k.target.path, bytes, d.Seal.VolumeBytes, err)
+	if _, err := k.Target.ReadAt(p, d.Seal.VolumeBytes); err != nil {
+		return fmt.Errorf("target %s: read %d bytes at byte %d: %w", k.Target.Path, bytes, d.Seal.VolumeBytes, err)
 	}
 	if _, err := f.WriteAt(p, off); err != nil {
 		return fmt.Errorf("copy of the delta: %w", err)
@@ -117,14 +108,14 @@ func isInMemory(dir string) bool {
 
 // openStore opens what is left of the store that the kernel was to merge, and makes
 // sure that it is that.
-func (k *kernelMerger) openStore(r *record.Record) (*blockdev.Device, error) {
+func (k *merger) openStore(r *record.Record) (*blockdev.Device, error) {
 	path := r.Merging.Kernel.Store
 	store, err := blockdev.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w: bring it back, or apply the same delta without --kernel, or a full one", k.target.path, err)
+		return nil, fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w: bring it back, or apply the same delta without --kernel, or a full one", k.Target.Path, err)
 	}
 	if err == nil {
-		if err = errors.Join(k.take(store), k.checkStore(r, store)); err != nil {
+		if err = errors.Join(k.Take(store), k.checkStore(r, store)); err != nil {
 			store.Close()
 		}
 	}
@@ -135,7 +126,7 @@ func (k *kernelMerger) openStore(r *record.Record) (*blockdev.Device, error) {
 }
 
 // checkStore refuses a store that is not what is left of the one that was recorded.
-func (k *kernelMerger) checkStore(r *record.Record, store *blockdev.Device) error {
+func (k *merger) checkStore(r *record.Record, store *blockdev.Device) error {
 	from := r.Merging.Kernel
 	left, err := leftOf(r, store)
 	if err != nil {
@@ -145,7 +136,7 @@ func (k *kernelMerger) checkStore(r *record.Record, store *blockdev.Device) erro
 		return errOtherDelta
 	}
 	if n := left.Changed.Len(); n > 0 {
-		return k.target.checkInside(left.Changed.Chunk(n-1), left.ChunkBytes)
+		return k.Target.CheckInside(left.Changed.Chunk(n-1), left.ChunkBytes)
 	}
 	return nil
 }
@@ -153,26 +144,29 @@ func (k *kernelMerger) checkStore(r *record.Record, store *blockdev.Device) erro
 var errOtherDelta = errors.New("it is another delta")
 
 // leftOf is what is left of a delta that the kernel uses up. It leaves the seal and
-// the trailer as they are, and so the delta's name.
+// the trailer as they are, and so the delta's name, and makes the list shorter.
 func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
 	d, err := cow.Open(store)
 	if err != nil {
 		return nil, err
 	}
-	if d.Name == nil || d.Name.String() != r.Merging.New.Delta {
+	if !isNamed(d, r.Merging.New.Delta) {
 		return nil, errOtherDelta
 	}
 	return cow.ReadStore(store, cow.StoreOptions{})
 }
 
+// isNamed tells whether that is the digest that names a delta.
+func isNamed(d *cow.Store, name string) bool { return d.Name != nil && d.Name.String() == name }
+
 // checkUsedUp fails unless the store that a table merges from lists nothing any
 // more. It is that store, whatever is under its name.
-func (k *kernelMerger) checkUsedUp(table dm.Target) error {
+func (k *merger) checkUsedUp(table dm.Target) error {
 	fields := strings.Fields(table.Params)
 	if len(fields) < 2 {
 		return fmt.Errorf("the table %q of the merge names no store", table.Params)
 	}
-	store, err := k.o.kernel().open(fields[1])
+	store, err := k.o.devices.open(fields[1])
 	if err != nil {
 		return err
 	}
@@ -187,22 +181,6 @@ func (k *kernelMerger) checkUsedUp(table dm.Target) error {
 	return nil
 }
 
-// checkNotUsedUp refuses a delta that the kernel has begun to use up.
-func (m *merger) checkNotUsedUp(in *blockdev.Device) error {
-	if m.known.Record == nil || m.known.ByKernel() == nil {
-		return nil
-	}
-	store, err := blockdev.Open(m.known.Merging.Kernel.Store)
-	if err != nil {
-		return nil // so it is not the one that was opened
-	}
-	defer store.Close()
-	if store.Info().Same(in.Info()) {
-		return m.target.refused("the kernel has begun to use up that delta: %s", record.ResumeWith(m.target.path))
-	}
-	return nil
-}
-
 // checkShown refuses a delta that a device already shows or uses up.
 func checkShown(in *blockdev.Device) error {
 	users, err := in.Info().Holders()
@@ -210,7 +188,7 @@ func checkShown(in *blockdev.Device) error {
 		users, err = in.Info().LoopDevices()
 	}
 	if err == nil && len(users) > 0 {
-		err = fmt.Errorf("it is in use by %s", paths(users))
+		err = fmt.Errorf("it is in use by %s", apply.Paths(users))
 	}
 	if err != nil {
 		return fmt.Errorf("delta %s: %w", in.Info().Path, err)
@@ -222,10 +200,10 @@ func checkShown(in *blockdev.Device) error {
 // that could be taken for a good one: a file is removed, and of a block device the
 // header is overwritten. But who gave a delta away to be used up may have put another
 // one in its place, and that is none of ours.
-func (k *kernelMerger) removeUsedUp(r *record.Record) error {
+func (k *merger) removeUsedUp(r *record.Record) error {
 	from := r.Merging.Kernel
 	if !from.Consume {
-		return k.removeCopy(from.Store)
+		return k.RemoveStore(from.Store)
 	}
 	store, err := blockdev.Open(from.Store)
 	if errors.Is(err, os.ErrNotExist) {
@@ -236,11 +214,11 @@ func (k *kernelMerger) removeUsedUp(r *record.Record) error {
 	}
 	defer store.Close()
 	if left, err := leftOf(r, store); err != nil || left.Changed.Len() > 0 {
-		k.o.warn(fmt.Sprintf("what is in %s now is not what the kernel used up, and stays as it is", from.Store))
+		k.o.Warn(fmt.Sprintf("what is in %s now is not what the kernel used up, and stays as it is", from.Store))
 		return nil
 	}
 	if !store.Info().Block {
-		return k.removeCopy(from.Store)
+		return k.RemoveStore(from.Store)
 	}
 	if err := k.wipe(from.Store); err != nil {
 		return fmt.Errorf("the delta that was used up can't be overwritten: %w", err)
@@ -248,21 +226,9 @@ func (k *kernelMerger) removeUsedUp(r *record.Record) error {
 	return nil
 }
 
-// removeCopy removes a file that the kernel has merged from, or was to.
-func (m *merger) removeCopy(path string) error {
-	err := m.o.disk().Remove(path)
-	if err == nil {
-		err = m.o.disk().SyncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)
-	}
-	return nil
-}
-
 // wipe makes a block device hold no delta any more.
-func (m *merger) wipe(path string) error {
-	f, err := m.o.disk().Open(path, files.ToWrite)
+func (k *merger) wipe(path string) error {
+	f, err := k.State.Storage.Open(path, files.ToWrite)
 	if err != nil {
 		return err
 	}

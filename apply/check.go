@@ -1,0 +1,123 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"ddsfs/apply/record"
+	"ddsfs/cow"
+	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
+)
+
+// Checked is a delta that was looked through, and that the target may take.
+type Checked struct {
+	*cow.Store
+	Facts record.Delta    // what decided that
+	How   record.Decision // in which way
+}
+
+// Check looks through the delta that v holds, and refuses it if it is not for the target.
+// Errors call the delta by the name.
+func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Checked, error) {
+	return m.check(ctx, name, input{Volume: v})
+}
+
+// Receive writes the delta that comes from r to f, and looks it through there as Check
+// does. The directory is the one in which f needs room; instead says, if there is none,
+// what else there is to do.
+func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir, instead string, stage Stage) (*Checked, error) {
+	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.progress(stage, done, total) })
+	if err != nil {
+		return nil, err
+	}
+	return m.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
+}
+
+func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
+	d, err := openDelta(ctx, in, func(done, total int64) { m.o.progress(Verifying, done, total) })
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	c := &Checked{Store: d}
+	if c.Facts, c.How, err = m.Decide(d); err != nil {
+		return nil, err
+	}
+	if d.Seal == nil && !m.o.AnyBase {
+		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
+	}
+	m.o.warn(c.How.Warning)
+	switch c.How.Verdict {
+	case record.Prove:
+		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
+	case record.Done:
+		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
+		var refused *RefusedError
+		if !c.Facts.Full || !errors.As(err, &refused) {
+			return c, err
+		}
+		m.Known.Touched = refused.Reason
+		_, c.How, err = m.Decide(d)
+		return c, err
+	}
+	return c, nil
+}
+
+// checkFits refuses a delta that is not of the target's size, or from itself.
+func (m *Merger) checkFits(d *cow.Store) error {
+	if seal := d.Seal; seal != nil {
+		if err := m.Target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
+			return err
+		}
+		if err := m.Target.checkSize(seal.VolumeBytes); err != nil {
+			return err
+		}
+	}
+	if d.Changed != nil && d.Changed.Len() > 0 {
+		return m.Target.CheckInside(d.Changed.Chunk(d.Changed.Len()-1), d.ChunkBytes)
+	}
+	return nil
+}
+
+// Decide says how the target may take a delta, or refuses it. Its data is not looked at.
+func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, err error) {
+	facts = factsOf(d, m.Target.Size())
+	if err := m.checkFits(d); err != nil {
+		return facts, how, err
+	}
+	if m.o.AnyBase {
+		how = record.DecideAny(facts, m.Known)
+	} else {
+		how = record.Decide(facts, m.Known, m.o.AssumeBase)
+	}
+	switch {
+	case how.Verdict == record.Refuse && m.notCompared != nil:
+		err = m.asBefore(m.notCompared)
+	case how.Verdict == record.Refuse:
+		err = m.Target.Refused("%s", how.Reason)
+	}
+	return facts, how, err
+}
+
+// prove compares the target with the delta's digests of the base's content, or of the
+// new state's, and refuses it for the reason, which has the place of a text that says
+// where they differ.
+func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason string) error {
+	content, done, err := m.Target.content()
+	if err != nil {
+		return err
+	}
+	defer done()
+	var bad badBlocks
+	err = d.VerifyVolume(ctx, content, list, bad.add, func(done int64) { m.o.progress(Proving, done, d.Seal.BodyBytes) })
+	if err != nil {
+		return fmt.Errorf("target %s: compare it with the delta's digests: %w", m.Target.Path, err)
+	}
+	if bad.count > 0 {
+		first, _, _ := d.BlockChunks(bad.first)
+		return m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, first))
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"ddsfs/apply/record"
+)
+
+// Undo saves what will be overwritten, if that is asked for, and returns how the merge
+// can be undone.
+func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
+	if m.o.Undo == "" {
+		return nil, nil
+	}
+	path, err := filepath.Abs(m.o.Undo)
+	if err != nil {
+		return nil, fmt.Errorf("undo: %w", err)
+	}
+	if m.isHalfMerged() {
+		back := d.How.WayBack
+		switch {
+		case back == nil || back.Of != d.Facts.Name:
+			return nil, m.Target.Refused("it is half merged: what it held before can't be saved any more")
+		case back.Path != path:
+			return nil, m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
+		}
+		return back, checkUndoFile(ctx, path, back.Delta)
+	}
+	if m.o.DryRun {
+		return nil, nil
+	}
+	return m.saveUndo(ctx, path, d)
+}
+
+// checkUndoOf refuses to say that a delta is merged with an undo file where that was
+// not made.
+func (m *Merger) checkUndoOf(ctx context.Context, delta string) error {
+	path, err := filepath.Abs(m.o.Undo)
+	if err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	undos := m.Known.Undos
+	if len(undos) == 0 || undos[len(undos)-1].Of != delta {
+		return m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
+	}
+	undo := undos[len(undos)-1]
+	if undo.Path != path {
+		return m.Target.Refused("the delta was merged before, and what it overwrote is in %s", undo.Path)
+	}
+	return checkUndoFile(ctx, path, undo.Delta)
+}
+
+// Begin records durably what is about to be done to the target: step 2 and 3 of the
+// package's comment. If it fails, TakeBack has the record be what it was.
+func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Merging) (r *record.Record, err error) {
+	if err := m.refresh(); err != nil {
+		return nil, err
+	}
+	if err := m.forgetAliases(); err != nil {
+		return nil, err
+	}
+	job.Base, job.New = facts.Base, record.Content{Snapshot: facts.New, Delta: facts.Name, VolumeBytes: facts.VolumeBytes}
+	job.Restores, job.Began = how.Restores, time.Now().UTC().Truncate(time.Second)
+	r = &record.Record{Key: m.Key, Target: m.Target.absolute(), WrittenSince: how.Since, Merging: &job}
+	if before := m.Known.Record; before != nil {
+		r.Holds, r.Since, r.Last, r.Undos = before.Holds, before.Since, before.Last, before.Undos
+	}
+	if job.Undo == nil {
+		job.Undo = how.WayBack
+	}
+	if how.Nameless {
+		job.Base, job.New, job.Restores = "", record.Content{}, nil
+		r.Holds, r.Undos = nil, nil
+	}
+	var before *record.Evidence
+	if m.Known.Record != nil {
+		before = m.Known.Evidence
+	}
+	stale := record.Stale
+	if m.Known.Record != nil && m.Known.Touched == "" && !m.o.AnyBase {
+		// They were compared when the target was opened.
+		stale = func(s record.Sample) bool { return m.Known.Merging != nil && m.Known.Written.MayHold(s) }
+	}
+	if r.Evidence, err = m.Evidence(before, m.places(how), stale); err != nil {
+		return nil, m.asBefore(err)
+	}
+	if how.Since != nil {
+		if r.Written, err = m.State.SaveWritten(m.Key, how.Written); err != nil {
+			return nil, err
+		}
+	}
+	if job.Kernel == nil {
+		if m.page, err = m.State.NewPage(m.Key, m.Known.Record, m.Target.timedHere()); err != nil {
+			return nil, err
+		}
+		if m.page != nil {
+			job.Page = m.page.ID
+		}
+	}
+	if err = m.State.Save(r); err != nil && m.page != nil {
+		// A full disk gets no fuller by trying again.
+		err = errors.Join(err, m.State.RemovePage(m.Key, m.page))
+	}
+	return r, err
+}
+
+// TakeBack puts the record back that was there before a merge that wrote nothing.
+func (m *Merger) TakeBack() (err error) {
+	if m.Known.Record != nil {
+		err = m.State.Save(m.Known.Record)
+	} else {
+		err = m.State.Forget(m.Key)
+	}
+	if err == nil && m.page != nil {
+		err = m.State.RemovePage(m.Key, m.page)
+	}
+	return err
+}
+
+// saveStreamed records which chunks were written of a delta that streamed in: it could
+// not be said before.
+func (m *Merger) saveStreamed(r *record.Record, how record.Decision, streamed record.Chunks) (err error) {
+	if !streamed.Known() || how.Since == nil || streamed.Len() == 0 {
+		return nil
+	}
+	if r.Written, err = m.State.SaveWritten(m.Key, m.allStreamed(how, streamed)); err != nil {
+		return err
+	}
+	return m.State.Save(r)
+}
+
+// allStreamed is what was written since how.Since, with what streamed in.
+func (m *Merger) allStreamed(how record.Decision, streamed record.Chunks) record.Chunks {
+	if m.Known.Record != nil && m.Known.WrittenSince != nil && how.Since == m.Known.WrittenSince {
+		return streamed.With(m.Known.Written) // what is not known stays so
+	}
+	return streamed
+}
+
+// finish records that the merge is done, which has written to those chunks.
+func (m *Merger) finish(r *record.Record, written record.Chunks, run record.Run) error {
+	evidence, err := m.Evidence(r.Evidence, r.Merging.Changes, written.MayHold)
+	if err != nil {
+		return fmt.Errorf("target %s: HALF MERGED: all is written, and it can't be read back: apply the same delta again to finish: %w", m.Target.Path, err)
+	}
+	r.Finish(time.Now(), run, evidence)
+	if err := m.State.Save(r); err != nil {
+		return fmt.Errorf("target %s: it is merged, but that could not be recorded: apply the same delta again: %w", m.Target.Path, err)
+	}
+	if k := m.Known.ByKernel(); k != nil && !k.Consume {
+		// The kernel did not get to the end of it, and need not any more.
+		if err := m.RemoveStore(k.Store); err != nil {
+			return err
+		}
+	}
+	return m.State.Tidy(m.Key, r)
+}
+
+// AlreadyDone is the result of a merge that was done before. It may have been
+// stopped just before its end.
+func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
+	if m.o.Undo != "" {
+		if err := m.checkUndoOf(ctx, d.Facts.Name); err != nil {
+			return Result{}, err
+		}
+	}
+	result := m.newResult(d.Report())
+	result.ResumedBytes = result.DataBytes
+	if m.o.DryRun {
+		return result, nil
+	}
+	return result, m.State.Tidy(m.Key, m.Known.Record)
+}

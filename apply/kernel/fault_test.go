@@ -1,0 +1,144 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"ddsfs/apply"
+	"ddsfs/cow"
+	"ddsfs/cow/chunks"
+	"ddsfs/cow/layer"
+	"ddsfs/testdata/harness"
+)
+
+// Wherever a sealed delta is cut, or a bit of it is another, and whichever way it
+// comes: its data is what is said to be at fault, and nothing is written, but by what
+// writes before it knows.
+func TestFaultOfTheDelta(t *testing.T) {
+	t.Parallel()
+	const c, count = 512, 40
+	before, after := make([]byte, count*c), make([]byte, count*c)
+	for i := range after {
+		after[i] = byte(i*7 + i/c)
+		if i/c%3 == 0 {
+			after[i] = before[i]
+		}
+	}
+	var changed chunks.Builder
+	for i := range uint64(count) {
+		if i%3 != 0 {
+			changed.Add(i)
+		}
+	}
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: count * c, Content: bytes.NewReader(after)})
+	harness.Must(t, err)
+	s, err := cow.NewSealed(d, cow.SealOptions{New: "new", BaseContent: bytes.NewReader(before)})
+	harness.Must(t, err)
+	good, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	harness.Must(t, err)
+
+	// Thousands of merges, each of which flushes.
+	dir, err := os.MkdirTemp("/dev/shm", "ddsfs-test-")
+	harness.Must(t, err)
+	defer os.RemoveAll(dir)
+	target, path := filepath.Join(dir, "target"), filepath.Join(dir, "delta")
+	o := apply.Options{StateDir: filepath.Join(dir, "state"), SpoolDir: dir}
+	dry, stream, undo := o, o, o
+	dry.DryRun, stream.Stream, undo.Undo = true, true, filepath.Join(dir, "undo")
+	simulatedKernel := func() Options {
+		k := newSimulated(&harness.Storage{At: 1 << 30})
+		ko := Options{Options: o, Name: "simulated"}
+		ko.Storage, ko.devices, ko.poll = k.storage, k, 1
+		return ko
+	}
+	ctx := context.Background()
+	inFile := func(do func() error) func([]byte) error {
+		return func(b []byte) error {
+			harness.Must(t, os.WriteFile(path, b, 0o600))
+			return do()
+		}
+	}
+	inPipe := func(do func(r *os.File) error) func([]byte) error {
+		return func(b []byte) error {
+			r := harness.Feed(t, b)
+			defer r.Close()
+			return do(r)
+		}
+	}
+	verified := func(v apply.Verification, err error) error { return errors.Join(err, v.Err()) }
+	done := func(_ apply.Result, err error) error { return err }
+	ways := map[string]func(b []byte) error{
+		"apply":         inFile(func() error { return done(apply.File(ctx, path, target, o)) }),
+		"dry run":       inFile(func() error { return done(apply.File(ctx, path, target, dry)) }),
+		"undo":          inFile(func() error { return done(apply.File(ctx, path, target, undo)) }),
+		"verify":        inFile(func() error { return verified(apply.VerifyFile(ctx, path, "", o)) }),
+		"kernel":        inFile(func() error { return done(File(ctx, path, target, simulatedKernel())) }),
+		"pipe":          inPipe(func(r *os.File) error { return done(apply.Pipe(ctx, r, target, o)) }),
+		"stream":        inPipe(func(r *os.File) error { return done(apply.Pipe(ctx, r, target, stream)) }),
+		"verify a pipe": inPipe(func(r *os.File) error { return verified(apply.VerifyPipe(ctx, r, "", o)) }),
+		"kernel, pipe":  inPipe(func(r *os.File) error { return done(Pipe(ctx, r, target, simulatedKernel())) }),
+	}
+	body := int(s.Seal().BodyBytes)
+	try := func(what string, at int, bad []byte) {
+		t.Helper()
+		for way, read := range ways {
+			// Package cow tries every bit. What opens a target is slow.
+			every := map[string]int{"verify": 1, "verify a pipe": 1, "apply": 5, "pipe": 5}[way]
+			if every == 0 {
+				every = 23
+			}
+			if at >= 1024 && at < body {
+				every *= 53
+			}
+			if at%every > 0 {
+				continue
+			}
+			harness.Must(t, os.WriteFile(target, before, 0o600))
+			err := read(bad)
+			if !errors.Is(err, cow.ErrBadData) {
+				t.Fatalf("%s at byte %d, %s: %v", what, at, way, err)
+			}
+			var refused *apply.RefusedError
+			if errors.As(err, &refused) {
+				t.Errorf("%s at byte %d, %s: a refusal: %v", what, at, way, err)
+			}
+			now, readErr := os.ReadFile(target)
+			harness.Must(t, readErr)
+			if half := strings.Contains(err.Error(), "HALF MERGED"); half == bytes.Equal(now, before) || half && way != "stream" {
+				t.Errorf("%s at byte %d, %s: %v", what, at, way, err)
+			}
+			if way == "stream" {
+				harness.Must(t, os.RemoveAll(o.StateDir))
+			}
+		}
+		left, err := filepath.Glob(filepath.Join(dir, "[^td]*")) // but target and delta
+		harness.Must(t, err)
+		if left = slices.DeleteFunc(left, func(name string) bool { return name == o.StateDir }); len(left) > 0 {
+			t.Fatalf("%s at byte %d: left %v", what, at, left)
+		}
+		if records, err := apply.Status(o.StateDir); err != nil || len(records) > 0 {
+			t.Fatalf("%s at byte %d: recorded: %v, %v", what, at, records, err)
+		}
+	}
+	for at := range good {
+		bad := slices.Clone(good)
+		bad[at] ^= 1 << (at % 8)
+		try("a bit", at, bad)
+		try("cut", at, good[:at])
+	}
+	for way, read := range ways {
+		harness.Must(t, os.WriteFile(target, before, 0o600))
+		if err := read(good); err != nil {
+			t.Errorf("%s of the good one: %v", way, err)
+		}
+		harness.Must(t, os.RemoveAll(o.StateDir))
+		harness.Must(t, os.RemoveAll(undo.Undo))
+	}
+}

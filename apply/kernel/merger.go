@@ -1,0 +1,128 @@
+package kernel
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"ddsfs/apply"
+	"ddsfs/apply/record"
+	"ddsfs/cow"
+	"ddsfs/cow/dm"
+)
+
+// Options say how the kernel is to merge.
+type Options struct {
+	apply.Options
+	// Name is that of the device that shows the new state meanwhile. To resume a
+	// merge, "" is the name that it had.
+	Name string
+	// Consume has the kernel use up the delta itself, and not a copy of it.
+	Consume bool
+
+	// For tests.
+	devices devices
+	poll    time.Duration
+}
+
+// pollInterval is how often the kernel is asked how far it is, and so how long a
+// write to the device may go unrecorded.
+const pollInterval = 200 * time.Millisecond
+
+// complete are the options with all that was left out.
+func (o Options) complete() Options {
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(apply.Stage, int64, int64) {}
+	}
+	if o.devices == nil {
+		o.devices = system{}
+	}
+	o.poll = cmp.Or(o.poll, pollInterval)
+	return o
+}
+
+// merger has the kernel use the target that it holds.
+type merger struct {
+	*apply.Merger
+	o Options // complete
+}
+
+// sectors is how many sectors the target has, which must be whole ones for the
+// kernel to show it.
+func (k *merger) sectors() (int64, error) {
+	if size := k.Target.Size(); size%cow.SectorBytes != 0 {
+		return 0, fmt.Errorf("target %s: it has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply without --kernel can merge into it", k.Target.Path, size, cow.SectorBytes)
+	}
+	return k.Target.Size() / cow.SectorBytes, nil
+}
+
+// load makes a device with a table that lies on the target, and leaves it at that:
+// nobody can open it, and the kernel writes nothing, before it is resumed.
+func (k *merger) load(l *lower, name, uuid string, readOnly bool, table ...dm.Target) (mapped, error) {
+	// Also for the kernel, which reads and writes beneath the page cache.
+	if err := k.Target.Sync(); err != nil {
+		return nil, fmt.Errorf("target %s: flush: %w", k.Target.Path, err)
+	}
+	before, err := k.Evidence(nil, nil, record.Stale)
+	if err != nil {
+		return nil, err
+	}
+	d, err := k.o.devices.create(name, uuid)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.handOver(l, d, before, readOnly, table); err != nil {
+		return nil, errors.Join(err, d.Remove())
+	}
+	return d, nil
+}
+
+// handOver gives the target to the device mapper.
+//
+// It claims what its tables lie on, so that our own claim has to go first. Whoever
+// came in between is found out by looking once more when the device mapper has it:
+// nobody else has it open, and it is what it was.
+func (k *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly bool, table []dm.Target) error {
+	if err := k.Target.Release(); err != nil {
+		return err
+	}
+	err := d.Load(readOnly, table...)
+	if errors.Is(err, syscall.EBUSY) {
+		return k.Target.Refused("it, or the delta's device, is in use: unmount it, and close what is stacked on it")
+	}
+	if err != nil {
+		return err
+	}
+	// Ourselves and the table.
+	if err := k.Target.CheckUnused(apply.Own{Opens: 2, Loops: l.infos(), Mapped: d.Info()}); err != nil {
+		return err
+	}
+	if err := k.Target.Sync(); err != nil {
+		return fmt.Errorf("target %s: flush: %w", k.Target.Path, err)
+	}
+	why, err := k.Touched(before, nil)
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		return k.Target.Refused("somebody wrote to it just now: %s", why)
+	}
+	if err := k.CheckUnchanged(); err != nil {
+		return err
+	}
+	status, err := d.LoadedStatus()
+	if err != nil {
+		return err
+	}
+	return checkHealthy(d.Path(), status)
+}
+
+// unfinished is the error of a merge that has begun and is not done.
+func (k *merger) unfinished(err error) error {
+	return fmt.Errorf("target %s: HALF MERGED: %w: %s", k.Target.Path, apply.BrokenOff(err), record.ResumeWith(k.Target.Path))
+}

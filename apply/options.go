@@ -1,0 +1,120 @@
+package apply
+
+import (
+	"math/rand/v2"
+
+	"ddsfs/cow"
+	"ddsfs/cow/files"
+)
+
+// Options say how to merge.
+type Options struct {
+	// Stream writes what comes from a pipe as it comes, instead of spooling and
+	// checking all of it first. A pipe that breaks leaves the target half merged.
+	Stream bool
+	// SpoolDir is where a delta from a pipe is kept until it was applied, or the
+	// copy of a delta that the kernel uses up; for that, "" is StateDir.
+	SpoolDir string
+	// StateDir is where it is recorded what targets hold.
+	StateDir string
+	// AssumeBase merges even if the target is not recorded to hold what the delta
+	// starts from.
+	AssumeBase bool
+	// AnyBase merges whatever the target is recorded to hold, as dds does. Nobody
+	// vouches for what it holds then: that is recorded without a name, unless the
+	// delta is a full one. Where records can't be written it does without, unless
+	// there is one of the target, which would not be true any more.
+	AnyBase bool
+	// Undo, if set, is a file in which to save what is overwritten.
+	Undo string
+	// WriteZeros writes zeros as anything else.
+	WriteZeros bool
+	// DryRun checks all, and changes nothing.
+	DryRun bool
+	// Warn, if set, is told of what the user should know.
+	Warn func(message string)
+	// Progress, if set, is told of the bytes that were handled and of how many
+	// there are, 0 if that is not known. It is not called by two goroutines at
+	// once.
+	Progress func(stage Stage, done, total int64)
+
+	// Storage is where targets, undo files and copies of deltas are; nil is this system.
+	// Tests put one in its place that stops, or fails, at any operation.
+	Storage files.Storage
+
+	// For tests.
+	outside         outside
+	random          *rand.Rand
+	checkpointBytes int64
+	windowBytes     int64
+}
+
+func (o Options) progress(stage Stage, done, total int64) {
+	if o.Progress != nil {
+		o.Progress(stage, done, total)
+	}
+}
+
+func (o Options) warn(message string) {
+	if o.Warn != nil && message != "" {
+		o.Warn(message)
+	}
+}
+
+func (o Options) disk() files.Storage {
+	if o.Storage != nil {
+		return o.Storage
+	}
+	return files.Disk{}
+}
+
+func (o Options) system() outside {
+	if o.outside != nil {
+		return o.outside
+	}
+	return system{}
+}
+
+// chance is what the places of samples are chosen by.
+func (o Options) chance() *rand.Rand {
+	if o.random != nil {
+		return o.random
+	}
+	return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+}
+
+// Stage is what Apply is doing.
+type Stage string
+
+// The stages of Apply, in their order.
+const (
+	Receiving Stage = "receiving"
+	Copying   Stage = "copying"
+	Verifying Stage = "verifying"
+	Proving   Stage = "comparing with the base"
+	Saving    Stage = "saving what will be overwritten"
+	Writing   Stage = "writing"
+	Flushing  Stage = "flushing"
+	Merging   Stage = "merging by the kernel"
+)
+
+// Result is what was done.
+type Result struct {
+	cow.Report
+	// TargetBytes is the size of the target.
+	TargetBytes int64 `json:"target_bytes"`
+	// WrittenBytes is what was written of the data. What is missing were zeros
+	// where the target held zeros (SkippedZeroBytes) or got a hole
+	// (PunchedBytes), what an interrupted merge had written (ResumedBytes), and
+	// what of the last chunk lies past the volume's end.
+	WrittenBytes     int64 `json:"written_bytes"`
+	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
+	PunchedBytes     int64 `json:"punched_bytes"`
+	ResumedBytes     int64 `json:"resumed_bytes"`
+	DryRun           bool  `json:"dry_run,omitempty"`
+
+	// Of a merge by the kernel: the device that is left because somebody has it
+	// open, and whether somebody wrote to it.
+	Device  string `json:"device,omitempty"`
+	Touched bool   `json:"touched,omitempty"`
+}

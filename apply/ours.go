@@ -1,0 +1,57 @@
+package apply
+
+import (
+	"fmt"
+	"strings"
+
+	"ddsfs/cow/blockdev"
+	"ddsfs/cow/dm"
+)
+
+// The dm uuids of the devices that package apply/kernel makes, by which they are known
+// again. What follows the prefix is a word that says what the device is for, and random.
+const (
+	UUIDPrefix = "DDSFS-"
+
+	// HiddenSuffix ends the name and the uuid of the read-only view below a writable
+	// one.
+	HiddenSuffix = "-ro"
+)
+
+// IsOurs tells whether a device with that dm uuid is one that ddsfs made.
+func IsOurs(uuid string) bool { return strings.HasPrefix(uuid, UUIDPrefix) }
+
+// IsMerging tells whether the kernel merges, or would, through a device with that
+// table.
+func IsMerging(table []dm.Target) bool {
+	return len(table) > 0 && table[0].Type == dm.KindMerge
+}
+
+// usedByOurs says which device of ours shows the target, and what to do about it;
+// "" if none does.
+func usedByOurs(info blockdev.Info, path string) (string, error) {
+	below, err := info.LoopDevices()
+	if err != nil {
+		return "", err
+	}
+	for _, i := range append(below, info) {
+		holders, err := i.Holders()
+		if err != nil {
+			return "", err
+		}
+		for _, h := range holders {
+			uuid, name := h.DMUUID(), h.DMName()
+			if !IsOurs(uuid) {
+				continue
+			}
+			if table, err := dm.Table(h.Number); err == nil && IsMerging(table) {
+				return fmt.Sprintf("the kernel merges into it as /dev/mapper/%s: ddsfs apply --kernel --resume %s finishes that", name, path), nil
+			}
+			if strings.HasSuffix(uuid, HiddenSuffix) {
+				name = strings.TrimSuffix(name, HiddenSuffix)
+			}
+			return fmt.Sprintf("it is attached as /dev/mapper/%s: ddsfs detach %[1]s first", name), nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,239 @@
+package harness
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"ddsfs/cow/files"
+)
+
+// ErrStopped is the error of every operation once a Storage has stopped.
+var ErrStopped = errors.New("stopped")
+
+// Loss is what a power cut does to what was written since the last flush.
+type Loss int
+
+// What it does.
+const (
+	LoseNothing Loss = iota
+	LoseAll
+	LoseSome
+)
+
+// Storage is a storage on real files that stops at an operation, or fails there once,
+// and knows what a power cut would leave.
+type Storage struct {
+	files.Disk
+	At    int            // the operation, from 1
+	Fails bool           // only that one fails; otherwise all after it as well
+	Count int            // of the operations so far
+	Files []*File        // that were opened, in their order
+	names []func() error // undo what was done to names since they were made durable
+	dirs  []string       // in which a file was made
+}
+
+// Step counts an operation, and says whether it is to fail.
+func (s *Storage) Step() error {
+	s.Count++
+	switch {
+	case s.Fails && s.Count == s.At:
+		return syscall.EIO
+	case !s.Fails && s.Count >= s.At:
+		return ErrStopped
+	}
+	return nil
+}
+
+func (s *Storage) track(f files.File, path string) (files.File, error) {
+	durable, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	tracked := &File{File: f, storage: s, path: path, durable: durable}
+	s.Files = append(s.Files, tracked)
+	return tracked, nil
+}
+
+func (s *Storage) Open(path string, how files.Access) (files.File, error) {
+	f, err := s.Disk.Open(path, how)
+	if err != nil {
+		return nil, err
+	}
+	return s.track(f, path)
+}
+
+func (s *Storage) Create(path string) (files.File, error) {
+	if err := s.Step(); err != nil {
+		return nil, err
+	}
+	f, err := s.Disk.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	s.names = append(s.names, func() error { return s.Disk.Remove(path) })
+	s.dirs = append(s.dirs, filepath.Dir(path))
+	return s.track(f, path)
+}
+
+func (s *Storage) Rename(from, to string) error {
+	if err := s.Step(); err != nil {
+		return err
+	}
+	before, err := os.ReadFile(to)
+	existed := err == nil
+	if err := s.Disk.Rename(from, to); err != nil {
+		return err
+	}
+	for _, f := range s.Files {
+		if f.path == from {
+			f.path = to
+		}
+	}
+	s.names = append(s.names, func() error {
+		for _, f := range s.Files {
+			if f.path == to {
+				f.path = from
+			}
+		}
+		if err := os.Rename(to, from); err != nil || !existed {
+			return err
+		}
+		return os.WriteFile(to, before, 0o600)
+	})
+	return nil
+}
+
+func (s *Storage) Remove(path string) error {
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	if err := s.Step(); err != nil {
+		return err
+	}
+	if err := s.Disk.Remove(path); err != nil {
+		return err
+	}
+	s.names = append(s.names, func() error { return os.WriteFile(path, before, 0o600) })
+	return nil
+}
+
+func (s *Storage) SyncDir(path string) error {
+	if err := s.Step(); err != nil {
+		return err
+	}
+	s.names = nil
+	return s.Disk.SyncDir(path)
+}
+
+// Crash leaves of the files what a power cut would.
+func (s *Storage) Crash(l Loss, r *rand.Rand) error {
+	for _, f := range s.Files {
+		if len(f.pending) == 0 || l == LoseNothing {
+			continue
+		}
+		content := f.durable
+		for _, w := range f.pending {
+			if l == LoseSome && r.IntN(2) == 0 {
+				content = w(content)
+			}
+		}
+		if err := os.WriteFile(f.path, content, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if l == LoseNothing {
+		return nil
+	}
+	for _, dir := range s.dirs {
+		// After it, there is another boot.
+		pages, err := filepath.Glob(filepath.Join(dir, "*.page"))
+		if err != nil {
+			return err
+		}
+		for _, page := range pages {
+			if err := os.Remove(page); err != nil {
+				return err
+			}
+		}
+	}
+	// Names change in their order: what is lost is the last of them.
+	keep := 0
+	if l == LoseSome && len(s.names) > 0 {
+		keep = r.IntN(len(s.names) + 1)
+	}
+	for _, undo := range slices.Backward(s.names[keep:]) {
+		if err := undo(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// File is a file of a Storage.
+type File struct {
+	files.File
+	storage *Storage
+	path    string
+	durable []byte
+	Writes  int // how often it was written to
+	pending []func(content []byte) []byte
+}
+
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.storage.Step(); err != nil {
+		return 0, err
+	}
+	f.Writes++
+	data := slices.Clone(p)
+	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, data, off) })
+	return f.File.WriteAt(p, off)
+}
+
+func overwrite(content, data []byte, off int64) []byte {
+	size := max(int64(len(content)), off+int64(len(data)))
+	changed := make([]byte, size)
+	copy(changed, content)
+	copy(changed[off:], data)
+	return changed
+}
+
+func (f *File) PunchHole(off, n int64) error {
+	if err := f.storage.Step(); err != nil {
+		return err
+	}
+	f.pending = append(f.pending, func(content []byte) []byte { return overwrite(content, make([]byte, n), off) })
+	return f.File.PunchHole(off, n)
+}
+
+func (f *File) Sync() error {
+	if err := f.storage.Step(); err != nil {
+		return err
+	}
+	content := f.durable
+	for _, w := range f.pending {
+		content = w(content)
+	}
+	f.durable, f.pending = content, nil
+	return f.File.Sync()
+}
+
+func (f *File) StartWriteback(off, n int64) error {
+	if err := f.storage.Step(); err != nil {
+		return err
+	}
+	return f.File.StartWriteback(off, n)
+}
+
+// dropCached waits for the disk to take what was written, which a power cut may undo
+// all the same.
+func (f *File) DropCached(off, n int64) error {
+	if err := f.storage.Step(); err != nil {
+		return err
+	}
+	return f.File.DropCached(off, n)
+}
