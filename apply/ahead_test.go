@@ -185,7 +185,7 @@ func mergeDelta(ctx context.Context, t *testing.T, d *cow.Delta, target *Target,
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = merge(ctx, opened.Decoder(), func() {}, target, nil, done, chunks, o, &result, nil, func(chunks int64) error {
+	err = merge(ctx, opened.Decoder(), func() {}, target, nil, done, chunks, o.Complete(), &result, nil, func(chunks int64) error {
 		if checkpoint != nil {
 			checkpoint(chunks)
 		}
@@ -213,7 +213,7 @@ func TestListThatLostChunks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := openTarget(Options{}, newTargetFile(t, make([]byte, 10*c)), files.ToWrite)
+	target, err := openTarget(Options{}.Complete(), newTargetFile(t, make([]byte, 10*c)), files.ToWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +244,7 @@ func TestPagesOfZeros(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := newTargetFile(t, bytes.Repeat([]byte{0xff}, c))
-	target, err := openTarget(Options{}, path, files.ToWrite)
+	target, err := openTarget(Options{}.Complete(), path, files.ToWrite)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,14 +44,14 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	}
 	defer m.Close()
 	if info, err := blockdev.Stat(r); err == nil {
-		if err := m.o.system().checkApart(m.Target, info); err != nil {
+		if err := m.o.outside.checkApart(m.Target, info); err != nil {
 			return Result{}, err
 		}
 	}
 	if o.Stream {
 		return m.mergeStream(ctx, r)
 	}
-	s, err := spool(ctx, r.Name(), Patient{ctx, r}, o)
+	s, err := spool(ctx, r.Name(), Patient{ctx, r}, m.o)
 	if err != nil {
 		return Result{}, err
 	}
@@ -97,7 +97,7 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	m.o.warn(how.Warning)
+	m.o.Warn(how.Warning)
 	return m.merge(ctx, decoder, stop, facts, how, record.Merging{}, 0)
 }
 

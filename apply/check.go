@@ -29,7 +29,7 @@ func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Check
 // does. The directory is the one in which f needs room; instead says, if there is none,
 // what else there is to do.
 func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir, instead string, stage Stage) (*Checked, error) {
-	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.progress(stage, done, total) })
+	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.
 }
 
 func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
-	d, err := openDelta(ctx, in, func(done, total int64) { m.o.progress(Verifying, done, total) })
+	d, err := openDelta(ctx, in, func(done, total int64) { m.o.Progress(Verifying, done, total) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -46,9 +46,9 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 		return nil, err
 	}
 	if d.Seal == nil && !m.o.AnyBase {
-		m.o.warn("the delta is not sealed: that its data is whole can't be verified")
+		m.o.Warn("the delta is not sealed: that its data is whole can't be verified")
 	}
-	m.o.warn(c.How.Warning)
+	m.o.Warn(c.How.Warning)
 	switch c.How.Verdict {
 	case record.Prove:
 		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
@@ -63,6 +63,60 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 		return c, err
 	}
 	return c, nil
+}
+
+// openDelta checks all that can be checked of a delta. Of a sealed one, that is every
+// byte.
+func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*cow.Store, error) {
+	d, err := cow.Open(in)
+	if err != nil {
+		return nil, err
+	}
+	if d.Seal != nil {
+		var bad badBlocks
+		if err := in.verify(ctx, d, bad.add, func(done int64) { progress(done, d.Seal.BodyBytes) }); err != nil {
+			return nil, err
+		}
+		if err := bad.err(); err != nil {
+			return nil, err
+		}
+	}
+	return d, d.ReadList()
+}
+
+// badBlocks collects the blocks that don't match their digests.
+type badBlocks struct {
+	count, first int64
+}
+
+func (b *badBlocks) add(block int64) {
+	if b.count == 0 || block < b.first {
+		b.first = block
+	}
+	b.count++
+}
+
+func (b *badBlocks) err() error {
+	if b.count == 0 {
+		return nil
+	}
+	return fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w: copy it again (ddsfs verify says which)", b.count, b.first*cow.BlockBytes, cow.ErrMismatch)
+}
+
+// factsOf is what decides whether a delta may be merged into a target of that size. Which
+// chunks it has is not known of one that streams in.
+func factsOf(d *cow.Store, targetBytes int64) record.Delta {
+	facts := record.Delta{EndBytes: targetBytes}
+	if d.Name != nil {
+		facts.Name = d.Name.String()
+	}
+	if seal := d.Seal; seal != nil {
+		facts.Base, facts.New, facts.VolumeBytes = seal.Base, seal.New, seal.VolumeBytes
+		facts.Full, facts.BaseCheck = seal.IsFull(d.ChunkBytes), seal.BaseCheck
+		facts.EndBytes = min(targetBytes, seal.VolumeBytes)
+	}
+	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes)
+	return facts
 }
 
 // checkFits refuses a delta that is not of the target's size, or from itself.
@@ -111,7 +165,7 @@ func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason 
 	}
 	defer done()
 	var bad badBlocks
-	err = d.VerifyVolume(ctx, content, list, bad.add, func(done int64) { m.o.progress(Proving, done, d.Seal.BodyBytes) })
+	err = d.VerifyVolume(ctx, content, list, bad.add, func(done int64) { m.o.Progress(Proving, done, d.Seal.BodyBytes) })
 	if err != nil {
 		return fmt.Errorf("target %s: compare it with the delta's digests: %w", m.Target.Path, err)
 	}

@@ -35,7 +35,7 @@ func (m *Merger) readKnown() error {
 	m.Known.Record = r
 	if r.WrittenSince != nil {
 		if m.Known.Written, err = m.State.LoadWritten(r.Written); err != nil {
-			m.o.warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
+			m.o.Warn(fmt.Sprintf("which chunks of the target were written is not known: %v", err))
 		}
 	}
 	if m.Known.Touched = r.Touched; m.Known.Touched == "" {
@@ -60,7 +60,7 @@ func (m *Merger) readKnown() error {
 // Touched tells how the target shows that it is not what it was when the evidence was
 // taken, "" if it does not. Writes are those of the merge that is under way.
 func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (string, error) {
-	subject, done, err := m.o.system().subject(m.Target)
+	subject, done, err := m.o.outside.subject(m.Target)
 	if err != nil {
 		return "", err
 	}
@@ -76,7 +76,7 @@ func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (stri
 // nil if there is none. A name that leads to the target now may have led to another one
 // then: only one whose evidence agrees is its.
 func (m *Merger) findAlias() (*record.Record, error) {
-	aliases, err := m.o.system().aliases(m.Target)
+	aliases, err := m.o.outside.aliases(m.Target)
 	if err != nil {
 		return nil, fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
@@ -110,7 +110,7 @@ func (m *Merger) forgetAliases() error {
 	if m.State.None() {
 		return nil
 	}
-	aliases, err := m.o.system().aliases(m.Target)
+	aliases, err := m.o.outside.aliases(m.Target)
 	if err != nil {
 		return fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
@@ -166,7 +166,7 @@ func (m *Merger) places(how record.Decision) []record.Sample {
 		return nil
 	}
 	var list []record.Sample
-	for _, s := range m.Known.Written.Places(most, m.random) {
+	for _, s := range m.Known.Written.Places(most, m.o.random) {
 		if how.Since != nil && !how.Written.Touches(s.At, s.At+s.Bytes) {
 			list = append(list, s)
 		}
@@ -180,12 +180,12 @@ func (m *Merger) Evidence(before *record.Evidence, changed []record.Sample, stal
 	if m.State.None() {
 		return nil, nil
 	}
-	subject, done, err := m.o.system().subject(m.Target)
+	subject, done, err := m.o.outside.subject(m.Target)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	return record.Take(subject, before, changed, stale, m.random)
+	return record.Take(subject, before, changed, stale, m.o.random)
 }
 
 // Changes chooses places that the merge changes, and says what they will hold: a
@@ -215,11 +215,11 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	for round := 0; round < rounds && len(found) < enough; round++ {
 		var holds, will [][]byte
 		var at []int64
-		for _, i := range record.Spread(d.Changed.Len(), record.MaxChanges/2, m.random) {
+		for _, i := range record.Spread(d.Changed.Len(), record.MaxChanges/2, m.o.random) {
 			// Only a part of a large chunk is looked at, another one each time.
 			within := int64(0)
 			if parts := d.ChunkBytes / lookBytes; parts > 1 {
-				within = m.random.Int64N(parts) * lookBytes
+				within = m.o.random.Int64N(parts) * lookBytes
 			}
 			off := int64(d.Changed.Chunk(i))*d.ChunkBytes + within
 			if bytes := min(d.ChunkBytes, lookBytes, d.Facts.EndBytes-off); bytes > 0 {
@@ -232,7 +232,7 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 			return nil, fmt.Errorf("delta: %w", err)
 		}
 		for i := range n {
-			if s, changes := changedPlace(at[i], holds[i], will[i], m.isHalfMerged(), m.random); changes && len(found) < record.MaxChanges/2 {
+			if s, changes := changedPlace(at[i], holds[i], will[i], m.isHalfMerged(), m.o.random); changes && len(found) < record.MaxChanges/2 {
 				found = append(found, s)
 			}
 		}

@@ -48,7 +48,7 @@ type begun struct {
 	interrupted bool
 }
 
-func (m *Merger) newBegun() *begun { return &begun{random: m.random, interrupted: m.isHalfMerged()} }
+func (m *Merger) newBegun() *begun { return &begun{random: m.o.random, interrupted: m.isHalfMerged()} }
 
 // changedPlace is a sample of a place where the target, which holds something now, will
 // hold something else. If a merge was interrupted, what is there already may be what
@@ -118,7 +118,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
 	var chunks, sinceFlush int64
 	flush := func() error {
-		o.progress(Flushing, chunks*c, totalChunks*c)
+		o.Progress(Flushing, chunks*c, totalChunks*c)
 		if err := w.flush(); err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 				}
 			}
 		}
-		o.progress(Writing, chunks*c, totalChunks*c)
+		o.Progress(Writing, chunks*c, totalChunks*c)
 		page.Progress(chunks*c, totalChunks*c)
 	}
 	return nil // io.EOF, or another error, ends the loop

@@ -3,7 +3,6 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -28,9 +27,8 @@ type Merger struct {
 	// notCompared is why the target could not be compared with its record.
 	notCompared error
 	// page says how much was written, nil where that is not known.
-	page   *record.Page
-	random *rand.Rand
-	o      Options
+	page *record.Page
+	o    Options // complete
 	// unchanged, if set, tells whether the delta's file is still the one that was
 	// verified.
 	unchanged func() error
@@ -49,7 +47,7 @@ func (m *Merger) Close() {
 // Take notes which file the delta is in. It must be another one than the target, and not
 // change from now on, which CheckUnchanged tells.
 func (m *Merger) Take(in *blockdev.Device) error {
-	if err := m.o.system().checkApart(m.Target, in.Info()); err != nil {
+	if err := m.o.outside.checkApart(m.Target, in.Info()); err != nil {
 		return err
 	}
 	before, err := in.Counter()
@@ -92,9 +90,9 @@ func (m *Merger) CheckNotUsedUp(in *blockdev.Device) error {
 
 // RemoveStore removes a file that the kernel has merged from, or was to.
 func (m *Merger) RemoveStore(path string) error {
-	err := m.o.disk().Remove(path)
+	err := m.o.Storage.Remove(path)
 	if err == nil {
-		err = m.o.disk().SyncDir(filepath.Dir(path))
+		err = m.o.Storage.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("what the kernel merged from can't be removed: %w", err)

@@ -18,7 +18,7 @@ import (
 // openTarget opens an existing block device or regular file that nobody uses. A
 // block device stays claimed until it is closed: it can't be mounted meanwhile.
 func openTarget(o Options, path string, how files.Access) (*Target, error) {
-	f, err := o.disk().Open(path, how)
+	f, err := o.Storage.Open(path, how)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &RefusedError{path, InUse(path)}
 	}
@@ -33,7 +33,7 @@ func openTarget(o Options, path string, how files.Access) (*Target, error) {
 		err = t.CheckWritable()
 	}
 	if err == nil {
-		err = o.system().checkUnused(t, Own{Opens: 1})
+		err = o.outside.checkUnused(t, Own{Opens: 1})
 	}
 	if err == nil && IsOurs(t.info.DMUUID()) {
 		err = t.Refused("ddsfs made it to show another volume: apply to that one")
@@ -111,6 +111,7 @@ func sizedFor(in *blockdev.Device, err error) error {
 
 // Open opens and locks the target, which nobody may use, and reads what is known of it.
 func Open(targetPath string, how files.Access, o Options) (*Merger, error) {
+	o = o.Complete()
 	t, err := openTarget(o, targetPath, how)
 	if err != nil {
 		return nil, err
@@ -121,7 +122,8 @@ func Open(targetPath string, how files.Access, o Options) (*Merger, error) {
 // Watch opens and locks a target that a device of ours may have claimed, and reads
 // what is known of it.
 func Watch(targetPath string, o Options) (*Merger, error) {
-	f, err := o.disk().Open(targetPath, files.ToWatch)
+	o = o.Complete()
+	f, err := o.Storage.Open(targetPath, files.ToWatch)
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
@@ -149,7 +151,7 @@ func (m *Merger) Claim() error {
 }
 
 func newMerger(t *Target, o Options) (*Merger, error) {
-	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.disk()}, random: o.chance(), o: o}
+	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.Storage}, o: o}
 	if err := m.takeOver(); err != nil {
 		m.Close()
 		return nil, err
@@ -159,7 +161,7 @@ func newMerger(t *Target, o Options) (*Merger, error) {
 
 // takeOver locks the target, and reads what is known of it.
 func (m *Merger) takeOver() (err error) {
-	if m.Key, err = m.o.system().key(m.Target); err != nil {
+	if m.Key, err = m.o.outside.key(m.Target); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	m.lock, err = m.State.Lock(m.Key)

@@ -49,38 +49,28 @@ type Options struct {
 	windowBytes     int64
 }
 
-func (o Options) progress(stage Stage, done, total int64) {
-	if o.Progress != nil {
-		o.Progress(stage, done, total)
+// Complete are the options with all that was left out, so that no user of them need look
+// whether it is there.
+func (o Options) Complete() Options {
+	warn := o.Warn
+	o.Warn = func(message string) {
+		if warn != nil && message != "" {
+			warn(message)
+		}
 	}
-}
-
-func (o Options) warn(message string) {
-	if o.Warn != nil && message != "" {
-		o.Warn(message)
+	if o.Progress == nil {
+		o.Progress = func(Stage, int64, int64) {}
 	}
-}
-
-func (o Options) disk() files.Storage {
-	if o.Storage != nil {
-		return o.Storage
+	if o.Storage == nil {
+		o.Storage = files.Disk{}
 	}
-	return files.Disk{}
-}
-
-func (o Options) system() outside {
-	if o.outside != nil {
-		return o.outside
+	if o.outside == nil {
+		o.outside = system{}
 	}
-	return system{}
-}
-
-// chance is what the places of samples are chosen by.
-func (o Options) chance() *rand.Rand {
-	if o.random != nil {
-		return o.random
+	if o.random == nil {
+		o.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
-	return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	return o
 }
 
 // Stage is what Apply is doing.

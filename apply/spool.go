@@ -43,7 +43,7 @@ func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFi
 	behind := files.Behind(s, 0)
 	s.size, s.taken, err = receive(ctx, name, r, s, &behind,
 		room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
-		func(done, total int64) { o.progress(Receiving, done, total) })
+		func(done, total int64) { o.Progress(Receiving, done, total) })
 	if err != nil {
 		f.Close()
 		return nil, err

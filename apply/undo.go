@@ -43,10 +43,10 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 		return nil, fmt.Errorf("undo: %w", err)
 	}
 	if there == nil {
-		if err := files.RemoveParts(m.o.disk(), path); err != nil {
+		if err := files.RemoveParts(m.o.Storage, path); err != nil {
 			return nil, fmt.Errorf("undo: what an earlier run left behind: %w", err)
 		}
-		err = files.Replace(m.o.disk(), path, func(f files.File) error { return copyUndo(ctx, f, undo, m.o) })
+		err = files.Replace(m.o.Storage, path, func(f files.File) error { return copyUndo(ctx, f, undo, m.o) })
 		if err != nil {
 			return nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
 		}
@@ -111,7 +111,7 @@ func copyUndo(ctx context.Context, f files.File, undo *cow.Sealed, o Options) er
 			return err
 		}
 		at += int64(len(p))
-		o.progress(Saving, at, undo.Size())
+		o.Progress(Saving, at, undo.Size())
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func (v Verification) Err() error {
 // VerifyFile compares the delta in a file, and the target unless its name is "",
 // with the delta's digests.
 func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verification, error) {
+	o = o.Complete()
 	in, err := blockdev.Open(path)
 	if err != nil {
 		return Verification{}, fmt.Errorf("delta: %w", err)
@@ -75,6 +76,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 
 // VerifyPipe is VerifyFile for a delta that comes from a pipe.
 func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (Verification, error) {
+	o = o.Complete()
 	s, err := spool(ctx, r.Name(), Patient{ctx, r}, o)
 	if err != nil {
 		return Verification{}, err
@@ -103,7 +105,7 @@ func verify(ctx context.Context, in input, targetPath string, o Options) (Verifi
 	v.Sealed, v.Delta, v.Exceptions = true, d.Name.String(), d.Seal.Exceptions
 	v.Blocks = (d.Seal.BodyBytes-1)/cow.BlockBytes + 1
 	err = in.verify(ctx, d, func(block int64) { v.BadDelta = append(v.BadDelta, Block{MiB: block}) },
-		func(done int64) { o.progress(Verifying, done, d.Seal.BodyBytes) })
+		func(done int64) { o.Progress(Verifying, done, d.Seal.BodyBytes) })
 	if err != nil {
 		return Verification{}, err
 	}
@@ -146,6 +148,6 @@ func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) ([]
 	defer done()
 	bad := []Block{}
 	err = d.VerifyVolume(ctx, content, cow.OfNew, func(block int64) { bad = append(bad, Block{MiB: block}) },
-		func(done int64) { o.progress(Proving, done, d.Seal.BodyBytes) })
+		func(done int64) { o.Progress(Proving, done, d.Seal.BodyBytes) })
 	return bad, err
 }

@@ -127,7 +127,7 @@ func TestFaultOfTheDelta(t *testing.T) {
 			t.Fatalf("%s at byte %d: recorded: %v, %v", what, at, records, err)
 		}
 	}
-	for at := range good {
+	for at := range bytes.TrimRight(good, "\x00") { // what follows the footer does not count
 		bad := slices.Clone(good)
 		bad[at] ^= 1 << (at % 8)
 		try("a bit", at, bad)

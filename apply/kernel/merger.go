@@ -33,12 +33,7 @@ const pollInterval = 200 * time.Millisecond
 
 // complete are the options with all that was left out.
 func (o Options) complete() Options {
-	if o.Warn == nil {
-		o.Warn = func(string) {}
-	}
-	if o.Progress == nil {
-		o.Progress = func(apply.Stage, int64, int64) {}
-	}
+	o.Options = o.Options.Complete()
 	if o.devices == nil {
 		o.devices = system{}
 	}
