@@ -12,78 +12,6 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// Checked is a delta that was looked through, and that the target may take.
-type Checked struct {
-	*cow.Store
-	Facts record.Delta    // what decided that
-	How   record.Decision // in which way
-}
-
-// Check looks through the delta that v holds, and refuses it if it is not for the target.
-// Errors call the delta by the name.
-func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Checked, error) {
-	return m.check(ctx, name, input{Volume: v})
-}
-
-// Receive writes the delta that comes from r to f, and looks it through there as Check
-// does. The directory is the one in which f needs room; instead says, if there is none,
-// what else there is to do.
-func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir, instead string, stage Stage) (*Checked, error) {
-	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
-	if err != nil {
-		return nil, err
-	}
-	return m.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
-}
-
-func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
-	d, err := openDelta(ctx, in, func(done, total int64) { m.o.Progress(Verifying, done, total) })
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	c := &Checked{Store: d}
-	if c.Facts, c.How, err = m.Decide(d); err != nil {
-		return nil, err
-	}
-	if d.Seal == nil && !m.o.AnyBase {
-		m.o.Warn("the delta is not sealed: that its data is whole can't be verified")
-	}
-	m.o.Warn(c.How.Warning)
-	switch c.How.Verdict {
-	case record.Prove:
-		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
-	case record.Done:
-		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
-		var refused *RefusedError
-		if !c.Facts.Full || !errors.As(err, &refused) {
-			return c, err
-		}
-		m.Known.Touched = refused.Reason
-		_, c.How, err = m.Decide(d)
-		return c, err
-	}
-	return c, nil
-}
-
-// openDelta checks all that can be checked of a delta. Of a sealed one, that is every
-// byte.
-func openDelta(ctx context.Context, in input, progress func(done, total int64)) (*cow.Store, error) {
-	d, err := cow.Open(in)
-	if err != nil {
-		return nil, err
-	}
-	if d.Seal != nil {
-		var bad badBlocks
-		if err := in.verify(ctx, d, bad.add, func(done int64) { progress(done, d.Seal.BodyBytes) }); err != nil {
-			return nil, err
-		}
-		if err := bad.err(); err != nil {
-			return nil, err
-		}
-	}
-	return d, d.ReadList()
-}
-
 // badBlocks collects the blocks that don't match their digests.
 type badBlocks struct {
 	count, first int64
@@ -117,6 +45,70 @@ func factsOf(d *cow.Store, targetBytes int64) record.Delta {
 	}
 	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes)
 	return facts
+}
+
+// Checked is a delta that was looked through, and that the target may take.
+type Checked struct {
+	*cow.Store
+	Facts record.Delta    // what decided that
+	How   record.Decision // in which way
+}
+
+// Check looks through the delta that v holds, and refuses it if it is not for the target.
+// Errors call the delta by the name.
+func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Checked, error) {
+	return m.check(ctx, name, input{Volume: v})
+}
+
+// Receive writes the delta that comes from r to f, and looks it through there as Check
+// does. The directory is the one in which f needs room; instead says, if there is none,
+// what else there is to do.
+func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir, instead string, stage Stage) (*Checked, error) {
+	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
+	if err != nil {
+		return nil, err
+	}
+	return m.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
+}
+
+// check checks all that can be checked of a delta. Of a sealed one, that is every byte.
+func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
+	d, err := cow.Open(in)
+	if err == nil && d.Seal != nil {
+		var bad badBlocks
+		err = in.verify(ctx, d, bad.add, func(done int64) { m.o.Progress(Verifying, done, d.Seal.BodyBytes) })
+		if err == nil {
+			err = bad.err()
+		}
+	}
+	if err == nil {
+		err = d.ReadList()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	c := &Checked{Store: d}
+	if c.Facts, c.How, err = m.Decide(d); err != nil {
+		return nil, err
+	}
+	if d.Seal == nil && !m.o.AnyBase {
+		m.o.Warn("the delta is not sealed: that its data is whole can't be verified")
+	}
+	m.o.Warn(c.How.Warning)
+	switch c.How.Verdict {
+	case record.Prove:
+		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
+	case record.Done:
+		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
+		var refused *RefusedError
+		if !c.Facts.Full || !errors.As(err, &refused) {
+			return c, err
+		}
+		m.Known.Touched = refused.Reason
+		_, c.How, err = m.Decide(d)
+		return c, err
+	}
+	return c, nil
 }
 
 // checkFits refuses a delta that is not of the target's size, or from itself.

@@ -19,11 +19,7 @@ import (
 
 // AttachOptions say how to show what a target will be.
 type AttachOptions struct {
-	// StateDir, AssumeBase, Warn and Progress are as in [apply.Options].
-	StateDir   string
-	AssumeBase bool
-	Warn       func(message string)
-	Progress   func(stage apply.Stage, done, total int64)
+	apply.Options // of which StateDir, AssumeBase, Warn and Progress count
 	// Writable lets the device be written to. What is written goes to a file
 	// without a name in OverlayDir, and is gone with the device.
 	Writable   bool
@@ -37,13 +33,12 @@ const overlayChunkBytes = 4096
 // Attach makes a device-mapper device that shows the target as it will be when the
 // delta is merged. It writes neither to the target nor to the delta.
 func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions) (result apply.Result, err error) {
-	of := Options{Options: apply.Options{StateDir: o.StateDir, AssumeBase: o.AssumeBase, Warn: o.Warn, Progress: o.Progress}}
-	m, err := apply.Open(targetPath, files.ToRead, of.Options)
+	m, err := apply.Open(targetPath, files.ToRead, o.Options)
 	if err != nil {
 		return apply.Result{}, err
 	}
 	defer m.Close()
-	k := &merger{m, of.complete()}
+	k := &merger{m, Options{Options: o.Options}.complete()}
 	names := []string{name}
 	if o.Writable {
 		names = append(names, name+apply.HiddenSuffix)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ddsfs/apply"
 	"ddsfs/apply/kernel"
 	"ddsfs/cow/dm"
 )
@@ -32,7 +33,7 @@ e2fsck -fn /dev/mapper/tomorrow
 ddsfs detach tomorrow`,
 		Args: takes(3, 3, "a delta, a target and a name"),
 	}
-	flags, o := c.Flags(), kernel.AttachOptions{Warn: warn}
+	flags, o := c.Flags(), kernel.AttachOptions{Options: apply.Options{Warn: warn}}
 	flags.BoolVar(&o.Writable, "writable", false, "let NAME be written to, without a change of TARGET")
 	flags.StringVar(&o.OverlayDir, "overlay", "/var/tmp", "`directory` with room for what is written with --writable")
 	flags.BoolVar(&o.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, NAME shows a mixture")
