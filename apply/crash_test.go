@@ -35,14 +35,7 @@ func newRig(t *testing.T, kind rig) *rig {
 		harness.SealedFile(t, first, "base", "middle", r.Base, middle)
 		r.mustApply(first, "")
 		r.After = harness.Change(middle, 2, 6)
-		var written []uint64
-		for at := 0; at < len(middle); at += harness.ChunkBytes {
-			end := min(at+harness.ChunkBytes, len(middle))
-			if !bytes.Equal(r.Base[at:end], middle[at:end]) {
-				written = append(written, uint64(at/harness.ChunkBytes))
-			}
-		}
-		harness.SealedFile(t, r.Delta, "base", "new", r.Base, r.After, written...)
+		harness.SealedFile(t, r.Delta, "base", "new", r.Base, r.After, harness.Changed(r.Base, middle)...)
 		r.Base = middle
 	}
 	return r

@@ -33,10 +33,10 @@
 // # The files, from the bottom up
 //
 // ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (who else uses a
-// device), target.go (and what the system knows of one), options.go,
-// input.go and spool.go (where a delta is read from), verify.go and status.go (commands of
-// their own), merger.go (a target that is held), check.go (a delta, and
-// whether the target may take it), merge.go (the writing), known.go (a record, and whether
-// the target is still like that), opening.go, undo.go, journal.go (what is durable before
-// what), apply.go (a merge from its beginning). Each uses those before it.
+// device), target.go (and what the system knows of one), options.go, input.go and spool.go
+// (where a delta is read from), verify.go and status.go (commands of their own), merger.go
+// (a target that is held), check.go (a delta, and whether the target may take it),
+// merge.go (the writing), known.go (a record, and whether the target is still like that),
+// opening.go, undo.go, journal.go (what is durable before what), apply.go (a merge from
+// its beginning). Each uses those before it.
 package apply

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -17,9 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow"
-	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
-	"ddsfs/cow/layer"
 )
 
 // A record that can't be understood is not taken for none.
@@ -196,30 +195,11 @@ func TestBaseCheck(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(r.Dir, "state")); err != nil {
 		t.Fatal(err)
 	}
-	var changed chunks.Builder
-	for at := 0; at < len(r.After); at += harness.ChunkBytes {
-		end := min(at+harness.ChunkBytes, len(r.After))
-		if string(r.Base[at:end]) != string(r.After[at:end]) {
-			changed.Add(uint64(at / harness.ChunkBytes))
-		}
-	}
-	set := changed.Set()
-	d, err := cow.Encode(layer.Layer{Changed: set, ChunkBytes: harness.ChunkBytes, VolumeBytes: int64(len(r.After)), Content: strings.NewReader(string(r.After))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new", BaseContent: strings.NewReader(string(r.Base))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, s.Size())
-	if _, err := s.ReadAt(b, 0); err != nil {
-		t.Fatal(err)
-	}
-	r.Write(r.Delta, b)
+	changed := harness.Changed(r.Base, r.After)
+	harness.Sealed(t, r.Delta, cow.SealOptions{Base: "base", New: "new", BaseContent: bytes.NewReader(r.Base)}, r.After, changed)
 
 	wrong := append([]byte(nil), r.Base...)
-	wrong[set.Chunk(set.Len()-1)*harness.ChunkBytes]++
+	wrong[changed[len(changed)-1]*harness.ChunkBytes]++
 	r.Write(r.Target, wrong)
 	var refused *RefusedError
 	if err := r.apply(nil); !errors.As(err, &refused) || !r.TargetIs(wrong) {

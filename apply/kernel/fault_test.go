@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,8 +12,6 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
-	"ddsfs/cow/chunks"
-	"ddsfs/cow/layer"
 	"ddsfs/testdata/harness"
 )
 
@@ -23,7 +20,7 @@ import (
 // writes before it knows.
 func TestFaultOfTheDelta(t *testing.T) {
 	t.Parallel()
-	const c, count = 512, 40
+	const c, count = harness.ChunkBytes, 40
 	before, after := make([]byte, count*c), make([]byte, count*c)
 	for i := range after {
 		after[i] = byte(i*7 + i/c)
@@ -31,24 +28,16 @@ func TestFaultOfTheDelta(t *testing.T) {
 			after[i] = before[i]
 		}
 	}
-	var changed chunks.Builder
-	for i := range uint64(count) {
-		if i%3 != 0 {
-			changed.Add(i)
-		}
-	}
-	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: c, VolumeBytes: count * c, Content: bytes.NewReader(after)})
-	harness.Must(t, err)
-	s, err := cow.NewSealed(d, cow.SealOptions{New: "new", BaseContent: bytes.NewReader(before)})
-	harness.Must(t, err)
-	good, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
-	harness.Must(t, err)
-
 	// Thousands of merges, each of which flushes.
 	dir, err := os.MkdirTemp("/dev/shm", "ddsfs-test-")
 	harness.Must(t, err)
 	defer os.RemoveAll(dir)
 	target, path := filepath.Join(dir, "target"), filepath.Join(dir, "delta")
+	harness.Sealed(t, path, cow.SealOptions{New: "new", BaseContent: bytes.NewReader(before)}, after, harness.Changed(before, after))
+	good, err := os.ReadFile(path)
+	harness.Must(t, err)
+	opened, err := cow.Open(bytes.NewReader(good))
+	harness.Must(t, err)
 	o := apply.Options{StateDir: filepath.Join(dir, "state"), SpoolDir: dir}
 	dry, stream, undo := o, o, o
 	dry.DryRun, stream.Stream, undo.Undo = true, true, filepath.Join(dir, "undo")
@@ -85,7 +74,7 @@ func TestFaultOfTheDelta(t *testing.T) {
 		"verify a pipe": inPipe(func(r *os.File) error { return verified(apply.VerifyPipe(ctx, r, "", o)) }),
 		"kernel, pipe":  inPipe(func(r *os.File) error { return done(Pipe(ctx, r, target, simulatedKernel())) }),
 	}
-	body := int(s.Seal().BodyBytes)
+	body := int(opened.Seal.BodyBytes)
 	try := func(what string, at int, bad []byte) {
 		t.Helper()
 		for way, read := range ways {

@@ -231,12 +231,7 @@ func TestKernelUsersWrite(t *testing.T) {
 				t.Parallel()
 				for n := 1; ; n++ {
 					r := newRig(t, wholeSectors)
-					var changed []uint64
-					for c := range uint64(40) {
-						if !bytes.Equal(r.Base[c*harness.ChunkBytes:(c+1)*harness.ChunkBytes], r.After[c*harness.ChunkBytes:(c+1)*harness.ChunkBytes]) {
-							changed = append(changed, c)
-						}
-					}
+					changed := harness.Changed(r.Base, r.After)
 					if slices.Contains(changed, untouched) {
 						t.Fatal("a precondition, a chunk that is not in the delta")
 					}

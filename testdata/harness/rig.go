@@ -120,22 +120,33 @@ func (r *Rig) MustReadAll(path string) []byte {
 	return b
 }
 
-// SealedFile writes a sealed delta of the chunks in which two volumes differ, and of more.
-func SealedFile(t *testing.T, path, base, new string, before, after []byte, more ...uint64) {
-	t.Helper()
-	var changed chunks.Builder
+// Changed are the chunks in which two volumes differ.
+func Changed(before, after []byte) (changed []uint64) {
 	for at := 0; at < len(after); at += ChunkBytes {
 		end := min(at+ChunkBytes, len(after))
 		if !bytes.Equal(before[at:end], after[at:end]) {
-			changed.Add(uint64(at / ChunkBytes))
+			changed = append(changed, uint64(at/ChunkBytes))
 		}
 	}
-	for _, c := range more {
+	return changed
+}
+
+// SealedFile writes a sealed delta of the chunks in which two volumes differ, and of more.
+func SealedFile(t *testing.T, path, base, new string, before, after []byte, more ...uint64) {
+	t.Helper()
+	Sealed(t, path, cow.SealOptions{Base: base, New: new}, after, append(Changed(before, after), more...))
+}
+
+// Sealed writes a sealed delta of those chunks of a volume.
+func Sealed(t *testing.T, path string, o cow.SealOptions, volume []byte, list []uint64) {
+	t.Helper()
+	var changed chunks.Builder
+	for _, c := range list {
 		changed.Add(c)
 	}
-	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: ChunkBytes, VolumeBytes: int64(len(after)), Content: bytes.NewReader(after)})
+	d, err := cow.Encode(layer.Layer{Changed: changed.Set(), ChunkBytes: ChunkBytes, VolumeBytes: int64(len(volume)), Content: bytes.NewReader(volume)})
 	Must(t, err)
-	s, err := cow.NewSealed(d, cow.SealOptions{Base: base, New: new})
+	s, err := cow.NewSealed(d, o)
 	Must(t, err)
 	b, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
 	Must(t, err)
