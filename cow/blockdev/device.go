@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow/dm"
+	"ddsfs/cow/layer"
 )
 
 // Device is a block device, or a regular file in its place, opened for reading.
@@ -28,6 +29,8 @@ type Device struct {
 	// cache alone.
 	waits atomic.Bool
 }
+
+var _ layer.Pieces = (*Device)(nil)
 
 // Open opens a device past every cache, or a regular file.
 func Open(path string) (*Device, error) {

@@ -80,7 +80,7 @@ func (i Info) disk() (Info, error) {
 	return folderInfo(filepath.Dir(folder))
 }
 
-// partitions are those of a disk.
+// partitions are the partitions of a disk.
 func (i Info) partitions() ([]Info, error) {
 	found, err := filepath.Glob(filepath.Join(i.dir(), "*", "partition"))
 	if err != nil {
@@ -122,9 +122,9 @@ func (i Info) Below() ([]Info, error) {
 	return list, nil
 }
 
-// allOf is the one device or file all of which, but for a partition table, this
-// device shows, nil if there is none. If snapshots, other devices may be snapshots
-// of it, which only read it.
+// allOf is the one device or file that this device shows all of, but for a partition
+// table; nil if there is none. If snapshots, other devices may be snapshots of it,
+// which only read it.
 func (i Info) allOf() (below *Info, snapshots bool, err error) {
 	switch {
 	case !i.Block:
@@ -165,7 +165,7 @@ func (i Info) allMapped() (below *Info, snapshots bool, err error) {
 	return &device, snapshots, nil
 }
 
-// oneBelow is the device from whose beginning on a table shows it, and nothing else.
+// oneBelow is the device that a table shows from its beginning on, and nothing else.
 func oneBelow(targets []dm.Target) (n dm.Number, snapshots, ok bool) {
 	if len(targets) != 1 || targets[0].StartSector != 0 {
 		return n, false, false
@@ -221,12 +221,12 @@ func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
 	return true, nil
 }
 
-// hardwareAttributes are where sysfs has what the hardware of a disk calls itself,
-// the best first.
+// hardwareAttributes are those in which sysfs has what the hardware of a disk calls
+// itself, the best first.
 var hardwareAttributes = [...]string{"wwid", "device/wwid", "serial", "device/serial"}
 
-// hardwareID is what the hardware of the disk calls itself to which sysfs gives that
-// folder, "" if it has no name.
+// hardwareID is what the hardware of the disk with that folder in sysfs calls itself, ""
+// if it has no name.
 func hardwareID(folder string) string {
 	for _, attribute := range hardwareAttributes {
 		if id, err := readLine(folder, attribute); err == nil && id != "" {
@@ -236,8 +236,8 @@ func hardwareID(folder string) string {
 	return ""
 }
 
-// hasTwin tells whether another one of the disks whose folders are in the directory
-// calls itself as the one in folder does.
+// hasTwin tells whether another of the disks that have a link in the directory calls
+// itself as the one with that folder does.
 func hasTwin(folder, directory, id string) bool {
 	all, _ := filepath.Glob(filepath.Join(directory, "*")) // the pattern is well-formed
 	for _, link := range all {
@@ -253,7 +253,7 @@ func hasTwin(folder, directory, id string) bool {
 	return false
 }
 
-// diskKey is what the hardware calls itself, with the number of a partition, "" if
+// diskKey is what the hardware calls itself, with the number of a partition, and "" if
 // that is not known; unique tells whether no other disk has the same name.
 func (i Info) diskKey() (key string, unique bool) {
 	disk, err := i.disk()
@@ -271,8 +271,8 @@ func (i Info) diskKey() (key string, unique bool) {
 	return "disk:" + id + i.partitionSuffix(), !hasTwin(folder, blockDir, id)
 }
 
-// loopKey is the name of the file that a loop device shows, with the part of it; of a
-// partition of one, with its number.
+// loopKey is the name of the file that a loop device shows, with the part that it shows.
+// A partition of a loop device adds its number. It is "" for anything else.
 func (i Info) loopKey() string {
 	disk, err := i.disk()
 	if err != nil {
@@ -303,8 +303,8 @@ func isStableLink(path string) bool {
 	return err == nil && fi.Mode()&fs.ModeSymlink != 0
 }
 
-// pathKey is the key of what nothing but its path tells from others: a link that
-// survives a reboot, or the path to which all links lead.
+// pathKey is the key of a device or file that only its path tells from others: a link
+// that survives a reboot, or the path to which all links lead.
 func pathKey(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -392,7 +392,7 @@ func (i Info) KeyAliases() ([]string, error) {
 	return slices.DeleteFunc(keys, func(key string) bool { return key == own }), nil
 }
 
-// stableLinks are those that lead to the device and that still do after a reboot.
+// stableLinks are the links to the device that still lead to it after a reboot.
 func (i Info) stableLinks() ([]string, error) {
 	var links []string
 	for _, dir := range linkDirs {

@@ -90,8 +90,8 @@ func numbered(n dm.Number) (i Info, folder string, err error) {
 	return i, folder, err
 }
 
-// folderInfo is the block device whose folder in sysfs that is, or is linked there
-// under its own name.
+// folderInfo tells what the block device is that has this folder in sysfs. A link to the
+// folder will do if it has the device's name.
 func folderInfo(folder string) (Info, error) {
 	i := Info{Path: nodeOf(folder), Block: true}
 	number, err := readLine(folder, "dev")
@@ -160,7 +160,7 @@ func (i Info) Holders() ([]Info, error) { return i.linked("holders") }
 // slaves are the devices that this one is stacked on.
 func (i Info) slaves() ([]Info, error) { return i.linked("slaves") }
 
-// linked are the devices to which links lead from a folder that sysfs has of this one.
+// linked are the devices that are linked in a folder that this one has in sysfs.
 func (i Info) linked(name string) (infos []Info, err error) {
 	folder := filepath.Join(i.dir(), name)
 	links, err := os.ReadDir(folder)
@@ -190,14 +190,18 @@ func (i Info) ReadOnly() bool {
 }
 
 // SizeBytes returns the size of a block device in bytes, without opening it.
-func (i Info) SizeBytes() (int64, error) {
-	text, err := i.attribute("size")
-	if err != nil {
-		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
+func (i Info) SizeBytes() (int64, error) { return i.sectorsOf("size") }
+
+// sectorsOf returns in bytes what an attribute says in sectors. These have 512 bytes,
+// whatever the device's have.
+func (i Info) sectorsOf(attribute string) (int64, error) {
+	text, err := i.attribute(attribute)
+	var sectors int64
+	if err == nil {
+		sectors, err = strconv.ParseInt(text, 10, 54)
 	}
-	sectors, err := strconv.ParseInt(text, 10, 54) // in units of 512 bytes, whatever the device's are
 	if err != nil {
-		return 0, fmt.Errorf("%s: its size: %w", i.Path, err)
+		return 0, fmt.Errorf("%s: its %s: %w", i.Path, attribute, err)
 	}
 	return sectors * 512, nil
 }

@@ -16,11 +16,14 @@ type extent struct {
 	scattered bool
 }
 
-// everything is the end of what nobody knows the size of.
+// everything is the end of an extent whose size is not known.
 const everything = math.MaxInt64
 
 // whole is all of a device or file.
 func (id deviceID) whole() extent { return extent{device: id, end: everything} }
+
+// somewhere is scattered over all of a device or file.
+func (id deviceID) somewhere() extent { return extent{device: id, end: everything, scattered: true} }
 
 // overlaps tells whether two extents have bytes in common. Two that are scattered
 // over the same device are neighbours there: where they meet is told by the extents
@@ -29,8 +32,8 @@ func (e extent) overlaps(other extent) bool {
 	return e.device == other.device && e.start < other.end && other.start < e.end && !(e.scattered && other.scattered)
 }
 
-// piece is a part of a device, from byte start to before byte end, and where that is
-// on what lies below. If that is not scattered, both are equally long.
+// piece is a part of a device, from byte start to before byte end, and its place on what
+// lies below. If that is not scattered, both are equally long.
 type piece struct {
 	start, end int64
 	on         extent
@@ -39,11 +42,11 @@ type piece struct {
 	claimed bool
 }
 
-// layout is what each device is made of. What is at the bottom has no pieces.
+// layout is what each device is made of. A device at the bottom has no pieces.
 type layout map[deviceID][]piece
 
-// extents are what a part of a device is made of at the bottom, and in each device
-// on the way that scatters it.
+// extents are the places of a part of a device at the bottom, and in each device on the
+// way that scatters it.
 func (l layout) extents(e extent) []extent { return l.follow(nil, e, deepest) }
 
 func (l layout) follow(list []extent, e extent, depth int) []extent {
@@ -73,8 +76,8 @@ func (l layout) follow(list []extent, e extent, depth int) []extent {
 	return list
 }
 
-// below adds all that lies below a device or file to those that are found, with
-// whether the devices in between claim it.
+// below adds to those found all that lies below a device or file, with whether the
+// devices in between claim it.
 func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
 	for _, p := range l[id] {
 		claims := claimed || p.claimed
@@ -85,7 +88,7 @@ func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
 	}
 }
 
-// overlap tells whether any of the extents overlaps with one of the others.
+// overlap tells whether one of the extents overlaps one of the others.
 func overlap(extents, others []extent) bool {
 	at := make(map[deviceID][]extent)
 	for _, o := range others {
@@ -228,13 +231,9 @@ func stripes(fields []string, sectors uint64) (places []extent, ok bool) {
 // scatteredOver is all of the devices that are among the fields.
 func scatteredOver(fields []string) (places []extent) {
 	for _, field := range fields {
-		n, err := dm.ParseNumber(field)
-		if err != nil {
-			continue
+		if n, err := dm.ParseNumber(field); err == nil {
+			places = append(places, blockID(n).somewhere())
 		}
-		on := blockID(n).whole()
-		on.scattered = true
-		places = append(places, on)
 	}
 	return places
 }

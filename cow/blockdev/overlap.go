@@ -3,7 +3,6 @@ package blockdev
 import (
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"ddsfs/cow/dm"
@@ -204,16 +203,8 @@ func (i Info) partitionPiece(size int64) (piece, error) {
 	if err != nil {
 		return piece{}, err
 	}
-	text, err := i.attribute("start")
-	if err != nil {
-		return piece{}, fmt.Errorf("%s: where it begins: %w", i.Path, err)
-	}
-	sector, err := strconv.ParseUint(text, 10, 64) // of 512 bytes, as its size
-	if err != nil {
-		return piece{}, fmt.Errorf("%s: where it begins: %w", i.Path, err)
-	}
-	start := sectorBytes(sector)
-	return piece{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, nil
+	start, err := i.sectorsOf("start")
+	return piece{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, err
 }
 
 // pieces are what a loop device shows, if that is known.
@@ -246,9 +237,7 @@ func (i Info) slavePieces() (pieces []piece, err error) {
 		return nil, err
 	}
 	for _, slave := range slaves {
-		on := slave.id().whole()
-		on.scattered = true
-		p := piece{end: everything, on: on, claimed: true}
+		p := piece{end: everything, on: slave.id().somewhere(), claimed: true}
 		if strings.HasPrefix(slave.DMUUID(), lvmPrefix) && strings.HasSuffix(slave.DMUUID(), "-cow") {
 			return []piece{p}, nil
 		}

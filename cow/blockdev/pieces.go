@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -285,39 +286,26 @@ func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSe
 // readMissing reads the pieces that are not done, several at once, and each as
 // ReadAt does: what is wrong with one shows there.
 func (d *Device) readMissing(pieces [][]byte, offsets []int64, done *pieceSet) (n int, err error) {
-	missing := 0
-	for i := range pieces {
-		if !done[i] {
-			missing++
-		}
-	}
-	if missing == 0 {
-		return len(pieces), nil
-	}
-	var errs [piecesAtOnce]error
-	var next atomic.Int64
+	errs := make([]error, len(pieces))
 	var failed atomic.Bool
-	var readers sync.WaitGroup
-	for range min(readersAtOnce, missing) {
-		readers.Go(func() {
-			// They are taken in their order: those before one that failed are done, or
-			// under way. A disk that fails may take its time for each of those after it.
-			for !failed.Load() {
-				i := int(next.Add(1)) - 1
-				if i >= len(pieces) {
-					return
-				}
-				if done[i] {
-					continue
-				}
-				if errs[i] = d.readPiece(pieces[i], offsets[i]); errs[i] != nil {
-					failed.Store(true)
-				}
+	var readers errgroup.Group
+	readers.SetLimit(readersAtOnce)
+	for i := range pieces {
+		// They begin in their order: those before one that failed are done, or under way.
+		// A disk that fails may take its time for each of those after it.
+		if done[i] || failed.Load() {
+			continue
+		}
+		readers.Go(func() error {
+			errs[i] = d.readPiece(pieces[i], offsets[i])
+			if errs[i] != nil {
+				failed.Store(true)
 			}
+			return nil
 		})
 	}
-	readers.Wait()
-	for i, err := range errs[:len(pieces)] {
+	_ = readers.Wait() // errs has them
+	for i, err := range errs {
 		if err != nil {
 			return i, err
 		}

@@ -88,8 +88,8 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	return opened
 }
 
-// mayWrite tells whether a process may write to what it has open, for which it has that
-// file in /proc. What can't be read is taken for the worst.
+// mayWrite tells whether a process may write to a file that it has open, by that file's
+// fdinfo. If it can't be read, the process may.
 func mayWrite(fdinfo string) bool {
 	text, err := os.ReadFile(fdinfo)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -46,13 +47,12 @@ const (
 	udevPause = 100 * time.Millisecond
 )
 
-// CheckName refuses what can't be the name of a device in /dev/mapper as it stands. The
-// kernel takes other characters than these, and udev then calls the node otherwise.
+// plain are the characters that a name in /dev/mapper can have. The kernel takes others,
+// and udev then calls the node otherwise.
+var plain = regexp.MustCompile(`^[0-9A-Za-z#+.:=@_-]*$`)
+
+// CheckName refuses what can't be the name of a device in /dev/mapper.
 func CheckName(name string) error {
-	const others = "#+-.:=@_"
-	plain := func(r rune) bool {
-		return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || strings.ContainsRune(others, r)
-	}
 	switch {
 	case name == "":
 		return errors.New("a device needs a name")
@@ -60,8 +60,8 @@ func CheckName(name string) error {
 		return fmt.Errorf("the device name %q has %d characters, and %d are allowed", name, len(name), unix.DM_NAME_LEN-1)
 	case name == "." || name == ".." || name == unix.DM_CONTROL_NODE:
 		return fmt.Errorf("no device can be called %s", name)
-	case strings.ContainsFunc(name, func(r rune) bool { return !plain(r) }):
-		return fmt.Errorf("the device name %q has other characters than letters, digits and %s", name, others)
+	case !plain.MatchString(name):
+		return fmt.Errorf("the device name %q has other characters than letters, digits and #+-.:=@_", name)
 	}
 	return nil
 }

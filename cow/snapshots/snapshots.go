@@ -21,7 +21,7 @@ import (
 )
 
 // The chunk size of a delta of a whole volume: no snapshot says one. With 64 KiB,
-// its metadata is 0.02 % of it. Of a volume beyond 16 TiB they are larger, so that
+// its metadata is 0.02 % of it. For a volume beyond 16 TiB they are larger, so that
 // their number stays the same.
 const (
 	fullChunkBytes = 64 << 10
@@ -77,7 +77,7 @@ type Pair struct {
 	extended int64
 }
 
-// Open opens the devices and reads the base's exception list. Of the base nothing
+// Open opens the devices and reads the base's exception list. Nothing of the base
 // stays open, unless it is needed for the base check: while somebody has it open,
 // the snapshot can't be removed.
 func Open(o Options) (*Pair, error) {
