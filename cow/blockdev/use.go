@@ -14,12 +14,12 @@ import (
 
 // User is a process that has a device or a file open.
 type User struct {
-	PID     int
-	Command string
+	pid     int
+	command string
 	Writes  bool // it may write to it
 }
 
-func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.Command, u.PID) }
+func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.command, u.pid) }
 
 // CheckProc returns an error if /proc is not mounted, as in a bare chroot: without it,
 // nothing tells who has a device open, and what is open can't be opened once more.
