@@ -111,7 +111,7 @@ func (t *Target) CheckUnused(o Own) error {
 	})
 	var loops []blockdev.Info
 	for _, other := range overlaps {
-		if other.Loop && !other.IsBelow() {
+		if other.Loop {
 			loops = append(loops, other.Info)
 		}
 	}

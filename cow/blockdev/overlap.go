@@ -13,7 +13,8 @@ type Overlap struct {
 	Info
 	// Relation says what it is to that one, as in "/dev/vda2, a partition of it".
 	Relation Relation
-	// Loop says that it is a loop device that shows something.
+	// Loop says that it is a loop device that shows some of these bytes, and not one below
+	// that device.
 	Loop bool
 	// Claimed says that a device which lies on it, such as a logical volume, keeps it
 	// from being mounted or stacked on. Programs that look after volumes open such
@@ -34,12 +35,7 @@ const (
 	BesideIt    Relation = "which has the same sectors"
 )
 
-// IsBelow tells whether it is what the other one is made of.
-func (o Overlap) IsBelow() bool {
-	return o.Relation == DiskOf || o.Relation == ShownBy || o.Relation == BelowIt
-}
-
-// String is its path with the relation.
+// String returns its path with the relation.
 func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relation) }
 
 // inventory is all block devices that have a size, and the files that they show, with
@@ -73,7 +69,8 @@ func (i Info) Overlaps() ([]Overlap, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, Overlap{all.infos[id], relation, all.loops[id] != nil, below[id]})
+		claimed, isBelow := below[id]
+		list = append(list, Overlap{all.infos[id], relation, all.loops[id] != nil && !isBelow, claimed})
 	}
 	return list, nil
 }
@@ -99,7 +96,7 @@ func (i Info) LoopDevices() ([]Info, error) {
 	}
 	var infos []Info
 	for _, o := range all {
-		if o.Loop && !o.IsBelow() {
+		if o.Loop {
 			infos = append(infos, o.Info)
 		}
 	}
