@@ -36,9 +36,9 @@ type areaReader struct {
 type window struct{ buf, again []byte }
 
 // windows yields the metadata chunks of areas that follow each other, and reads the
-// next ones meanwhile. More follow as long as the last of them is full, which in a live
-// store also says that the next one was cleared. One before the last that is not full
-// ends the list as well, and the areas after it say nothing.
+// next ones meanwhile if the last of them may be full, which in a live store also says
+// that the one after it was cleared. The list ends in the first that is not full: what
+// follows there says nothing.
 func (a *areaReader) windows() iter.Seq2[[]byte, error] {
 	memory := []*window{{}, {}}
 	if a.chunkBytes > maxWindowBytes {
@@ -48,21 +48,11 @@ func (a *areaReader) windows() iter.Seq2[[]byte, error] {
 		full := true
 		for full && yield(func(w *window) ([]byte, error) {
 			metadata, err := a.next(w)
-			full = err == nil && a.isFull(metadata)
+			full = err == nil && entryAt(metadata[len(metadata)-int(a.chunkBytes):], a.perArea-1).new != 0
 			return metadata, err
 		}) {
 		}
 	})
-}
-
-// isFull tells whether all of the areas are full.
-func (a *areaReader) isFull(metadata []byte) bool {
-	for ; len(metadata) > 0; metadata = metadata[a.chunkBytes:] {
-		if entryAt(metadata, a.perArea-1).new == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // next returns the metadata chunks of the areas that follow.

@@ -158,11 +158,12 @@ func (s *Store) readList(o StoreOptions) error {
 	if o.Live {
 		areas.once = p.areasInUse(o.MetadataBytes)
 	}
+	full := true
 	for window, err := range areas.windows() {
 		if err != nil {
 			return err
 		}
-		for full := true; full && len(window) > 0; window = window[s.ChunkBytes:] {
+		for ; full && len(window) > 0; window = window[s.ChunkBytes:] {
 			used, err := p.parse(window[:s.ChunkBytes])
 			if err != nil {
 				return err
@@ -171,6 +172,9 @@ func (s *Store) readList(o StoreOptions) error {
 		}
 		if o.Progress != nil {
 			o.Progress(p.exceptions)
+		}
+		if !full {
+			break // what was read ahead is not of the store
 		}
 	}
 	s.Areas, s.Changed = p.area, p.changed.Set()
