@@ -90,23 +90,32 @@ func (k *merger) attach(d *apply.Checked, l *lower, name string, o AttachOptions
 	}
 	uuid := apply.UUIDPrefix + "view-" + rand.Text()
 	if !o.Writable {
-		view, err := k.load(l, name, uuid, true, table...)
-		if err != nil {
-			return err
-		}
-		return show(view, false)
-	}
-	below, err := k.load(l, name+apply.HiddenSuffix, uuid+apply.HiddenSuffix, true, table...)
-	if err != nil {
+		_, err := k.view(d, l, name, uuid, table)
 		return err
 	}
-	if err := show(below, true); err != nil {
+	below, err := k.view(d, l, name+apply.HiddenSuffix, uuid+apply.HiddenSuffix, table)
+	if err != nil {
 		return err
 	}
 	if err := k.overlay(below, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
 		return errors.Join(err, below.Remove())
 	}
 	return nil
+}
+
+// view makes the device that shows the target as it will be.
+func (k *merger) view(d *apply.Checked, l *lower, name, uuid string, table []dm.Target) (mapped, error) {
+	view, err := k.load(l, name, uuid, true, table...)
+	if err != nil {
+		return nil, err
+	}
+	if err := show(view, strings.HasSuffix(uuid, apply.HiddenSuffix)); err != nil {
+		return nil, err
+	}
+	if err := k.compare(d, view); err != nil {
+		return nil, errors.Join(err, view.Remove())
+	}
+	return view, nil
 }
 
 // viewTable shows the target as it will be. What lies behind the volume's end, also
