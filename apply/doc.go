@@ -21,8 +21,8 @@
 //  6. after the last, the record with what the target holds now, and the evidence for
 //     it: see [ddsfs/apply/record].
 //
-// Files are replaced by writing another one, flushing it, renaming it and flushing
-// the directory. Every such operation goes through Options.Storage, where the tests stop
+// A file is replaced by another one, which is written and flushed before it gets the name,
+// and the directory is flushed then. Every such operation goes through Options.Storage, where the tests stop
 // or fail each one in turn.
 //
 // At every moment the target holds what that state held, except in the chunks of

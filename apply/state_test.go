@@ -124,7 +124,7 @@ func (unwritableFile) PunchHole(_, _ int64) error         { return harness.ErrSt
 // unrecorded is a storage that has no room for a record.
 type unrecorded struct{ files.Disk }
 
-func (unrecorded) Rename(_, _ string) error { return syscall.ENOSPC }
+func (unrecorded) Name(files.File, string) error { return syscall.ENOSPC }
 
 // A full disk gets no fuller by trying again.
 func TestNothingIsLeftWhereNothingCanBeRecorded(t *testing.T) {

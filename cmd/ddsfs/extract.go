@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -79,11 +80,6 @@ func (x *extract) write(p *snapshots.Pair) error {
 			return err
 		}
 	}
-	out, err := createOutput(x.output)
-	if err != nil {
-		return err
-	}
-	defer out.abandon()
 	var delta layer.Volume = p.Delta
 	if x.unsealed {
 		delta = p.Unsealed
@@ -93,6 +89,15 @@ func (x *extract) write(p *snapshots.Pair) error {
 	bar := newProgress("extracting", x.quiet)
 	bar.of(delta.Size())
 	defer bar.stop()
+	err := writeOutput(x.output, func(out io.Writer) error { return x.copy(out, delta, p, bar.set) })
+	if err == nil {
+		bar.finish()
+	}
+	return err
+}
+
+// copy writes the delta of a pair to out.
+func (x *extract) copy(out io.Writer, delta layer.Volume, p *snapshots.Pair, progress func(done int64)) error {
 	at := int64(0)
 	for piece, err := range cow.Through(delta) {
 		if err != nil {
@@ -112,12 +117,8 @@ func (x *extract) write(p *snapshots.Pair) error {
 		if err != nil {
 			return fmt.Errorf("delta: write at byte %d: %w", at, err)
 		}
-		bar.set(at)
+		progress(at)
 	}
-	if err := out.commit(); err != nil {
-		return err
-	}
-	bar.finish()
 	return nil
 }
 
@@ -125,7 +126,7 @@ func (x *extract) write(p *snapshots.Pair) error {
 func (x *extract) checkOutput(p *snapshots.Pair) error {
 	out, err := blockdev.Lookup(x.output)
 	if err != nil {
-		return nil // a new file, or createOutput says what is wrong
+		return nil // a new file, or writeOutput says what is wrong
 	}
 	if p.IsMadeOf(out) {
 		return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/blockdev"
 )
 
 // Storage is every way in which a merge changes what is on disk. What is durable
@@ -20,10 +22,11 @@ import (
 type Storage interface {
 	// Open opens an existing device or file.
 	Open(path string, how Access) (File, error)
-	// Create makes a new file. It is an error if there is one.
+	// Create makes a new file that is to be called by that path. It has no name until
+	// then, so that nothing is left of it if it never gets one.
 	Create(path string) (File, error)
-	// Rename gives a file another name, in place of what had it.
-	Rename(from, to string) error
+	// Name gives a file that Create made its name, in place of what had it.
+	Name(f File, path string) error
 	// Remove removes a file, if it is there.
 	Remove(path string) error
 	// SyncDir makes the names in a directory durable.
@@ -98,14 +101,37 @@ func CheckKind(path string) error {
 }
 
 func (Disk) Create(path string) (File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
+	// A file without a name gets one through /proc.
+	if blockdev.CheckProc() == nil {
+		f, err := openUnnamed(filepath.Dir(path))
+		if err == nil || !hasNoUnnamed(err) {
+			return OSFile{f}, err
+		}
 	}
-	return OSFile{f}, nil
+	f, err := os.OpenFile(partName(path), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	return OSFile{f}, err
 }
 
-func (Disk) Rename(from, to string) error { return os.Rename(from, to) }
+func (Disk) Name(f File, path string) error {
+	part := f.OS().Name()
+	if isUnnamed(f, path) {
+		part = partName(path)
+		// The kernel follows this link to the open file.
+		open := fmt.Sprintf("/proc/self/fd/%d", f.OS().Fd())
+		if err := unix.Linkat(unix.AT_FDCWD, open, unix.AT_FDCWD, part, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return &os.LinkError{Op: "link", Old: open, New: part, Err: err}
+		}
+	}
+	err := os.Rename(part, path)
+	if err != nil {
+		// The first error is the one that matters.
+		_ = os.Remove(part)
+	}
+	return err
+}
+
+// isUnnamed tells whether a file that was made for a path has no name yet.
+func isUnnamed(f File, path string) bool { return f.OS().Name() == filepath.Dir(path) }
 
 func (Disk) Remove(path string) error {
 	err := os.Remove(path)
@@ -216,6 +242,10 @@ func RemoveParts(s Storage, path string) error {
 	return nil
 }
 
+// partName is a name for what is to be called by a path, which nothing else has: the
+// path may be in a directory of the user's.
+func partName(path string) string { return path + partInfix + rand.Text() + PartSuffix }
+
 // isRandom tells whether a text looks like one of rand.Text, of whose alphabet and
 // length hardly anything else is.
 func isRandom(text string) bool {
@@ -226,27 +256,21 @@ func isRandom(text string) bool {
 // the new file is durable before it takes the name, and the name is durable when
 // Replace returns.
 func Replace(s Storage, path string, write func(File) error) (err error) {
-	// A name that nobody else has: path may be in a directory of the user's.
-	part := path + partInfix + rand.Text() + PartSuffix
-	f, err := s.Create(part)
+	f, err := s.Create(path)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			// What matters is the first error.
-			_ = s.Remove(part)
-		}
-	}()
 	err = write(f)
 	if err == nil {
 		err = f.Sync()
 	}
+	if err == nil {
+		err = s.Name(f, path)
+	} else if !isUnnamed(f, path) {
+		_ = s.Remove(f.OS().Name()) // the first error is the one that matters
+	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
-	}
-	if err == nil {
-		err = s.Rename(part, path)
 	}
 	if err == nil {
 		err = s.SyncDir(filepath.Dir(path))
@@ -263,13 +287,22 @@ func Replace(s Storage, path string, write func(File) error) (err error) {
 // Unnamed makes a file in a directory that has no name: nothing is left of it however
 // this process ends.
 func Unnamed(dir string) (*os.File, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err == nil || !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
+	f, err := openUnnamed(dir)
+	if err == nil || !hasNoUnnamed(err) {
 		return f, err
 	}
-	// A file system without unnamed files.
 	if f, err = os.CreateTemp(dir, "ddsfs-spool-"); err != nil {
 		return nil, err
 	}
 	return f, os.Remove(f.Name())
+}
+
+func openUnnamed(dir string) (*os.File, error) {
+	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+}
+
+// hasNoUnnamed tells whether an error is that of a file system that has no files
+// without a name.
+func hasNoUnnamed(err error) bool {
+	return errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR)
 }

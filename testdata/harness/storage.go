@@ -1,6 +1,7 @@
 package harness
 
 import (
+	cryptorand "crypto/rand"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -74,35 +75,31 @@ func (s *Storage) Create(path string) (files.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.names = append(s.names, func() error { return s.Disk.Remove(path) })
 	s.dirs = append(s.dirs, filepath.Dir(path))
-	return s.track(f, path)
+	tracked := &File{File: f, storage: s}
+	s.Files = append(s.Files, tracked)
+	return tracked, nil
 }
 
-func (s *Storage) Rename(from, to string) error {
+func (s *Storage) Name(f files.File, path string) error {
+	named := f.(*File)
 	if err := s.Step(); err != nil {
-		return err
+		// It may be stopped between the two names that it gives.
+		part := path + "." + cryptorand.Text() + files.PartSuffix
+		return errors.Join(err, os.WriteFile(part, named.durable, 0o600))
 	}
-	before, err := os.ReadFile(to)
+	before, err := os.ReadFile(path)
 	existed := err == nil
-	if err := s.Disk.Rename(from, to); err != nil {
+	if err := s.Disk.Name(named.File, path); err != nil {
 		return err
 	}
-	for _, f := range s.Files {
-		if f.path == from {
-			f.path = to
-		}
-	}
+	named.path = path
 	s.names = append(s.names, func() error {
-		for _, f := range s.Files {
-			if f.path == to {
-				f.path = from
-			}
+		named.path = ""
+		if existed {
+			return os.WriteFile(path, before, 0o600)
 		}
-		if err := os.Rename(to, from); err != nil || !existed {
-			return err
-		}
-		return os.WriteFile(to, before, 0o600)
+		return os.Remove(path)
 	})
 	return nil
 }
@@ -133,7 +130,7 @@ func (s *Storage) SyncDir(path string) error {
 // Crash leaves of the files what a power cut would.
 func (s *Storage) Crash(l Loss, r *rand.Rand) error {
 	for _, f := range s.Files {
-		if len(f.pending) == 0 || l == LoseNothing {
+		if len(f.pending) == 0 || f.path == "" || l == LoseNothing {
 			continue
 		}
 		content := f.durable
@@ -178,7 +175,7 @@ func (s *Storage) Crash(l Loss, r *rand.Rand) error {
 type File struct {
 	files.File
 	storage *Storage
-	path    string
+	path    string // "" as long as it has no name
 	durable []byte
 	Writes  int // how often it was written to
 	pending []func(content []byte) []byte
