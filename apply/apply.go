@@ -44,7 +44,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	}
 	defer m.Close()
 	if info, err := blockdev.Stat(r); err == nil {
-		if err := m.o.outside.checkApart(m.Target, info); err != nil {
+		if err := m.o.outside(m.Target).CheckApart(info); err != nil {
 			return Result{}, err
 		}
 	}

@@ -156,8 +156,6 @@ const (
 	place = record.PlaceBytes / scale
 )
 
-var _ outside = (*drives)(nil)
-
 // link has a drive's names lead to it.
 func (s *drives) link() error {
 	for _, d := range s.all {
@@ -246,28 +244,36 @@ func (s *drives) aliasesOf(d *drive, path string) []string {
 	return slices.DeleteFunc(keys, func(key string) bool { return key == own })
 }
 
-func (s *drives) key(t *Target) (string, error) {
-	d, err := s.of(t.OS())
+// placed is a target in the system.
+type placed struct {
+	*Target
+	drives *drives
+}
+
+func (s *drives) around(t *Target) outside { return placed{t, s} }
+
+func (p placed) key() (string, error) {
+	d, err := p.drives.of(p.OS())
 	if err != nil {
 		return "", err
 	}
-	return s.keyOf(d, t.Path), nil
+	return p.drives.keyOf(d, p.Path), nil
 }
 
-func (s *drives) aliases(t *Target) ([]string, error) {
-	d, err := s.of(t.OS())
+func (p placed) aliases() ([]string, error) {
+	d, err := p.drives.of(p.OS())
 	if err != nil {
 		return nil, err
 	}
-	return s.aliasesOf(d, t.Path), nil
+	return p.drives.aliasesOf(d, p.Path), nil
 }
 
-func (s *drives) subject(t *Target) (record.Subject, func(), error) {
-	d, err := s.of(t.OS())
+func (p placed) subject() (record.Subject, func(), error) {
+	d, err := p.drives.of(p.OS())
 	if err != nil {
 		return record.Subject{}, nil, err
 	}
-	subject, done, err := t.subject()
+	subject, done, err := p.Target.subject()
 	subject.Scale = scale
 	subject.Traces = func() (record.Trace, []record.Trace, error) {
 		self, below := d.traces()
@@ -276,9 +282,9 @@ func (s *drives) subject(t *Target) (record.Subject, func(), error) {
 	return subject, done, err
 }
 
-func (s *drives) checkUnused(*Target, Own) error { return nil }
+func (placed) CheckUnused(Own) error { return nil }
 
-func (s *drives) checkApart(*Target, blockdev.Info) error { return nil }
+func (placed) CheckApart(blockdev.Info) error { return nil }
 
 // driveStorage is a storage that counts what is written to drives.
 type driveStorage struct {

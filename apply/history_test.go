@@ -859,7 +859,7 @@ func (h *history) apply(a *attempt) error {
 func (h *history) run(a *attempt) (err error) {
 	o := Options{
 		StateDir: h.path("state"), SpoolDir: h.system.dir, Undo: a.undo, AssumeBase: a.assume, AnyBase: a.any, Stream: a.how == asStream, WriteZeros: a.writeZeros,
-		outside: h.system, random: rand.New(rand.NewPCG(h.r.Uint64(), 12)),
+		outside: h.system.around, random: rand.New(rand.NewPCG(h.r.Uint64(), 12)),
 		checkpointBytes: 2048, windowBytes: 3 * cow.SectorBytes,
 	}
 	s := driveStorage{Storage: files.Disk{}, drives: h.system}

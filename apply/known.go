@@ -60,7 +60,7 @@ func (m *Merger) readKnown() error {
 // Touched tells how the target shows that it is not what it was when the evidence was
 // taken, "" if it does not. Writes are those of the merge that is under way.
 func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (string, error) {
-	subject, done, err := m.o.outside.subject(m.Target)
+	subject, done, err := m.o.outside(m.Target).subject()
 	if err != nil {
 		return "", err
 	}
@@ -76,7 +76,7 @@ func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (stri
 // nil if there is none. A name that leads to the target now may have led to another one
 // then: only one whose evidence agrees is its.
 func (m *Merger) findAlias() (*record.Record, error) {
-	aliases, err := m.o.outside.aliases(m.Target)
+	aliases, err := m.o.outside(m.Target).aliases()
 	if err != nil {
 		return nil, fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
@@ -110,7 +110,7 @@ func (m *Merger) forgetAliases() error {
 	if m.State.None() {
 		return nil
 	}
-	aliases, err := m.o.outside.aliases(m.Target)
+	aliases, err := m.o.outside(m.Target).aliases()
 	if err != nil {
 		return fmt.Errorf("target %s: its other names: %w", m.Target.Path, err)
 	}
@@ -180,7 +180,7 @@ func (m *Merger) Evidence(before *record.Evidence, changed []record.Sample, stal
 	if m.State.None() {
 		return nil, nil
 	}
-	subject, done, err := m.o.outside.subject(m.Target)
+	subject, done, err := m.o.outside(m.Target).subject()
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (m *Merger) Close() {
 // Take notes which file the delta is in. It must be another one than the target, and not
 // change from now on, which CheckUnchanged tells.
 func (m *Merger) Take(in *blockdev.Device) error {
-	if err := m.o.outside.checkApart(m.Target, in.Info()); err != nil {
+	if err := m.o.outside(m.Target).CheckApart(in.Info()); err != nil {
 		return err
 	}
 	before, err := in.Counter()

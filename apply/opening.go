@@ -33,7 +33,7 @@ func openTarget(o Options, path string, how files.Access) (*Target, error) {
 		err = t.CheckWritable()
 	}
 	if err == nil {
-		err = o.outside.checkUnused(t, Own{Opens: 1})
+		err = o.outside(t).CheckUnused(Own{Opens: 1})
 	}
 	if err == nil && IsOurs(t.info.DMUUID()) {
 		err = t.Refused("ddsfs made it to show another volume: apply to that one")
@@ -161,7 +161,7 @@ func newMerger(t *Target, o Options) (*Merger, error) {
 
 // takeOver locks the target, and reads what is known of it.
 func (m *Merger) takeOver() (err error) {
-	if m.Key, err = m.o.outside.key(m.Target); err != nil {
+	if m.Key, err = m.o.outside(m.Target).key(); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	m.lock, err = m.State.Lock(m.Key)

@@ -43,7 +43,7 @@ type Options struct {
 	Storage files.Storage
 
 	// For tests.
-	outside         outside
+	outside         func(*Target) outside
 	random          *rand.Rand
 	checkpointBytes int64
 	windowBytes     int64
@@ -65,7 +65,7 @@ func (o Options) Complete() Options {
 		o.Storage = files.Disk{}
 	}
 	if o.outside == nil {
-		o.outside = system{}
+		o.outside = func(t *Target) outside { return t }
 	}
 	if o.random == nil {
 		o.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))

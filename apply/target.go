@@ -296,27 +296,18 @@ func (t *Target) absolute() string {
 // change places and counters that begin anew.
 type outside interface {
 	// key is the name by which the target is known again, and aliases are its others.
-	key(t *Target) (string, error)
-	aliases(t *Target) ([]string, error)
+	key() (string, error)
+	aliases() ([]string, error)
 	// subject is the target as evidence is taken from it, until done is called.
-	subject(t *Target) (s record.Subject, done func(), err error)
-	// checkUnused refuses a target that somebody else uses without having claimed it.
-	checkUnused(t *Target, o Own) error
-	// checkApart refuses a delta that is read from the target itself.
-	checkApart(t *Target, delta blockdev.Info) error
+	subject() (s record.Subject, done func(), err error)
+	// CheckUnused refuses a target that somebody else uses without having claimed it.
+	CheckUnused(o Own) error
+	// CheckApart refuses a delta that is read from the target itself.
+	CheckApart(delta blockdev.Info) error
 }
 
-// system is the operating system.
-type system struct{}
+var _ outside = (*Target)(nil)
 
-var _ outside = system{}
+func (t *Target) key() (string, error) { return t.info.Key() }
 
-func (system) key(t *Target) (string, error) { return t.info.Key() }
-
-func (system) aliases(t *Target) ([]string, error) { return t.info.KeyAliases() }
-
-func (system) subject(t *Target) (record.Subject, func(), error) { return t.subject() }
-
-func (system) checkUnused(t *Target, o Own) error { return t.CheckUnused(o) }
-
-func (system) checkApart(t *Target, delta blockdev.Info) error { return t.CheckApart(delta) }
+func (t *Target) aliases() ([]string, error) { return t.info.KeyAliases() }
