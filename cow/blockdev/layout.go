@@ -32,9 +32,9 @@ func (e extent) overlaps(other extent) bool {
 	return e.device == other.device && e.start < other.end && other.start < e.end && !(e.scattered && other.scattered)
 }
 
-// piece is a part of a device, from byte start to before byte end, and its place on what
+// segment is a part of a device, from byte start to before byte end, and its place on what
 // lies below. If that is not scattered, both are equally long.
-type piece struct {
+type segment struct {
 	start, end int64
 	on         extent
 	// claimed says that the device keeps everybody else from mounting what lies below
@@ -42,20 +42,20 @@ type piece struct {
 	claimed bool
 }
 
-// layout is what each device is made of. A device at the bottom has no pieces.
-type layout map[deviceID][]piece
+// layout is what each device is made of. A device at the bottom has no segments.
+type layout map[deviceID][]segment
 
 // extents are the places of a part of a device at the bottom, and in each device on the
 // way that scatters it.
 func (l layout) extents(e extent) []extent { return l.follow(nil, e, deepest) }
 
 func (l layout) follow(list []extent, e extent, depth int) []extent {
-	pieces := l[e.device]
-	if len(pieces) == 0 || depth == 0 {
+	segments := l[e.device]
+	if len(segments) == 0 || depth == 0 {
 		return append(list, e)
 	}
 	scatters := false
-	for _, p := range pieces {
+	for _, p := range segments {
 		start, end := max(e.start, p.start), min(e.end, p.end)
 		if start >= end {
 			continue
@@ -120,8 +120,8 @@ func sectorBytes(sector uint64) int64 {
 	return int64(sector) * 512
 }
 
-// tablePieces are the pieces of a mapped device with that table.
-func tablePieces(table []dm.Target) (pieces []piece) {
+// tableSegments are the segments of a mapped device with that table.
+func tableSegments(table []dm.Target) (segments []segment) {
 	for _, t := range table {
 		start := sectorBytes(t.StartSector)
 		end := plus(start, sectorBytes(t.Sectors))
@@ -129,10 +129,10 @@ func tablePieces(table []dm.Target) (pieces []piece) {
 			if !on.scattered {
 				on.end = plus(on.start, end-start)
 			}
-			pieces = append(pieces, piece{start, end, on, true})
+			segments = append(segments, segment{start, end, on, true})
 		}
 	}
-	return pieces
+	return segments
 }
 
 // places are where a target keeps what is written to it: from where on, if that is in

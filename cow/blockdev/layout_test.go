@@ -73,11 +73,11 @@ func TestPlaces(t *testing.T) {
 func labLayout() layout {
 	l := make(layout)
 	part := func(n dm.Number, start, end int64) {
-		l[blockID(n)] = []piece{{end: end - start, on: at(disk, start, end)}}
+		l[blockID(n)] = []segment{{end: end - start, on: at(disk, start, end)}}
 	}
 	part(vdb1, 1*mib, 101*mib)
 	part(vdb2, 101*mib, 201*mib)
-	table := func(minor uint32, targets ...dm.Target) { l[blockID(dmNumber(minor))] = tablePieces(targets) }
+	table := func(minor uint32, targets ...dm.Target) { l[blockID(dmNumber(minor))] = tableSegments(targets) }
 	const sectors = mib / 512
 	// Volumes on vdb1, of which 1 is in two parts, and one on vdb2.
 	table(0, target(0, 10*sectors, dm.KindLinear, "253:1 2048"))
@@ -167,8 +167,8 @@ func TestBelowLayout(t *testing.T) {
 func TestLayoutWithoutSense(t *testing.T) {
 	l := make(layout)
 	a, b := dmNumber(1), dmNumber(2)
-	l[blockID(a)] = tablePieces([]dm.Target{target(0, 8, dm.KindLinear, "254:2 0")})
-	l[blockID(b)] = tablePieces([]dm.Target{target(0, 8, dm.KindLinear, "254:1 0")})
+	l[blockID(a)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:2 0")})
+	l[blockID(b)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:1 0")})
 	l.extents(blockID(a).whole())
 	l.below(blockID(a), false, make(map[deviceID]bool))
 
@@ -179,7 +179,7 @@ func TestLayoutWithoutSense(t *testing.T) {
 		target(most, 8, "striped", "1 8 253:1 18446744073709551615"),
 		target(0, most, "striped", "1 8 253:1 1"),
 	} {
-		l[blockID(a)] = tablePieces([]dm.Target{target})
+		l[blockID(a)] = tableSegments([]dm.Target{target})
 		for _, e := range l.extents(blockID(a).whole()) {
 			if e.start < 0 || e.end < e.start {
 				t.Errorf("%+v is at %+v", target, e)

@@ -156,13 +156,13 @@ func (d *inventory) add(i Info) error {
 	if err != nil {
 		return err
 	}
-	pieces, err := i.pieces(size, loop)
+	segments, err := i.segments(size, loop)
 	if err != nil {
 		return err
 	}
 	id := i.id()
 	d.know(i)
-	d.layout[id] = pieces
+	d.layout[id] = segments
 	if loop != nil {
 		d.loops[id] = loop
 		if file, ok := loop.file(); ok {
@@ -178,34 +178,34 @@ func (d *inventory) know(i Info) {
 	}
 }
 
-// pieces are what a device of that size is made of, or shows if it is a loop device.
-func (i Info) pieces(size int64, loop *loopDevice) ([]piece, error) {
+// segments are what a device of that size is made of, or shows if it is a loop device.
+func (i Info) segments(size int64, loop *loopDevice) ([]segment, error) {
 	switch {
 	case i.partition() != "":
-		p, err := i.partitionPiece(size)
-		return []piece{p}, err
+		p, err := i.partitionSegment(size)
+		return []segment{p}, err
 	case loop != nil:
-		return loop.pieces(), nil
+		return loop.segments(), nil
 	case i.IsDM():
 		if table, err := dm.Table(i.Number); err == nil {
-			return tablePieces(table), nil
+			return tableSegments(table), nil
 		}
 	}
-	return i.slavePieces()
+	return i.slaveSegments()
 }
 
-// partitionPiece is the place on its disk of a partition of that size.
-func (i Info) partitionPiece(size int64) (piece, error) {
+// partitionSegment is the place on its disk of a partition of that size.
+func (i Info) partitionSegment(size int64) (segment, error) {
 	disk, err := i.disk()
 	if err != nil {
-		return piece{}, err
+		return segment{}, err
 	}
 	start, err := i.sectorsOf("start")
-	return piece{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, err
+	return segment{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, err
 }
 
-// pieces are what a loop device shows, if that is known.
-func (l *loopDevice) pieces() []piece {
+// segments are what a loop device shows, if that is known.
+func (l *loopDevice) segments() []segment {
 	if l.shows == (deviceID{}) {
 		return nil
 	}
@@ -213,7 +213,7 @@ func (l *loopDevice) pieces() []piece {
 	if l.length > 0 {
 		on.end = plus(l.start, l.length)
 	}
-	return []piece{{end: on.end - on.start, on: on}}
+	return []segment{{end: on.end - on.start, on: on}}
 }
 
 // file is the file that a loop device shows, with the name that the kernel has for it,
@@ -226,19 +226,19 @@ func (l *loopDevice) file() (i Info, ok bool) {
 	return i, true
 }
 
-// slavePieces are the devices that a device lies on, as if it were scattered over them:
+// slaveSegments are the devices that a device lies on, as if it were scattered over them:
 // nothing else is known of it. A snapshot is scattered over its COW device alone.
-func (i Info) slavePieces() (pieces []piece, err error) {
+func (i Info) slaveSegments() (segments []segment, err error) {
 	slaves, err := i.slaves()
 	if err != nil {
 		return nil, err
 	}
 	for _, slave := range slaves {
-		p := piece{end: everything, on: slave.id().somewhere(), claimed: true}
+		p := segment{end: everything, on: slave.id().somewhere(), claimed: true}
 		if strings.HasPrefix(slave.DMUUID(), lvmPrefix) && strings.HasSuffix(slave.DMUUID(), "-cow") {
-			return []piece{p}, nil
+			return []segment{p}, nil
 		}
-		pieces = append(pieces, p)
+		segments = append(segments, p)
 	}
-	return pieces, nil
+	return segments, nil
 }

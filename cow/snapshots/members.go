@@ -211,9 +211,9 @@ type changes struct {
 	reversed bool
 }
 
-// merge adds to the base's changed chunks those of the new snapshot, and all from
+// union adds to the base's changed chunks those of the new snapshot, and all from
 // the base's end on if the volume is larger than that.
-func merge(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly bool) changes {
+func union(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly bool) changes {
 	c := changes{chunks: base.Changed}
 	var all chunks.Builder
 	if volumeBytes > baseBytes {

@@ -29,7 +29,7 @@ func list(s *chunks.Set) (chunks []uint64) {
 	return chunks
 }
 
-func TestMerge(t *testing.T) {
+func TestUnion(t *testing.T) {
 	const base, new = "vg/base", "vg/new"
 	for _, c := range []struct {
 		name                   string
@@ -75,7 +75,7 @@ func TestMerge(t *testing.T) {
 			chunks: []uint64{0, 4}, newOnly: 1, unexplained: 1, order: "was written to"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := merge(c.base, c.new, c.baseBytes, c.volumeBytes, c.readOnly)
+			got := union(c.base, c.new, c.baseBytes, c.volumeBytes, c.readOnly)
 			if !slices.Equal(list(got.chunks), c.chunks) || got.extended != c.extended || got.newOnly != c.newOnly || got.unexplained != c.unexplained {
 				t.Errorf("%v, %+v", list(got.chunks), got)
 			}

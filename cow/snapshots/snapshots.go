@@ -226,7 +226,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 		return nil, changes{}, fmt.Errorf("base: %w", baseGone(err))
 	}
 	readOnly := p.source.Info().ReadOnly()
-	c := merge(store, new, baseBytes, p.source.Size(), readOnly)
+	c := union(store, new, baseBytes, p.source.Size(), readOnly)
 	warning, err := m.checkOrder(c, readOnly, o)
 	if err != nil {
 		return nil, changes{}, err

@@ -408,7 +408,7 @@ func TestNotToBeAsked(t *testing.T) {
 func TestOrderOfACopy(t *testing.T) {
 	m := members{new: &blockdev.Snapshot{Info: blockdev.Info{Path: "vg/new"}}}
 	for _, readOnly := range []bool{false, true} {
-		c := merge(store(4*kib, 1), store(4*kib, 1, 2, 3), 64*kib, 64*kib, readOnly)
+		c := union(store(4*kib, 1), store(4*kib, 1, 2, 3), 64*kib, 64*kib, readOnly)
 		warning, err := m.checkOrder(c, readOnly, Options{})
 		if err != nil || !strings.Contains(warning, "vg/new has 2 chunks that the base's does not") {
 			t.Errorf("read-only %v: %q, %v", readOnly, warning, err)
