@@ -68,7 +68,7 @@ func NewDecoder(r io.Reader) (*Decoder, error) {
 // Decoder returns a decoder for the store, whatever the order of its data. It does not
 // look at digests.
 func (s *Store) Decoder() *Decoder {
-	return newDecoder(s, &fileReader{s.v, extent{sizeBytes: s.v.Size()}}, s.v.Size(), make([]byte, s.ChunkBytes))
+	return newDecoder(s, &fileReader{s.v, sizes{sizeBytes: s.v.Size()}}, s.v.Size(), make([]byte, s.ChunkBytes))
 }
 
 func newDecoder(s *Store, input chunkReader, sizeBytes int64, metadata []byte) *Decoder {
@@ -112,7 +112,7 @@ func (d *Decoder) Next(p []byte, runs []chunks.Run) ([]chunks.Run, error) {
 		for range n {
 			chunk := entryAt(d.metadata, d.next).old
 			d.next++
-			if last := len(runs) - 1; last >= before && runs[last].Chunk+uint64(runs[last].Count) == chunk {
+			if last := len(runs) - 1; last >= before && runs[last].End() == chunk {
 				runs[last].Count++
 			} else {
 				runs = append(runs, chunks.Run{Chunk: chunk, Count: 1})
@@ -214,7 +214,7 @@ func (d *Decoder) readArea() error {
 // fileReader reads chunks of a file.
 type fileReader struct {
 	v layer.Volume
-	extent
+	sizes
 }
 
 func (f *fileReader) readFirst(sector []byte) (n int, err error) {
@@ -234,7 +234,7 @@ type streamReader struct {
 
 func (s *streamReader) readFirst(sector []byte) (n int, err error) {
 	err = s.readChunks(sector, 0)
-	var cut *CutError
+	var cut *cutError
 	if errors.As(err, &cut) {
 		return int(s.at), nil
 	}
@@ -268,7 +268,7 @@ func (s *streamReader) expect(totalBytes int64) { s.totalBytes = totalBytes }
 // truncated says that a pipe ended at byte end, or could not be read on from there.
 func truncated(end, totalBytes int64, err error) error {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return &CutError{end, totalBytes}
+		return &cutError{end, totalBytes}
 	}
 	return fmt.Errorf("read at byte %d: %w", end, err)
 }

@@ -163,7 +163,7 @@ func TestDecoderErrorComesLast(t *testing.T) {
 			}
 		}
 		for range 2 {
-			var format *FormatError
+			var format *formatError
 			if runs, err := d.Next(p, nil); !errors.As(err, &format) || len(runs) > 0 {
 				t.Errorf("%s: %+v, %v", name, runs, err)
 			}
@@ -208,7 +208,7 @@ func TestDecoderRefuses(t *testing.T) {
 		b := slices.Clone(good)
 		b[at] = 1
 		for name, err := range both(b) {
-			var format *FormatError
+			var format *formatError
 			if !errors.As(err, &format) || format.Offset != int64(at) {
 				t.Errorf("%s with byte %d set: %v", name, at, err)
 			}

@@ -36,9 +36,9 @@ func Encode(l layer.Layer) (*Delta, error) {
 	return d, nil
 }
 
-// Sealed is the delta as the body of one with that seal: all but its data is then
-// the same, whatever its source.
-func (d *Delta) Sealed(s Seal) *Delta {
+// withSeal returns the delta as the body of one with that seal: all but its data is
+// then the same, whatever its source.
+func (d *Delta) withSeal(s Seal) *Delta {
 	body := *d
 	body.first = s.firstSector(Header{Valid: true, ChunkBytes: d.layout.chunkBytes})
 	return &body

@@ -68,11 +68,11 @@ func largestSubtree(leaves int) int {
 	return 1 << (bits.Len(uint(leaves-1)) - 1)
 }
 
-// hashPiece appends to trees the subtrees of a piece of a block of blockBytes
-// bytes. The piece begins with the given leaf and must consist of whole leaves,
+// hashPart appends to trees the subtrees of a part of a block of blockBytes
+// bytes. The part begins with the given leaf and must consist of whole leaves,
 // save for the block's last.
-func hashPiece(trees []subtree, piece []byte, first, blockBytes int) []subtree {
-	end := first + (len(piece)+leafBytes-1)/leafBytes
+func hashPart(trees []subtree, part []byte, first, blockBytes int) []subtree {
+	end := first + (len(part)+leafBytes-1)/leafBytes
 	limit := min(groupLeaves, largestSubtree((blockBytes+leafBytes-1)/leafBytes))
 	for at := first; at < end; {
 		n := min(limit, end-at)
@@ -80,7 +80,7 @@ func hashPiece(trees []subtree, piece []byte, first, blockBytes int) []subtree {
 		if at > 0 {
 			n = min(n, at&-at)
 		}
-		bytes := piece[(at-first)*leafBytes:]
+		bytes := part[(at-first)*leafBytes:]
 		size := min(len(bytes), n*leafBytes)
 		trees = append(trees, subtree{at, n, groupValue(bytes, size, uint64(at))})
 		at += n
@@ -169,7 +169,7 @@ func (b *blockHash) digest() Digest {
 	return d
 }
 
-// gaps calls f with each piece of the block that is missing, in leaves.
+// gaps calls f with each part of the block that is missing, in leaves.
 func (b *blockHash) gaps(f func(first, end int)) {
 	at := 0
 	for _, t := range b.trees {
@@ -193,7 +193,7 @@ func digestOf(b []byte) Digest {
 	var buf [subtreesHint]subtree
 	var trees [subtreesHint]subtree
 	h := blockHash{bytes: len(b), trees: trees[:0]}
-	for _, t := range hashPiece(buf[:0], b, 0, len(b)) {
+	for _, t := range hashPart(buf[:0], b, 0, len(b)) {
 		h.add(t)
 	}
 	return h.digest()

@@ -19,7 +19,7 @@ func TestBlockHash(t *testing.T) {
 		for round := range 30 {
 			b := blockHash{bytes: bytes}
 			add := func(first, end int) {
-				for _, s := range hashPiece(nil, block[first*leafBytes:min(end*leafBytes, bytes)], first, bytes) {
+				for _, s := range hashPart(nil, block[first*leafBytes:min(end*leafBytes, bytes)], first, bytes) {
 					if !b.add(s) {
 						t.Fatalf("%d bytes: a conflict in leaves %d to %d", bytes, first, end)
 					}
@@ -66,12 +66,12 @@ func TestBlockHash(t *testing.T) {
 func TestBlockHashNoticesAChange(t *testing.T) {
 	block := randomBytes(1, BlockBytes)
 	b := blockHash{bytes: BlockBytes}
-	for _, s := range hashPiece(nil, block[16<<10:48<<10], 16, BlockBytes) {
+	for _, s := range hashPart(nil, block[16<<10:48<<10], 16, BlockBytes) {
 		b.add(s)
 	}
 	block[20<<10]++
 	conflicts := 0
-	for _, s := range hashPiece(nil, block[16<<10:32<<10], 16, BlockBytes) {
+	for _, s := range hashPart(nil, block[16<<10:32<<10], 16, BlockBytes) {
 		if !b.add(s) {
 			conflicts++
 		}
@@ -87,7 +87,7 @@ func BenchmarkHashPiece(b *testing.B) {
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
 	for b.Loop() {
-		hashPiece(trees[:0], p, 128, BlockBytes)
+		hashPart(trees[:0], p, 128, BlockBytes)
 	}
 }
 

@@ -57,17 +57,17 @@ func (d *Digester) take(p []byte) {
 }
 
 // hash takes the next piece of the block: whole groups, or all that is left of it.
-func (d *Digester) hash(piece []byte) {
+func (d *Digester) hash(part []byte) {
 	if d.block.bytes <= leafBytes {
-		d.digests = append(d.digests, digestOf(piece))
+		d.digests = append(d.digests, digestOf(part))
 		d.nextBlock()
 		return
 	}
 	var buf [subtreesHint]subtree
-	for _, t := range hashPiece(buf[:0], piece, d.passed/leafBytes, d.block.bytes) {
+	for _, t := range hashPart(buf[:0], part, d.passed/leafBytes, d.block.bytes) {
 		d.block.add(t)
 	}
-	if d.passed += len(piece); d.passed == d.block.bytes {
+	if d.passed += len(part); d.passed == d.block.bytes {
 		d.digests = append(d.digests, d.block.digest())
 		d.nextBlock()
 	}

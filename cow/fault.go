@@ -9,7 +9,7 @@ import (
 // ErrBadData says that the data is at fault: a delta or a store that is empty, cut,
 // damaged or something else, or content that is not what its digests say. No error is
 // it; errors.Is finds it in every error of this package that is about what was read,
-// which are [*FormatError], [*CutError], [*ForeignError] and [ErrMismatch], and in none
+// which are [*formatError], [*cutError], [*foreignError] and [ErrMismatch], and in none
 // that is about the reading, as that of a disk that fails.
 var ErrBadData = errors.New("the data is at fault")
 
@@ -22,16 +22,16 @@ func (mismatch) Error() string { return "does not match its digests" }
 
 func (mismatch) Is(target error) bool { return target == ErrBadData }
 
-// FormatError says which field of an exception store is wrong, with its value
+// formatError says which field of an exception store is wrong, with its value
 // and its offset in bytes from the start of the store.
-type FormatError struct {
+type formatError struct {
 	Field  string
 	Value  uint64
 	Offset int64
 	Reason string
 }
 
-func (e *FormatError) Error() string {
+func (e *formatError) Error() string {
 	value := fmt.Sprint(e.Value)
 	if e.Field == "magic" {
 		value = fmt.Sprintf("0x%08x", e.Value)
@@ -40,17 +40,17 @@ func (e *FormatError) Error() string {
 }
 
 // Is tells errors.Is that the data is at fault.
-func (e *FormatError) Is(target error) bool { return target == ErrBadData }
+func (e *formatError) Is(target error) bool { return target == ErrBadData }
 
-// CutError says that a delta or a store ends too early. It is an
+// cutError says that a delta or a store ends too early. It is an
 // io.ErrUnexpectedEOF as well.
-type CutError struct {
+type cutError struct {
 	// EndBytes is how many bytes there are, and TotalBytes how many there must be, 0
 	// if that is not known.
 	EndBytes, TotalBytes int64
 }
 
-func (e *CutError) Error() string {
+func (e *cutError) Error() string {
 	switch {
 	case e.EndBytes == 0:
 		return "it is empty: nothing arrived: look at what the sender said"
@@ -61,16 +61,16 @@ func (e *CutError) Error() string {
 }
 
 // Is tells errors.Is that the data is at fault.
-func (e *CutError) Is(target error) bool {
+func (e *cutError) Is(target error) bool {
 	return target == ErrBadData || target == io.ErrUnexpectedEOF
 }
 
-// extent is how many bytes of a delta or a store there are, and how many there must be,
+// sizes is how many bytes of a delta or a store there are, and how many there must be,
 // 0 if that is not known.
-type extent struct{ sizeBytes, totalBytes int64 }
+type sizes struct{ sizeBytes, totalBytes int64 }
 
 // readAt fills p from r, which holds the delta or the store, or fails.
-func (e extent) readAt(r io.ReaderAt, p []byte, off int64) error {
+func (e sizes) readAt(r io.ReaderAt, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
@@ -79,7 +79,7 @@ func (e extent) readAt(r io.ReaderAt, p []byte, off int64) error {
 	case n == len(p):
 		return nil
 	case err == nil || err == io.EOF:
-		return &CutError{min(off+int64(n), e.sizeBytes), e.totalBytes}
+		return &cutError{min(off+int64(n), e.sizeBytes), e.totalBytes}
 	}
 	return fmt.Errorf("%d bytes at byte %d: %w", len(p), off, err)
 }

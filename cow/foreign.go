@@ -8,16 +8,16 @@ import (
 	"unicode/utf8"
 )
 
-// ForeignError says what something is that is neither a delta nor a store.
-type ForeignError struct {
+// foreignError says what something is that is neither a delta nor a store.
+type foreignError struct {
 	What string // "compressed with zstd"
 	Way  string // what to do
 }
 
-func (e *ForeignError) Error() string { return "it is " + e.What + ": " + e.Way }
+func (e *foreignError) Error() string { return "it is " + e.What + ": " + e.Way }
 
 // Is tells errors.Is that the data is at fault.
-func (e *ForeignError) Is(target error) bool { return target == ErrBadData }
+func (e *foreignError) Is(target error) bool { return target == ErrBadData }
 
 // packed is what a delta can be packed in on its way, and what unpacks it.
 var packed = []struct{ begins, what, unpack string }{
@@ -42,23 +42,23 @@ const quotedBytes = 60
 func identify(b []byte) error {
 	for _, p := range packed {
 		if bytes.HasPrefix(b, []byte(p.begins)) {
-			return &ForeignError{p.what, p.unpack + " FILE | ddsfs apply - TARGET unpacks it on its way"}
+			return &foreignError{p.what, p.unpack + " FILE | ddsfs apply - TARGET unpacks it on its way"}
 		}
 	}
 	switch {
 	case isOpenPGP(b):
-		return &ForeignError{"encrypted with gpg", "gpg -d FILE | ddsfs apply - TARGET unpacks it on its way"}
+		return &foreignError{"encrypted with gpg", "gpg -d FILE | ddsfs apply - TARGET unpacks it on its way"}
 	case !isText(b):
 		return nil
 	case isHTML(b):
-		return &ForeignError{"an HTML page", "a server sent it in place of the delta, and says why in it"}
+		return &foreignError{"an HTML page", "a server sent it in place of the delta, and says why in it"}
 	}
 	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
 	if len(line) > quotedBytes {
 		line = line[:quotedBytes]
 	}
 	quoted := strings.ToValidUTF8(string(line), "")
-	return &ForeignError{fmt.Sprintf("text that begins with %q", quoted), "no delta, and no COW device: if it was sent, this is what the sender or a login script said"}
+	return &foreignError{fmt.Sprintf("text that begins with %q", quoted), "no delta, and no COW device: if it was sent, this is what the sender or a login script said"}
 }
 
 // isOpenPGP tells whether b begins with a session key's packet (RFC 4880, 5.1 and 5.3),

@@ -101,7 +101,7 @@ func FuzzParseSeal(f *testing.F) {
 			sum := digestOf(b[:sealSumOffset]) // or nothing gets past it
 			copy(b[sealSumOffset:], sum[:])
 		}
-		s, err := ParseSeal(h, b)
+		s, err := parseSeal(h, b)
 		if err != nil || s == nil {
 			return
 		}

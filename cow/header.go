@@ -16,8 +16,8 @@ const (
 	// EntryBytes is the size of one exception in a metadata chunk.
 	EntryBytes = 16
 
-	// HeaderBytes is how much of chunk 0 the kernel reads and writes.
-	HeaderBytes = 16
+	// headerBytes is how much of chunk 0 the kernel reads and writes.
+	headerBytes = 16
 
 	magic   = 0x70416e53 // "SnAp"
 	version = 1
@@ -30,29 +30,29 @@ type Header struct {
 	ChunkBytes int64
 }
 
-// ParseHeader decodes a store's header from its first bytes, HeaderBytes at least
+// parseHeader decodes a store's header from its first bytes, headerBytes at least
 // unless it has fewer. More of them help to tell what it is if it is no store. A
 // store that is not valid is parsed all the same, so that it can be shown: see
-// [Header.CheckValid].
-func ParseHeader(b []byte) (Header, error) {
+// [Header.checkValid].
+func parseHeader(b []byte) (Header, error) {
 	if err := checkMagic(b); err != nil {
 		return Header{}, err
 	}
-	if len(b) < HeaderBytes {
-		return Header{}, &CutError{EndBytes: int64(len(b))}
+	if len(b) < headerBytes {
+		return Header{}, &cutError{EndBytes: int64(len(b))}
 	}
 	le := binary.LittleEndian
 	if v := le.Uint32(b[8:]); v != version {
-		return Header{}, &FormatError{"version", uint64(v), 8, "only version 1 is known"}
+		return Header{}, &formatError{"version", uint64(v), 8, "only version 1 is known"}
 	}
 	valid := le.Uint32(b[4:])
 	if valid > 1 {
-		return Header{}, &FormatError{"valid", uint64(valid), 4, "must be 0 or 1"}
+		return Header{}, &formatError{"valid", uint64(valid), 4, "must be 0 or 1"}
 	}
 	sectors := le.Uint32(b[12:])
 	bytes := int64(sectors) * SectorBytes
 	if err := chunks.CheckBytes(bytes); err != nil {
-		return Header{}, &FormatError{"chunk_size", uint64(sectors), 12, err.Error()}
+		return Header{}, &formatError{"chunk_size", uint64(sectors), 12, err.Error()}
 	}
 	return Header{Valid: valid == 1, ChunkBytes: bytes}, nil
 }
@@ -70,36 +70,36 @@ func checkMagic(b []byte) error {
 	copy(got[:], b)
 	m := binary.LittleEndian.Uint32(got[:])
 	if m == 0 {
-		return &FormatError{"magic", 0, 0, "it begins with zeros: the COW device of a snapshot that was never activated (activate it once), or a file that was never filled (copy it again)"}
+		return &formatError{"magic", 0, 0, "it begins with zeros: the COW device of a snapshot that was never activated (activate it once), or a file that was never filled (copy it again)"}
 	}
-	return &FormatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(magic))}
+	return &formatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(magic))}
 }
 
 // ParseFirst decodes the header and the seal of a delta or a store from its first
 // SectorBytes bytes, or from all that it has. The seal is nil where there is none. Of a
 // snapshot that is marked invalid, the header is returned with the error.
 func ParseFirst(b []byte) (Header, *Seal, error) {
-	h, err := ParseHeader(b)
+	h, err := parseHeader(b)
 	if err != nil {
 		return Header{}, nil, err
 	}
-	if err := h.CheckValid(); err != nil {
+	if err := h.checkValid(); err != nil {
 		return h, nil, err
 	}
-	seal, err := ParseSeal(h, b)
+	seal, err := parseSeal(h, b)
 	return h, seal, err
 }
 
-// CheckValid returns an error if the store is marked invalid, which the kernel
+// checkValid returns an error if the store is marked invalid, which the kernel
 // does when a snapshot overflows: changes made after that are not in it.
-func (h Header) CheckValid() error {
+func (h Header) checkValid() error {
 	if h.Valid {
 		return nil
 	}
-	return &FormatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger"}
+	return &formatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger"}
 }
 
-// Append appends the header's HeaderBytes bytes to b.
+// Append appends the header's headerBytes bytes to b.
 func (h Header) Append(b []byte) []byte {
 	le := binary.LittleEndian
 	var valid uint32

@@ -34,9 +34,6 @@ func NewLayout(chunkBytes int64, exceptions uint64) (Layout, error) {
 	return l, nil
 }
 
-// ChunkBytes is the chunk size.
-func (l Layout) ChunkBytes() int64 { return l.chunkBytes }
-
 // Exceptions is the number of exceptions.
 func (l Layout) Exceptions() int64 { return l.exceptions }
 

@@ -105,7 +105,7 @@ func BenchmarkLayout(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	chunks := l.Bytes() / l.ChunkBytes()
+	chunks := l.Bytes() / l.chunkBytes
 	chunk, sum := int64(0), int64(0)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -73,7 +73,7 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 				break
 			}
 		}
-		if e.old != run.Chunk+uint64(run.Count) {
+		if e.old != run.End() {
 			if err := p.add(run, used); err != nil {
 				return 0, err
 			}
@@ -98,13 +98,13 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 // add adds the run of the last old_chunks of the next area's first used entries. It
 // fails if one of them was there already.
 func (p *metadataParser) add(run chunks.Run, used int64) error {
-	end := run.Chunk + uint64(run.Count)
+	end := run.End()
 	was := p.changed.AddRange(run.Chunk, end)
 	if was == end {
 		return nil
 	}
 	at := p.offset() + (used-int64(end-was))*EntryBytes
-	return &FormatError{"old_chunk", was, at, "is there twice"}
+	return &formatError{"old_chunk", was, at, "is there twice"}
 }
 
 // check checks an entry of the next area, of which used were checked before.
@@ -112,12 +112,12 @@ func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 	at := p.offset() + used*EntryBytes
 	switch {
 	case e.old >= p.volumeChunks:
-		return &FormatError{"old_chunk", e.old, at, fmt.Sprintf("lies past the end of the volume, which has %d chunks of %d bytes", p.volumeChunks, p.header.ChunkBytes)}
+		return &formatError{"old_chunk", e.old, at, fmt.Sprintf("lies past the end of the volume, which has %d chunks of %d bytes", p.volumeChunks, p.header.ChunkBytes)}
 	case e.new-p.goodNew < p.goodNews:
 	case e.new >= p.deviceChunks:
-		return &FormatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged, or cut: copy it again", p.deviceChunks, p.header.ChunkBytes)}
+		return &formatError{"new_chunk", e.new, at + 8, fmt.Sprintf("lies past the end of the store, which has %d whole chunks of %d bytes: it is damaged, or cut: copy it again", p.deviceChunks, p.header.ChunkBytes)}
 	case isMetadataChunk(e.new, uint64(p.perArea)):
-		return &FormatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
+		return &formatError{"new_chunk", e.new, at + 8, "is the number of a metadata chunk"}
 	default:
 		first := e.new - (e.new-1)%uint64(p.perArea+1) + 1
 		if first+uint64(p.perArea) <= p.deviceChunks {
@@ -129,11 +129,11 @@ func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 	}
 	switch i := p.exceptions + used; {
 	case i >= p.seal.Exceptions:
-		return &FormatError{"old_chunk", e.old, at, fmt.Sprintf("is one more than the %d exceptions of the seal", p.seal.Exceptions)}
+		return &formatError{"old_chunk", e.old, at, fmt.Sprintf("is one more than the %d exceptions of the seal", p.seal.Exceptions)}
 	case int64(e.new) != metadataChunk(p.area, p.perArea)+1+used: // all areas before are full
-		return &FormatError{"new_chunk", e.new, at + 8, "must be the next data chunk in a sealed delta"}
+		return &formatError{"new_chunk", e.new, at + 8, "must be the next data chunk in a sealed delta"}
 	case i > 0 && e.old <= lastOld:
-		return &FormatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
+		return &formatError{"old_chunk", e.old, at, "must be higher than the one before in a sealed delta"}
 	}
 	return nil
 }

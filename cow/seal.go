@@ -82,11 +82,11 @@ func (s Seal) endBytes() int64 {
 // keep the trailer readable on a loop device, or past the page cache.
 func (s Seal) TotalBytes() int64 { return (s.endBytes() + paddedBytes - 1) / paddedBytes * paddedBytes }
 
-// CheckSize fails if so many bytes are not all of the delta. The zeros at its end may be
+// checkSize fails if so many bytes are not all of the delta. The zeros at its end may be
 // missing, as in deltas of earlier versions.
-func (s Seal) CheckSize(bytes int64) error {
+func (s Seal) checkSize(bytes int64) error {
 	if bytes < s.endBytes() {
-		return &CutError{bytes, s.TotalBytes()}
+		return &cutError{bytes, s.TotalBytes()}
 	}
 	return nil
 }
@@ -94,7 +94,7 @@ func (s Seal) CheckSize(bytes int64) error {
 // checkCount fails if that is not how many exceptions the list has.
 func (s Seal) checkCount(exceptions int64) error {
 	if exceptions != s.Exceptions {
-		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("the list has %d: the delta is damaged", exceptions)}
+		return &formatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("the list has %d: the delta is damaged", exceptions)}
 	}
 	return nil
 }
@@ -122,34 +122,34 @@ func (s Seal) firstSector(h Header) [sealBytes]byte {
 	return b
 }
 
-// ParseSeal reads the seal in a delta's first sector, whose header is h. There is
+// parseSeal reads the seal in a delta's first sector, whose header is h. There is
 // none, and no error, where the sector is zero behind the header. Anything else is
 // refused.
-func ParseSeal(h Header, sector []byte) (*Seal, error) {
+func parseSeal(h Header, sector []byte) (*Seal, error) {
 	if len(sector) < sealBytes {
-		return nil, &CutError{EndBytes: int64(len(sector))}
+		return nil, &cutError{EndBytes: int64(len(sector))}
 	}
 	sector = sector[:sealBytes]
-	if firstNonZero(sector[HeaderBytes:]) < 0 {
+	if firstNonZero(sector[headerBytes:]) < 0 {
 		return nil, nil
 	}
 	le := binary.LittleEndian
 	if string(sector[sealOffset:sealOffset+len(sealMagic)]) != sealMagic {
-		at := firstNonZero(sector[HeaderBytes:]) + HeaderBytes
-		return nil, &FormatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero behind its header nor sealed: the delta is damaged"}
+		at := firstNonZero(sector[headerBytes:]) + headerBytes
+		return nil, &formatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero behind its header nor sealed: the delta is damaged"}
 	}
 	if v := le.Uint32(sector[72:]); v != SealVersion {
-		return nil, &FormatError{"seal version", uint64(v), 72, "only version 1 is known: a later ddsfs made this delta, or it is damaged"}
+		return nil, &formatError{"seal version", uint64(v), 72, "only version 1 is known: a later ddsfs made this delta, or it is damaged"}
 	}
 	if sum := digestOf(sector[:sealSumOffset]); !bytes.Equal(sum[:], sector[sealSumOffset:]) {
-		return nil, &FormatError{"seal checksum", le.Uint64(sector[sealSumOffset:]), sealSumOffset, "does not match: the delta is damaged"}
+		return nil, &formatError{"seal checksum", le.Uint64(sector[sealSumOffset:]), sealSumOffset, "does not match: the delta is damaged"}
 	}
-	if at := firstNonZero(sector[HeaderBytes:sealOffset]); at >= 0 {
-		return nil, &FormatError{"byte", uint64(sector[HeaderBytes+at]), int64(HeaderBytes + at), "must be zero"}
+	if at := firstNonZero(sector[headerBytes:sealOffset]); at >= 0 {
+		return nil, &formatError{"byte", uint64(sector[headerBytes+at]), int64(headerBytes + at), "must be zero"}
 	}
 	flags := le.Uint32(sector[76:])
 	if flags&^sealBaseCheck != 0 {
-		return nil, &FormatError{"seal flags", uint64(flags), 76, "has flags that are not known"}
+		return nil, &formatError{"seal flags", uint64(flags), 76, "has flags that are not known"}
 	}
 	s := &Seal{BaseCheck: flags&sealBaseCheck != 0}
 	for _, f := range []struct {
@@ -164,21 +164,21 @@ func ParseSeal(h Header, sector []byte) (*Seal, error) {
 	} {
 		v := le.Uint64(sector[f.offset:])
 		if v > math.MaxInt64 {
-			return nil, &FormatError{f.name, v, int64(f.offset), "is too large"}
+			return nil, &formatError{f.name, v, int64(f.offset), "is too large"}
 		}
 		*f.to = int64(v)
 	}
 	if v := le.Uint64(sector[112:]); v != 0 {
-		return nil, &FormatError{"reserved field", v, 112, "must be zero"}
+		return nil, &formatError{"reserved field", v, 112, "must be zero"}
 	}
 	for i, to := range []*string{&s.Base, &s.New, &s.Origin} {
 		at := identityOffset + i*identityBytes
 		id, rest, _ := bytes.Cut(sector[at:at+identityBytes], []byte{0})
 		if bad := firstOutside(id); bad >= 0 {
-			return nil, &FormatError{"byte", uint64(id[bad]), int64(at + bad), "is none of an identity's"}
+			return nil, &formatError{"byte", uint64(id[bad]), int64(at + bad), "is none of an identity's"}
 		}
 		if bad := firstNonZero(rest); bad >= 0 {
-			return nil, &FormatError{"byte", uint64(rest[bad]), int64(at + identityBytes - len(rest) + bad), "must be zero behind an identity"}
+			return nil, &formatError{"byte", uint64(rest[bad]), int64(at + identityBytes - len(rest) + bad), "must be zero behind an identity"}
 		}
 		*to = string(id)
 	}
@@ -190,15 +190,15 @@ func (s *Seal) check(h Header) error {
 	l, err := NewLayout(h.ChunkBytes, uint64(s.Exceptions))
 	switch {
 	case err != nil:
-		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, err.Error()}
+		return &formatError{"number of exceptions", uint64(s.Exceptions), 88, err.Error()}
 	case s.BodyBytes != l.Bytes():
-		return &FormatError{"body length", uint64(s.BodyBytes), 104, fmt.Sprintf("%d exceptions make %d bytes", s.Exceptions, l.Bytes())}
+		return &formatError{"body length", uint64(s.BodyBytes), 104, fmt.Sprintf("%d exceptions make %d bytes", s.Exceptions, l.Bytes())}
 	case s.VolumeBytes == 0 || s.Exceptions > (s.VolumeBytes-1)/h.ChunkBytes+1:
-		return &FormatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("a volume of %d bytes has fewer chunks", s.VolumeBytes)}
+		return &formatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("a volume of %d bytes has fewer chunks", s.VolumeBytes)}
 	case s.NewOnly > s.Exceptions:
-		return &FormatError{"number of the new snapshot's exceptions", uint64(s.NewOnly), 96, fmt.Sprintf("there are only %d", s.Exceptions)}
+		return &formatError{"number of the new snapshot's exceptions", uint64(s.NewOnly), 96, fmt.Sprintf("there are only %d", s.Exceptions)}
 	case s.BodyBytes > math.MaxInt64/2:
-		return &FormatError{"body length", uint64(s.BodyBytes), 104, "is too large"}
+		return &formatError{"body length", uint64(s.BodyBytes), 104, "is too large"}
 	}
 	return nil
 }

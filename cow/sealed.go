@@ -11,14 +11,14 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// ErrSourceChanged says that the source of a delta did not hold still: two
+// errSourceChanged says that the source of a delta did not hold still: two
 // readings of a part of it differ.
-var ErrSourceChanged = errors.New("the source changed while it was read: two readings of it differ, and the delta can't be sealed")
+var errSourceChanged = errors.New("the source changed while it was read: two readings of it differ, and the delta can't be sealed")
 
 // Sealed is a delta with its seal: an io.ReaderAt over the body and the trailer
 // behind it.
 //
-// The digests are taken of the body as it is served, in whatever pieces and
+// The digests are taken of the body as it is served, in whatever parts and
 // order, so that who copies it from its beginning to its end has each byte of the
 // source read and hashed once. What is still missing when the trailer is read, is
 // read from the source then.
@@ -114,9 +114,9 @@ func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 	if err := s.seal.check(h); err != nil {
 		return nil, err
 	}
-	s.body = d.Sealed(s.seal)
+	s.body = d.withSeal(s.seal)
 	if o.BaseContent != nil {
-		s.base = d.Sealed(s.seal)
+		s.base = d.withSeal(s.seal)
 		s.base.layer.Content = o.BaseContent
 	}
 	return s, nil
@@ -189,8 +189,8 @@ func (s *Sealed) Finish(p []byte, off int64) {
 	defer s.end(first, end)
 	for block := first; block < end; block++ {
 		begin := max(block*BlockBytes, off)
-		piece := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
-		s.hash(block, piece, begin-block*BlockBytes)
+		part := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
+		s.hash(block, part, begin-block*BlockBytes)
 	}
 }
 
@@ -261,36 +261,36 @@ func (s *Sealed) blockBytes(block int64) int {
 	return int(min(BlockBytes, s.seal.BodyBytes-block*BlockBytes))
 }
 
-// hash adds a piece of a block, from its byte within, to the block's digest. What
-// is no whole leaf at the ends of the piece is left for another time.
-func (s *Sealed) hash(block int64, piece []byte, within int64) {
+// hash adds a part of a block, from its byte within, to the block's digest. What
+// is no whole leaf at the ends of the part is left for another time.
+func (s *Sealed) hash(block int64, part []byte, within int64) {
 	size := s.blockBytes(block)
 	if size <= leafBytes {
-		if len(piece) == size {
+		if len(part) == size {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.complete(block, digestOf(piece))
+			s.complete(block, digestOf(part))
 		}
 		return
 	}
 	first := (within + leafBytes - 1) / leafBytes
-	if skip := first*leafBytes - within; skip < int64(len(piece)) {
-		piece = piece[skip:]
+	if skip := first*leafBytes - within; skip < int64(len(part)) {
+		part = part[skip:]
 	} else {
 		return
 	}
-	if first*leafBytes+int64(len(piece)) < int64(size) {
-		piece = piece[:len(piece)/leafBytes*leafBytes]
+	if first*leafBytes+int64(len(part)) < int64(size) {
+		part = part[:len(part)/leafBytes*leafBytes]
 	}
 	var buf [subtreesHint]subtree
-	trees := hashPiece(buf[:0], piece, int(first), size)
+	trees := hashPart(buf[:0], part, int(first), size)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.state(block)
 	for _, t := range trees {
 		if !b.hash.add(t) {
-			s.failed = ErrSourceChanged
+			s.failed = errSourceChanged
 		}
 	}
 	if b.hash.complete() {
@@ -303,7 +303,7 @@ func (s *Sealed) hash(block int64, piece []byte, within int64) {
 // the same.
 func (s *Sealed) complete(block int64, d Digest) {
 	if before, ok := s.digests.get(block); ok && before != d {
-		s.failed = ErrSourceChanged
+		s.failed = errSourceChanged
 	}
 	s.digests.set(block, d)
 }

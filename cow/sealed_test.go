@@ -193,7 +193,7 @@ func TestSealedNoticesAChangedSource(t *testing.T) {
 		if _, err := s.ReadAt(p, off); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.ReadAt(p[:10], s.Size()-10); !errors.Is(err, ErrSourceChanged) {
+		if _, err := s.ReadAt(p[:10], s.Size()-10); !errors.Is(err, errSourceChanged) {
 			t.Errorf("whole %v: %v", whole, err)
 		}
 	}
@@ -309,8 +309,8 @@ func TestSealHoldsEveryBit(t *testing.T) {
 			}
 		}
 		for way, err := range map[string]error{"file": verifyAll(good[:at]), "pipe": stream(good[:at]), "list": list(good[:at])} {
-			var cut *CutError
-			want := CutError{int64(at), int64(len(good))}
+			var cut *cutError
+			want := cutError{int64(at), int64(len(good))}
 			if at < 512 {
 				want.TotalBytes = 0 // nobody knows
 			}
@@ -416,7 +416,7 @@ func TestVerifyErrors(t *testing.T) {
 	verify := func(ctx context.Context, body io.ReaderAt) error {
 		return opened.compare(ctx, body, OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
 	}
-	body := &badBlocks{ReaderAt: d.Sealed(s.Seal()), bad: []int64{5, 6, 7}, following: make(chan struct{})}
+	body := &badBlocks{ReaderAt: d.withSeal(s.Seal()), bad: []int64{5, 6, 7}, following: make(chan struct{})}
 	if err := verify(t.Context(), body); err == nil || !strings.HasSuffix(err.Error(), "MiB 5: block 5 is bad") {
 		t.Errorf("error %v", err)
 	}
@@ -535,7 +535,7 @@ func TestParseSealRefuses(t *testing.T) {
 		return b[:]
 	}
 	first := good.firstSector(h)
-	if s, err := ParseSeal(h, first[:]); err != nil || *s != good {
+	if s, err := parseSeal(h, first[:]); err != nil || *s != good {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	le := binary.LittleEndian
@@ -557,7 +557,7 @@ func TestParseSealRefuses(t *testing.T) {
 	} {
 		b := first
 		change(b[:])
-		if s, err := ParseSeal(h, resum(b)); err == nil {
+		if s, err := parseSeal(h, resum(b)); err == nil {
 			t.Errorf("%s: taken as %+v", name, s)
 		}
 	}
@@ -625,7 +625,7 @@ func TestSealedListIsCanonical(t *testing.T) {
 		"descending":         func(list []exception) { list[1].old, list[2].old = list[2].old, list[1].old },
 	} {
 		b := exceptions(change)
-		var format *FormatError
+		var format *formatError
 		if err := verifyAll(b); !errors.As(err, &format) {
 			t.Errorf("%s: %v", name, err)
 		}

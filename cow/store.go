@@ -62,7 +62,7 @@ func Open(v layer.Volume) (*Store, error) {
 
 // ReadStore opens a store and reads its list, but neither its trailer nor its data
 // chunks. Anything that the kernel would not have written is refused with a
-// [*FormatError]. The list may be shorter than the seal says, as it is where the
+// [*formatError]. The list may be shorter than the seal says, as it is where the
 // kernel has begun to use a delta up. Of a snapshot that is marked invalid, the header
 // is returned with the error.
 func ReadStore(v layer.Volume, o StoreOptions) (*Store, error) {
@@ -79,7 +79,7 @@ func ReadStore(v layer.Volume, o StoreOptions) (*Store, error) {
 // open reads chunk 0. Of a snapshot that is marked invalid, the header is returned with
 // the error.
 func open(v layer.Volume) (*Store, error) {
-	s, _, err := readFirst(&fileReader{v: v, extent: extent{sizeBytes: v.Size()}})
+	s, _, err := readFirst(&fileReader{v: v, sizes: sizes{sizeBytes: v.Size()}})
 	if s != nil {
 		s.v = v
 	}
@@ -111,7 +111,7 @@ func readFirst(input chunkReader) (s *Store, chunk []byte, err error) {
 		return nil, nil, fmt.Errorf("chunk 0: %w", err)
 	}
 	if at := firstNonZero(rest); at >= 0 {
-		return nil, nil, &FormatError{"byte", uint64(rest[at]), int64(SectorBytes + at), "chunk 0 must be zero after its first sector: the delta is damaged"}
+		return nil, nil, &formatError{"byte", uint64(rest[at]), int64(SectorBytes + at), "chunk 0 must be zero after its first sector: the delta is damaged"}
 	}
 	return &Store{Header: h, Seal: seal}, chunk, nil
 }
@@ -141,13 +141,13 @@ func (s *Store) CheckList() error {
 }
 
 func (s *Store) readList(o StoreOptions) error {
-	has := extent{sizeBytes: s.v.Size()}
+	has := sizes{sizeBytes: s.v.Size()}
 	if s.Seal != nil {
 		has.totalBytes = s.Seal.TotalBytes()
 		// The end of a trailer without padding may lie after the last whole sector of a
 		// loop device.
 		if has.sizeBytes < s.Seal.BodyBytes {
-			return s.Seal.CheckSize(has.sizeBytes)
+			return s.Seal.checkSize(has.sizeBytes)
 		}
 		if o.VolumeBytes == 0 {
 			o.VolumeBytes = s.Seal.VolumeBytes

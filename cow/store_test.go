@@ -179,7 +179,7 @@ func TestReadStoreRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			b := test.change(good())
 			_, err := ReadStore(sized(bytes.NewReader(b), int64(len(b))), StoreOptions{VolumeBytes: 1000 * c})
-			var format *FormatError
+			var format *formatError
 			if !errors.As(err, &format) {
 				t.Fatalf("error %v", err)
 			}
@@ -231,7 +231,7 @@ func TestReadStoreFindsTheFirstTwice(t *testing.T) {
 		device := buildMetadata(c, chunks)
 		_, err := ReadStore(sized(device, device.bytes), StoreOptions{VolumeBytes: 1 << 50})
 		at := metadataChunk(int64(want)/(c/16), c/16)*c + int64(want)%(c/16)*16
-		if e, ok := err.(*FormatError); !ok || e.Offset != at || e.Value != chunks[want] {
+		if e, ok := err.(*formatError); !ok || e.Offset != at || e.Value != chunks[want] {
 			t.Errorf("chunk %d is there twice at byte %d: %v", chunks[want], at, err)
 		}
 	}
@@ -240,7 +240,7 @@ func TestReadStoreFindsTheFirstTwice(t *testing.T) {
 func TestReadStoreFromRefusesTruncated(t *testing.T) {
 	b := buildStore(512, inOrder(512, 1, 2, 3), func(exception) []byte { return nil })
 	for size := range b {
-		var cut *CutError
+		var cut *cutError
 		if _, err := ReadStoreFrom(bytes.NewReader(b[:size])); !errors.As(err, &cut) || cut.EndBytes != int64(size) {
 			t.Errorf("cut off at byte %d: %v", size, err)
 		}
@@ -438,7 +438,7 @@ func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
 	device := buildMetadata(c, chunks)
 	cut := io.NewSectionReader(device, 0, metadataChunk(3, perArea)*c)
 	_, err := ReadStore(sized(cut, device.bytes), StoreOptions{})
-	var format *FormatError
+	var format *formatError
 	if !errors.As(err, &format) || format.Offset != c+5*16 {
 		t.Errorf("error %v", err)
 	}
@@ -538,7 +538,7 @@ func buildMetadata(c int64, chunks []uint64) *metadataOnly {
 
 func (m *metadataOnly) ReadAt(p []byte, off int64) (int, error) {
 	if off < m.chunk {
-		clear(p[copy(p, m.header[min(off, HeaderBytes):]):])
+		clear(p[copy(p, m.header[min(off, headerBytes):]):])
 		return len(p), nil
 	}
 	area := (off/m.chunk - 1) / (m.chunk/EntryBytes + 1)

@@ -30,7 +30,7 @@ func (s *Store) ReadTrailer() error {
 	if s.Seal == nil {
 		return nil
 	}
-	if err := s.Seal.CheckSize(s.v.Size()); err != nil {
+	if err := s.Seal.checkSize(s.v.Size()); err != nil {
 		return err
 	}
 	footer := make([]byte, footerBytes)
@@ -67,7 +67,7 @@ func (s Seal) badNames() error {
 
 // readTrailer reads a part of the trailer.
 func (s *Store) readTrailer(p []byte, off int64) error {
-	return extent{s.v.Size(), s.Seal.TotalBytes()}.readAt(s.v, p, off)
+	return sizes{s.v.Size(), s.Seal.TotalBytes()}.readAt(s.v, p, off)
 }
 
 // digests reads some digests of a list, from that of block first on.
@@ -98,7 +98,7 @@ func (s *Store) VerifyVolume(ctx context.Context, v layer.Volume, list List, bad
 	if err != nil {
 		return err
 	}
-	return s.compare(ctx, d.Sealed(*s.Seal), list, bad, progress)
+	return s.compare(ctx, d.withSeal(*s.Seal), list, bad, progress)
 }
 
 // compare compares the blocks of a body with a list of digests. If blocks can't be
@@ -126,7 +126,7 @@ func (s *Store) compare(ctx context.Context, body io.ReaderAt, list List, bad fu
 						return digestOf(p) == want, nil
 					}
 					if err == nil || err == io.EOF {
-						err = &CutError{block*BlockBytes + int64(n), s.Seal.TotalBytes()}
+						err = &cutError{block*BlockBytes + int64(n), s.Seal.TotalBytes()}
 					}
 					return false, fmt.Errorf("delta: MiB %d: %w", block, err)
 				}
