@@ -11,6 +11,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/files"
+	"ddsfs/cow/report"
 )
 
 // File merges the delta in a regular file or a block device into the target.
@@ -74,7 +75,7 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 		return Result{}, err
 	}
 	if m.o.DryRun {
-		return m.newResult(d.Report()), nil
+		return m.newResult(report.Of(d.Store)), nil
 	}
 	if job.Changes, err = m.Changes(d); err != nil {
 		return Result{}, err
@@ -107,7 +108,7 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 // many chunks the delta has, 0 while that is not known.
 func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
 	began := time.Now()
-	result := m.newResult(cow.Report{})
+	result := m.newResult(report.Report{})
 	streams := !facts.Chunks.Known()
 	if how.Verdict == record.Resume {
 		job.DoneChunks = min(total, m.Known.Merging.DoneChunks)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ddsfs/apply/record"
+	"ddsfs/cow/report"
 )
 
 // Undo saves what will be overwritten, if that is asked for, and returns how the merge
@@ -168,7 +169,7 @@ func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
 			return Result{}, err
 		}
 	}
-	result := m.newResult(d.Report())
+	result := m.newResult(report.Of(d.Store))
 	result.ResumedBytes = result.DataBytes
 	if m.o.DryRun {
 		return result, nil

@@ -14,6 +14,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/report"
 )
 
 const (
@@ -143,7 +144,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 			if totalChunks > 0 && chunks != totalChunks {
 				return fmt.Errorf("the delta has changed: its list has %d chunks, and had %d when it was read before", chunks, totalChunks)
 			}
-			result.Report = cow.NewReport(d.Store.Header, d.Areas(), chunks)
+			result.Report = report.New(d.Store.Header, d.Areas(), chunks)
 			return flush()
 		}
 		if err != nil {

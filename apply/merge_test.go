@@ -13,6 +13,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
+	"ddsfs/cow/report"
 )
 
 // volumeChunks is how many chunks a volume has at least, the last one cut.
@@ -167,7 +168,7 @@ func TestMerge(t *testing.T) {
 						n := int64(len(s.exceptions))
 						meta, data := (1+s.areas())*chunkBytes, n*chunkBytes
 						wantResult := apply.Result{
-							Report:       cow.Report{ChunkBytes: chunkBytes, Valid: true, Areas: s.areas(), Exceptions: n, MetaBytes: meta, DataBytes: data, TotalBytes: meta + data},
+							Report:       report.Report{ChunkBytes: chunkBytes, Valid: true, Areas: s.areas(), Exceptions: n, MetaBytes: meta, DataBytes: data, TotalBytes: meta + data},
 							TargetBytes:  int64(len(base)),
 							WrittenBytes: written,
 						}

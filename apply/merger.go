@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 
 	"ddsfs/apply/record"
-	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/report"
 )
 
 // Merger merges one delta into a target that it holds: the target is open, nobody else
@@ -100,7 +100,7 @@ func (m *Merger) RemoveStore(path string) error {
 	return nil
 }
 
-func (m *Merger) newResult(of cow.Report) Result {
+func (m *Merger) newResult(of report.Report) Result {
 	return Result{Report: of, TargetBytes: m.Target.Size(), DryRun: m.o.DryRun}
 }
 

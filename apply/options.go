@@ -3,8 +3,8 @@ package apply
 import (
 	"math/rand/v2"
 
-	"ddsfs/cow"
 	"ddsfs/cow/files"
+	"ddsfs/cow/report"
 )
 
 // Options say how to merge.
@@ -90,7 +90,7 @@ const (
 
 // Result is what was done.
 type Result struct {
-	cow.Report
+	report.Report
 	// TargetBytes is the size of the target.
 	TargetBytes int64 `json:"target_bytes"`
 	// WrittenBytes is what was written of the data. What is missing were zeros

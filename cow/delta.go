@@ -47,6 +47,9 @@ func (d *Delta) withSeal(s Seal) *Delta {
 // Size is the size of the store in bytes.
 func (d *Delta) Size() int64 { return d.layout.Bytes() }
 
+// Layer is what the delta encodes.
+func (d *Delta) Layer() layer.Layer { return d.layer }
+
 // Layout tells where in the store each thing lies.
 func (d *Delta) Layout() Layout { return d.layout }
 

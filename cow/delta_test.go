@@ -251,46 +251,6 @@ func TestNewDeltaRefuses(t *testing.T) {
 	}
 }
 
-func TestTable(t *testing.T) {
-	r := rand.New(rand.NewPCG(11, 12))
-	for range 100 {
-		d, _, _ := randomDelta(t, r)
-		table, err := d.Table()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var want strings.Builder
-		for i, chunk := range chunksOf(d.layer.Changed) {
-			fmt.Fprintf(&want, "%15d %15d\n", chunk, d.layout.DataChunk(int64(i)))
-		}
-		if table.Size() != int64(want.Len()) {
-			t.Fatalf("%d bytes, want %d", table.Size(), want.Len())
-		}
-		for range 20 {
-			off := r.Int64N(table.Size() + 1)
-			p := make([]byte, r.IntN(300))
-			n, err := table.ReadAt(p, off)
-			rest := want.String()[off:]
-			if n < len(p) && (err != io.EOF || n != len(rest)) || n == len(p) && err != nil && err != io.EOF {
-				t.Fatalf("%d bytes at %d of %d: %d, %v", len(p), off, want.Len(), n, err)
-			}
-			if string(p[:n]) != rest[:n] {
-				t.Fatalf("at %d: %q", off, p[:n])
-			}
-		}
-	}
-}
-
-func TestTableOfTooLargeAVolume(t *testing.T) {
-	d, err := Encode(layer.Layer{Changed: chunks.Of(maxTableNumber + 1), ChunkBytes: 512, VolumeBytes: 1 << 62, Content: bytes.NewReader(nil)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Table(); err == nil {
-		t.Error("taken")
-	}
-}
-
 // benchmarkDeltas runs a benchmark with deltas of a volume of 1 GiB that changed in
 // several ways.
 func benchmarkDeltas(b *testing.B, run func(*testing.B, *Delta)) {

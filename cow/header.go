@@ -19,8 +19,10 @@ const (
 	// headerBytes is how much of chunk 0 the kernel reads and writes.
 	headerBytes = 16
 
-	magic   = 0x70416e53 // "SnAp"
-	version = 1
+	// Magic begins every store: "SnAp".
+	Magic = 0x70416e53
+	// Version is the version of the format, and the only one.
+	Version = 1
 )
 
 // Header is the first 16 bytes of an exception store. The magic and the version
@@ -42,7 +44,7 @@ func parseHeader(b []byte) (Header, error) {
 		return Header{}, &cutError{EndBytes: int64(len(b))}
 	}
 	le := binary.LittleEndian
-	if v := le.Uint32(b[8:]); v != version {
+	if v := le.Uint32(b[8:]); v != Version {
 		return Header{}, &formatError{"version", uint64(v), 8, "only version 1 is known"}
 	}
 	valid := le.Uint32(b[4:])
@@ -57,9 +59,9 @@ func parseHeader(b []byte) (Header, error) {
 	return Header{Valid: valid == 1, ChunkBytes: bytes}, nil
 }
 
-// checkMagic checks the magic, as far as b has it.
+// checkMagic checks the Magic, as far as b has it.
 func checkMagic(b []byte) error {
-	want := binary.LittleEndian.AppendUint32(nil, magic)
+	want := binary.LittleEndian.AppendUint32(nil, Magic)
 	if n := min(len(b), len(want)); bytes.Equal(b[:n], want[:n]) {
 		return nil
 	}
@@ -72,7 +74,7 @@ func checkMagic(b []byte) error {
 	if m == 0 {
 		return &formatError{"magic", 0, 0, "it begins with zeros: the COW device of a snapshot that was never activated (activate it once), or a file that was never filled (copy it again)"}
 	}
-	return &formatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(magic))}
+	return &formatError{"magic", uint64(m), 0, fmt.Sprintf("not an exception store (its magic is 0x%08x): check that this is a snapshot's COW device or a delta", uint32(Magic))}
 }
 
 // ParseFirst decodes the header and the seal of a delta or a store from its first
@@ -106,8 +108,8 @@ func (h Header) Append(b []byte) []byte {
 	if h.Valid {
 		valid = 1
 	}
-	b = le.AppendUint32(b, magic)
+	b = le.AppendUint32(b, Magic)
 	b = le.AppendUint32(b, valid)
-	b = le.AppendUint32(b, version)
+	b = le.AppendUint32(b, Version)
 	return le.AppendUint32(b, uint32(h.ChunkBytes/SectorBytes))
 }

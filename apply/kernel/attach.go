@@ -15,6 +15,7 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
+	"ddsfs/cow/report"
 )
 
 // AttachOptions say how to show what a target will be.
@@ -79,7 +80,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 	if err := k.attach(d, l, name, o); err != nil {
 		return apply.Result{}, err
 	}
-	return apply.Result{Report: d.Report(), TargetBytes: k.Target.Size()}, nil
+	return apply.Result{Report: report.Of(d.Store), TargetBytes: k.Target.Size()}, nil
 }
 
 // attach makes the device, or two if it is to be writable.

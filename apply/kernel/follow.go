@@ -13,6 +13,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/report"
 )
 
 // follow waits until the kernel has merged, and brings it to its end.
@@ -24,7 +25,7 @@ func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (a
 	result := apply.Result{TargetBytes: k.Target.Size()}
 	c := from.ChunkSectors * cow.SectorBytes
 	if layout, err := cow.NewLayout(c, uint64(from.Chunks)); err == nil {
-		result.Report = cow.NewReport(cow.Header{Valid: true, ChunkBytes: c}, layout.Areas(), from.Chunks)
+		result.Report = report.New(cow.Header{Valid: true, ChunkBytes: c}, layout.Areas(), from.Chunks)
 	}
 	new := r.Merging.New
 	result.VolumeBytes, result.Base, result.New, result.Digest = new.VolumeBytes, r.Merging.Base, new.Snapshot, new.Delta

@@ -13,7 +13,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/apply/kernel"
-	"ddsfs/cow"
+	"ddsfs/cow/report"
 	"ddsfs/cow/snapshots"
 )
 
@@ -142,7 +142,7 @@ func (d *dds) runExtract() error {
 		if x.toStdout() {
 			out = os.Stderr
 		}
-		if err := d.print(out, p.Unsealed.Report()); err != nil {
+		if err := d.print(out, report.OfDelta(p.Unsealed)); err != nil {
 			return err
 		}
 	}
@@ -161,9 +161,9 @@ func (d *dds) runMerge() error {
 }
 
 // print prints the header and the report to the letter as dds did.
-func (d *dds) print(out io.Writer, r cow.Report) error {
+func (d *dds) print(out io.Writer, r report.Report) error {
 	var b strings.Builder
-	lines := func(heading string, lines []cow.Line) {
+	lines := func(heading string, lines []report.Line) {
 		b.WriteString(heading)
 		for _, l := range lines {
 			fmt.Fprintf(&b, "  %-17s %s\n", l.Name, l.Value)

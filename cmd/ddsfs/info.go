@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ddsfs/cow"
+	"ddsfs/cow/report"
 	"ddsfs/cow/snapshots"
 )
 
@@ -40,7 +41,7 @@ ddsfs info delta.cow`,
 			return err
 		}
 		if err != nil {
-			report := cow.NewReport(store.Header, 0, 0)
+			report := report.New(store.Header, 0, 0)
 			if *asJSON {
 				return errors.Join(err, printReport(os.Stdout, report, true))
 			}
@@ -48,7 +49,7 @@ ddsfs info delta.cow`,
 			return errors.Join(err, printErr)
 		}
 		// A store that the kernel uses up can be looked at as well.
-		return errors.Join(store.CheckList(), printReport(os.Stdout, store.Report(), *asJSON))
+		return errors.Join(store.CheckList(), printReport(os.Stdout, report.Of(store), *asJSON))
 	}
 	return c
 }
@@ -68,7 +69,7 @@ func readStore(name string, quiet bool) (*cow.Store, error) {
 	return snapshots.ReadStore(name, cow.StoreOptions{Progress: bar.set})
 }
 
-func printReport(out io.Writer, report cow.Report, asJSON bool) error {
+func printReport(out io.Writer, report report.Report, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(out).Encode(report)
 	}

@@ -10,7 +10,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/apply/record"
-	"ddsfs/cow"
+	"ddsfs/cow/report"
 )
 
 // fields are the names of an object's fields in JSON.
@@ -37,7 +37,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		{applyCommand(), apply.Result{}},
 		{verifyCommand(), apply.Verification{}},
 		{verifyCommand(), apply.Block{}},
-		{infoCommand(), cow.Report{}},
+		{infoCommand(), report.Report{}},
 		{statusCommand(), apply.TargetStatus{}},
 		{statusCommand(), apply.Held{}},
 		{statusCommand(), apply.Job{}},

@@ -18,6 +18,7 @@ import (
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/layer"
+	"ddsfs/cow/report"
 )
 
 // The chunk size of a delta of a whole volume: no snapshot says one. With 64 KiB,
@@ -65,8 +66,8 @@ type Pair struct {
 	// Warnings are what the user should know of the devices.
 	Warnings []string
 
-	report   cow.Report
-	table    *cow.Table
+	report   report.Report
+	table    *report.Table
 	members  members
 	source   *blockdev.Device
 	unread   blockdev.Counter // of the source, before anything of it was read
@@ -167,9 +168,9 @@ func (p *Pair) open(o Options) (err error) {
 		return err
 	}
 	p.Unsealed = delta
-	p.report = delta.Report()
+	p.report = report.OfDelta(delta)
 	p.report.NewOnly = seal.NewOnly
-	if p.table, err = delta.Table(); err != nil {
+	if p.table, err = report.NewTable(delta); err != nil {
 		return err
 	}
 	p.Delta, err = cow.NewSealed(delta, seal)
@@ -378,7 +379,7 @@ func (p *Pair) IsMadeOf(info blockdev.Info) bool {
 }
 
 // Table is the delta's exception map.
-func (p *Pair) Table() *cow.Table { return p.table }
+func (p *Pair) Table() *report.Table { return p.table }
 
 // HeaderText is the delta's header.
 func (p *Pair) HeaderText() string { return p.report.HeaderText() }
@@ -395,7 +396,7 @@ func (p *Pair) ReportText() string {
 	if p.extended > 0 {
 		fmt.Fprintf(&b, "Extended by %d\n", p.extended)
 	}
-	fmt.Fprintf(&b, "Sealed size %s\n", cow.SizeText(p.Delta.Size()))
+	fmt.Fprintf(&b, "Sealed size %s\n", report.SizeText(p.Delta.Size()))
 	for _, w := range p.Warnings {
 		fmt.Fprintf(&b, "Warning: %s\n", w)
 	}

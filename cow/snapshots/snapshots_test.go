@@ -16,6 +16,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/report"
 )
 
 const storesDir = "../../testdata/stores"
@@ -273,7 +274,7 @@ func TestTexts(t *testing.T) {
 	if !strings.HasPrefix(text, "Exception chunks 2\nExceptions 320\n") {
 		t.Errorf("reported is\n%s", text)
 	}
-	end := fmt.Sprintf("Base %s a\nNew %s b\nExtended by 7\nSealed size %s\nWarning: mind the gap\n", o.COW, o.Source, cow.SizeText(p.Delta.Size()))
+	end := fmt.Sprintf("Base %s a\nNew %s b\nExtended by 7\nSealed size %s\nWarning: mind the gap\n", o.COW, o.Source, report.SizeText(p.Delta.Size()))
 	if !strings.HasSuffix(text, end) {
 		t.Errorf("reported is\n%s\nwant at its end\n%s", text, end)
 	}

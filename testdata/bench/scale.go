@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ddsfs/cow"
+	"ddsfs/cow/report"
 )
 
 // scale is a large volume, of which all that is there are the lists of what changed.
@@ -84,7 +85,7 @@ func (b *bench) scale(s scale, table io.Writer) (err error) {
 				if peak, err = peakBytes(pid); err != nil {
 					return err
 				}
-				if line, err = farthest(b.path("large.mnt/exceptions"), cow.TableLineBytes); err != nil {
+				if line, err = farthest(b.path("large.mnt/exceptions"), report.TableLineBytes); err != nil {
 					return err
 				}
 				if chunk, err = farthest(b.path("large.mnt/delta.cow"), chunkBytes); err != nil {

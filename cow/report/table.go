@@ -1,9 +1,10 @@
-package cow
+package report
 
 import (
 	"fmt"
 	"io"
 
+	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 )
 
@@ -20,24 +21,25 @@ const (
 	maxTableNumber = 999_999_999_999_999
 )
 
-// Table is the exception map of a [Delta] as text, computed as it is read: line i
+// Table is the exception map of a [cow.Delta] as text, computed as it is read: line i
 // says where exception i is, in two columns that are aligned to the right, its
 // chunk on the volume (old_chunk) and the chunk of the delta that holds its data
 // (new_chunk). It begins at byte i * TableLineBytes.
 type Table struct {
-	layout  Layout
+	layout  cow.Layout
 	changed *chunks.Set
 }
 
-// Table returns the delta's exception map. It fails if the volume is too large
+// NewTable returns the delta's exception map. It fails if the volume is too large
 // for the columns.
-func (d *Delta) Table() (*Table, error) {
-	if n := d.layer.Changed.Len(); n > 0 {
-		if highest := max(d.layer.Changed.Chunk(n-1), uint64(d.layout.DataChunk(n-1))); highest > maxTableNumber {
+func NewTable(d *cow.Delta) (*Table, error) {
+	layout, changed := d.Layout(), d.Layer().Changed
+	if n := changed.Len(); n > 0 {
+		if highest := max(changed.Chunk(n-1), uint64(layout.DataChunk(n-1))); highest > maxTableNumber {
 			return nil, fmt.Errorf("exceptions: chunk %d has more than %d digits", highest, tableColumn)
 		}
 	}
-	return &Table{d.layout, d.layer.Changed}, nil
+	return &Table{layout, changed}, nil
 }
 
 // Size is the size of the text in bytes.

@@ -1,8 +1,13 @@
-package cow
+// Package report says what an exception store or a delta holds, in the words and the
+// numbers of dds: as texts, which a mount shows as files, and as a JSON object. [Table] is
+// the exception map as text.
+package report
 
 import (
 	"fmt"
 	"strings"
+
+	"ddsfs/cow"
 )
 
 // Report is what dds reports of a store or a delta, in bytes, and the volume's
@@ -28,10 +33,10 @@ type Report struct {
 	Digest      string `json:"delta,omitempty"`
 }
 
-// Report returns the report of a store, as if its chunks were laid out without
-// a gap.
-func (s *Store) Report() Report {
-	r := NewReport(s.Header, s.Areas, s.Changed.Len())
+// Of returns the report of a store whose list was read, as if its chunks were laid out
+// without a gap.
+func Of(s *cow.Store) Report {
+	r := New(s.Header, s.Areas, s.Changed.Len())
 	if s.Seal != nil {
 		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
 		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
@@ -42,15 +47,16 @@ func (s *Store) Report() Report {
 	return r
 }
 
-// Report returns the delta's report.
-func (d *Delta) Report() Report {
-	r := NewReport(Header{Valid: true, ChunkBytes: d.layout.chunkBytes}, d.layout.Areas(), d.layout.exceptions)
-	r.VolumeBytes = d.layer.VolumeBytes
+// OfDelta returns the report of a delta.
+func OfDelta(d *cow.Delta) Report {
+	l := d.Layer()
+	r := New(cow.Header{Valid: true, ChunkBytes: l.ChunkBytes}, d.Layout().Areas(), l.Changed.Len())
+	r.VolumeBytes = l.VolumeBytes
 	return r
 }
 
-// NewReport returns the report of that many metadata chunks and exceptions.
-func NewReport(h Header, areas, exceptions int64) Report {
+// New returns the report of that many metadata chunks and exceptions.
+func New(h cow.Header, areas, exceptions int64) Report {
 	r := Report{
 		ChunkBytes: h.ChunkBytes,
 		Valid:      h.Valid,
@@ -75,8 +81,8 @@ func (r Report) HeaderLines() []Line {
 		valid = "yes"
 	}
 	return []Line{
-		{"magic", fmt.Sprintf("0x%08x", uint32(magic))},
-		{"version", fmt.Sprint(version)},
+		{"magic", fmt.Sprintf("0x%08x", uint32(cow.Magic))},
+		{"version", fmt.Sprint(cow.Version)},
 		{"valid", valid},
 		{"chunk_size", SizeText(r.ChunkBytes)},
 	}
