@@ -11,8 +11,8 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// The first windows have few areas, as most stores are small. The largest fits well
-// below what the set of changed chunks takes, also twice.
+// The first windows have few areas, as most stores are small. Two of the largest ones
+// still take little memory beside the set of changed chunks.
 const maxWindowBytes = 1 << 20
 
 // areaReader reads the metadata chunks of a store in order, a growing window of
@@ -28,17 +28,17 @@ type areaReader struct {
 	area  int64 // the first one after the window
 	count int64 // areas in the window
 
-	parts   [][]byte // of the window that is being read, and where they are
-	offsets []int64
+	parts   [][]byte // the metadata chunks of the window that is being read
+	offsets []int64  // where each of them is in the store
 }
 
 // window is memory for the metadata chunks of some areas, and for their second reading.
 type window struct{ buf, again []byte }
 
-// windows yields the metadata chunks of areas that follow each other, and reads the
-// next ones meanwhile if the last of them may be full, which in a live store also says
-// that the one after it was cleared. The list ends in the first that is not full: what
-// follows there says nothing.
+// windows yields the metadata chunks of one window after the other, and reads the next
+// window meanwhile. It goes on as long as the last area of a window is full, which in a
+// live store also says that the next one was cleared. The list ends in the first area
+// that is not full; those after it say nothing, even if they were read.
 func (a *areaReader) windows() iter.Seq2[[]byte, error] {
 	memory := []*window{{}, {}}
 	if a.chunkBytes > maxWindowBytes {
@@ -59,19 +59,19 @@ func (a *areaReader) windows() iter.Seq2[[]byte, error] {
 //
 // An area of a live store counts only if it was read after its predecessor was
 // full: the kernel clears an area on the disk before it writes down that the one
-// before is full, and until then it holds whatever an older store left there. So a
-// window is read twice, and an area's second reading is right if the first had
-// already shown its predecessor full, with the same entries: the window ends where
-// that can't be said.
+// before is full, and until then the area holds whatever an older store left there.
+// So a window is read twice. An area's second reading is right if the first reading
+// had already shown its predecessor full, with the same entries; the window ends
+// where that can't be said.
 //
-// What the kernel said before to be in use needs no second reading. It counts the
-// areas up to the one that it puts exceptions into, and goes on to the next one
-// when that is cleared and the one before is written full
-// (persistent_commit_exception in drivers/md/dm-snap-persistent.c): so none of them
-// holds anything of an older store, and all that was in the store when it said so is
-// in them. As entries are only added and never move, it does not matter in which
-// order they are read, nor what the kernel writes meanwhile. If the last of them is
-// full by now, the others follow in the way above.
+// The areas that the kernel had reported as in use need no second reading. The kernel
+// counts the areas up to the one that it puts exceptions into, and goes on to the next
+// one when that is cleared and the one before is written full
+// (persistent_commit_exception in drivers/md/dm-snap-persistent.c). So none of them
+// holds anything of an older store, and they hold all that was in the store at the
+// time of the report. As entries are only added and never move, neither the order of
+// the reads matters nor what the kernel writes meanwhile. If the last of these areas
+// is full by now, the others follow in the way above.
 func (a *areaReader) next(w *window) ([]byte, error) {
 	count, err := a.read(&w.buf, a.following())
 	if err != nil {
@@ -92,8 +92,8 @@ func (a *areaReader) next(w *window) ([]byte, error) {
 	return w.buf[:count*a.chunkBytes], nil
 }
 
-// sameChunks is how many of the first count metadata chunks are the same in both
-// readings.
+// sameChunks returns how many metadata chunks, of the first count, both readings
+// agree on before the first difference.
 func (a *areaReader) sameChunks(w *window, count int64) int64 {
 	for i := range count {
 		at, end := i*a.chunkBytes, (i+1)*a.chunkBytes
@@ -104,7 +104,7 @@ func (a *areaReader) sameChunks(w *window, count int64) int64 {
 	return count
 }
 
-// following is how many areas to read next.
+// following returns how many areas to read next.
 func (a *areaReader) following() int64 {
 	count := min(max(1, maxWindowBytes/a.chunkBytes), max(1, a.count*4))
 	switch {
@@ -113,14 +113,14 @@ func (a *areaReader) following() int64 {
 	case a.area == a.once:
 		count = 1
 	}
-	// Areas past the end of the device are read only if it comes to that, which
-	// is then an error.
+	// An area past the end of the device is read only as the first of a window, and
+	// that read fails.
 	return max(1, min(count, a.areasInDevice-a.area))
 }
 
-// read reads the metadata chunks of the next count areas: many at once, as each is a
-// seek on a slow disk. It returns how many it read, at least one. The first that it
-// could not read may not be in use: it is an error if it is read again, as the first.
+// read reads the metadata chunks of the next count areas at once, as each is a seek on
+// a slow disk. It returns how many it read, at least one. An area that can't be read
+// may not be in use, so it is an error only as the first one.
 func (a *areaReader) read(buf *[]byte, count int64) (areas int64, err error) {
 	c := a.chunkBytes
 	if int64(len(*buf)) < count*c {

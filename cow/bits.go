@@ -3,5 +3,5 @@
 package cow
 
 // Offsets and counts of chunks are ints in many places, and files and devices are
-// larger than 32 bits can say.
+// larger than 32 bits can express.
 var _ int = "ddsfs needs a machine of 64 bits"

@@ -9,24 +9,23 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// content is what the chunks of a store hold: those of a delta in the newer state, and
-// those of a snapshot's own store in the base, as long as nobody wrote to the snapshot
-// itself.
+// content is what the chunks of a store hold, each at its place on the volume. The
+// chunks of a delta hold the newer state. Those of a snapshot's own store hold the
+// base, as long as nobody wrote to the snapshot itself.
 type content struct {
 	store       layer.Volume
 	changed     *chunks.Set
 	chunkBytes  int64
 	perArea     int64
 	volumeBytes int64
-	// newChunks are where the store keeps each changed chunk, in their order. They are
-	// nil where that follows from the order, as in a sealed delta.
+	// newChunks has the new_chunk of each changed chunk, in ascending order of the
+	// changed chunks. It is nil for a sealed delta, whose layout says it.
 	newChunks []uint64
 }
 
 var _ layer.Pieces = (*content)(nil)
 
-// readPlaces reads where the store keeps its chunks from the metadata of its first
-// areas.
+// readPlaces fills newChunks from the metadata of the first count areas.
 func (c *content) readPlaces(count int64) error {
 	c.newChunks = make([]uint64, c.changed.Len())
 	areas := areaReader{v: c.store, has: sizes{sizeBytes: math.MaxInt64}, chunkBytes: c.chunkBytes, perArea: c.perArea, areasInDevice: count, once: math.MaxInt64}
@@ -39,7 +38,7 @@ func (c *content) readPlaces(count int64) error {
 			if e.new == 0 {
 				return nil
 			}
-			// A live store may have more by now.
+			// A live store may have more entries by now.
 			if c.changed.Contains(e.old) {
 				c.newChunks[c.changed.Rank(e.old)] = e.new
 			}
@@ -51,7 +50,7 @@ func (c *content) readPlaces(count int64) error {
 	return nil
 }
 
-// newChunk is where the store keeps the i-th changed chunk.
+// newChunk returns the chunk of the store that holds the i-th changed chunk.
 func (c *content) newChunk(i int64) int64 {
 	if c.newChunks == nil {
 		return dataChunk(i, c.perArea)
@@ -59,7 +58,7 @@ func (c *content) newChunk(i int64) int64 {
 	return int64(c.newChunks[i])
 }
 
-// Size is that of the volume.
+// Size implements [layer.Volume].
 func (c *content) Size() int64 { return c.volumeBytes }
 
 // ReadAt implements io.ReaderAt.
@@ -91,10 +90,10 @@ func (c *content) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error
 	return n, err
 }
 
-// read fills the pieces with what the volume holds from their offsets. With an error
-// it returns the parts of them that it filled before.
+// read fills the pieces from their offsets on the volume. With an error it returns the
+// parts of them that it filled before the error.
 func (c *content) read(pieces [][]byte, offsets []int64) (parts [][]byte, err error) {
-	var at []int64 // where in the store each of the parts is
+	var at []int64 // the offset of each part in the store
 	var chunks []uint64
 	for i, p := range pieces {
 		for off := offsets[i]; len(p) > 0; {
@@ -104,7 +103,7 @@ func (c *content) read(pieces [][]byte, offsets []int64) (parts [][]byte, err er
 			}
 			index := c.changed.Rank(chunk)
 			first := c.newChunk(index)
-			// Chunks that follow each other on the volume and in the store are one part.
+			// Chunks that are adjacent both on the volume and in the store make one part.
 			bytes := c.chunkBytes - within
 			for n := int64(1); bytes < int64(len(p)) && c.changed.Contains(chunk+uint64(n)) && c.newChunk(index+n) == first+n; n++ {
 				bytes += c.chunkBytes

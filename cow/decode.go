@@ -15,12 +15,12 @@ import (
 // file.
 var ErrOutOfOrder = errors.New("data is not in the order of the entries: it can't be followed in a pipe and must be put in a file first")
 
-// Decoder reads a delta from its first to its last data chunk: those of ours,
-// of dds, and any store of the format. It looks at the metadata of one area at a
-// time and checks it before it returns the area's data.
+// Decoder reads a delta, or any other store, from its first to its last data chunk. It
+// reads the metadata of one area at a time and checks it before it returns the area's
+// data.
 type Decoder struct {
-	// Store is what is known of the delta. The name of a sealed one that comes from a
-	// pipe is known when it was read to its end.
+	// Store is what is known of the delta. The name of a sealed delta from a pipe is
+	// known once it was read to its end.
 	Store    *Store
 	digester *Digester // of a sealed delta that comes from a pipe
 	trailer  io.Reader // where its trailer comes from
@@ -31,24 +31,23 @@ type Decoder struct {
 	used     int64 // entries of the area in use
 	next     int64 // the first of them whose data was not returned
 	last     bool  // no area follows
-	err      error // what ended it, after the data that was read before
+	err      error // returned once all data that was read before it was returned
 }
 
-// chunkReader reads whole chunks at ascending offsets in bytes, or at any if it
-// can.
+// chunkReader reads whole chunks. A pipe's can do so only at ascending offsets.
 type chunkReader interface {
 	// readFirst reads the first sector, or as much of it as there is.
 	readFirst(sector []byte) (n int, err error)
 	readChunks(p []byte, off int64) error
-	// expect says how many bytes the delta has.
+	// expect tells the reader how many bytes the delta has.
 	expect(totalBytes int64)
 }
 
 // NewDecoder returns a decoder for a delta that comes from a pipe. It reads the
-// delta's chunk 0, and never more than the delta has. It needs data chunks in the
-// order of the entries, as all deltas have them, and ends in [ErrOutOfOrder] where
-// they are not. Only the end of a sealed delta tells what its digests say: the decoder
-// then ends in [ErrMismatch] instead of io.EOF.
+// delta's chunk 0, and never more than the delta has. The data chunks must be in the
+// order of the entries, as they are in every delta; the decoder ends in
+// [ErrOutOfOrder] if they are not. The digests of a sealed delta are at its end: if the
+// data does not match them, the decoder ends in [ErrMismatch] instead of io.EOF.
 func NewDecoder(r io.Reader) (*Decoder, error) {
 	stream := &streamReader{r: r}
 	s, chunk, err := readFirst(stream)
@@ -65,7 +64,7 @@ func NewDecoder(r io.Reader) (*Decoder, error) {
 	return d, nil
 }
 
-// Decoder returns a decoder for the store, whatever the order of its data. It does not
+// Decoder returns a decoder for the store, whose data may be in any order. It does not
 // look at digests.
 func (s *Store) Decoder() *Decoder {
 	return newDecoder(s, &fileReader{s.v, sizes{sizeBytes: s.v.Size()}}, s.v.Size(), make([]byte, s.ChunkBytes))
@@ -80,19 +79,18 @@ func newDecoder(s *Store, input chunkReader, sizeBytes int64, metadata []byte) *
 	return &Decoder{Store: s, input: input, metadata: metadata, parser: newMetadataParser(s, sizeBytes, volumeBytes)}
 }
 
-// Highest is the highest chunk of the volume in the metadata that was read so far,
-// which is that of all data that Next has returned, and of some that it has not.
+// Highest returns the highest chunk of the volume in the metadata that was read so far.
+// That metadata covers all data that Next has returned, and some that it has not.
 func (d *Decoder) Highest() uint64 { return d.parser.lastOld }
 
-// Areas is how many metadata chunks were read so far.
+// Areas returns how many metadata chunks were read so far.
 func (d *Decoder) Areas() int64 { return d.parser.area }
 
-// Next reads the data of the next chunks into p, which must have room for one: as
-// many as fit, of one run of chunks that are adjacent on the volume or of many. It
-// appends the runs to runs. Their data lies in p from its beginning, one run behind
-// the other without a gap, as their entries do in the delta. Behind the last one Next
-// returns io.EOF. An error, that one too, comes once all data before it was returned,
-// and nothing comes after it.
+// Next reads the data of the next chunks into p, as many as fit; p must have room for
+// one. It appends the runs of adjacent chunks that were read to runs. Their data lies
+// in p without gaps, in the order of the runs. After the last chunk Next returns
+// io.EOF. All data that precedes an error is returned before the error, and nothing
+// after it.
 func (d *Decoder) Next(p []byte, runs []chunks.Run) ([]chunks.Run, error) {
 	c := d.Store.ChunkBytes
 	room := int64(len(p)) / c
@@ -126,8 +124,8 @@ func (d *Decoder) Next(p []byte, runs []chunks.Run) ([]chunks.Run, error) {
 	return runs, d.err
 }
 
-// together is how many of the area's next data chunks, at most limit, lie one behind
-// the other in the delta, wherever they belong on the volume: they are one read.
+// together returns how many of the area's next data chunks, at most limit, are adjacent
+// in the delta: one read gets them, wherever they belong on the volume.
 func (d *Decoder) together(limit int64) int64 {
 	limit = min(limit, d.used-d.next)
 	first := entryAt(d.metadata, d.next).new
@@ -148,7 +146,7 @@ func (d *Decoder) readData(p []byte) error {
 	return nil
 }
 
-// nextArea goes on to the next area, or returns io.EOF behind the last.
+// nextArea goes on to the next area, or returns io.EOF after the last.
 func (d *Decoder) nextArea() error {
 	if d.last {
 		return d.finish()
@@ -192,8 +190,8 @@ func (d *Decoder) readArea() error {
 		return err
 	}
 	if d.Store.Seal != nil {
-		// Its chunks ascend, which the parser has checked, so that none is there
-		// twice: nobody needs to remember them.
+		// The parser has checked that the chunks ascend, so none is there twice, and
+		// they need not be remembered.
 		d.parser.changed = chunks.Builder{}
 	}
 	if d.ordered {
@@ -226,7 +224,7 @@ func (f *fileReader) readChunks(p []byte, off int64) error { return f.readAt(f.v
 
 func (f *fileReader) expect(totalBytes int64) { f.totalBytes = totalBytes }
 
-// streamReader reads chunks of a pipe, and what lies between them is dropped.
+// streamReader reads chunks of a pipe, and drops what lies between them.
 type streamReader struct {
 	r              io.Reader
 	at, totalBytes int64
@@ -253,7 +251,7 @@ func (s *streamReader) readChunks(p []byte, off int64) error {
 	return nil
 }
 
-// skipTo drops what comes before byte off.
+// skipTo drops everything before byte off.
 func (s *streamReader) skipTo(off int64) error {
 	n, err := io.CopyN(io.Discard, s.r, off-s.at)
 	s.at += n
@@ -265,7 +263,8 @@ func (s *streamReader) skipTo(off int64) error {
 
 func (s *streamReader) expect(totalBytes int64) { s.totalBytes = totalBytes }
 
-// truncated says that a pipe ended at byte end, or could not be read on from there.
+// truncated returns the error of a pipe that ended at byte end, or that could not be
+// read on from there.
 func truncated(end, totalBytes int64, err error) error {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		return &cutError{end, totalBytes}

@@ -16,7 +16,7 @@ import (
 type Delta struct {
 	layout Layout
 	layer  layer.Layer
-	first  [SectorBytes]byte // what chunk 0 begins with; the rest of it is zeros
+	first  [SectorBytes]byte // the beginning of chunk 0; the rest of it is zeros
 	spare  *sync.Pool        // of *pieces, so that reading allocates nothing
 }
 
@@ -44,7 +44,7 @@ func (d *Delta) withSeal(s Seal) *Delta {
 	return &body
 }
 
-// Size is the size of the store in bytes.
+// Size returns the size of the store in bytes.
 func (d *Delta) Size() int64 { return d.layout.Bytes() }
 
 // Layer is what the delta encodes.
@@ -53,8 +53,8 @@ func (d *Delta) Layer() layer.Layer { return d.layer }
 // Layout tells where in the store each thing lies.
 func (d *Delta) Layout() Layout { return d.layout }
 
-// pieces are what a read needs of the layer's content: parts of the reader's buffer, each
-// with the byte of the volume and the byte of the buffer that it begins at.
+// pieces are what a read needs of the layer's content: parts of the reader's buffer,
+// each with the byte of the volume and the byte of the buffer at which it begins.
 type pieces struct {
 	parts   [][]byte
 	offsets []int64
@@ -66,13 +66,13 @@ func (s *pieces) add(part []byte, offset int64, start int) {
 }
 
 func (s *pieces) reset() {
-	clear(s.parts) // the buffer is not ours
+	clear(s.parts) // so as not to keep the reader's buffer alive
 	s.parts, s.offsets, s.starts = s.parts[:0], s.offsets[:0], s.starts[:0]
 }
 
-// ReadAt implements io.ReaderAt. Chunks that follow each other on the volume, and in
-// an area of the store, are one piece. An error of the layer's content is
-// returned with what could be read before it; that is always right.
+// ReadAt implements io.ReaderAt. Chunks that are adjacent on the volume and in an area
+// of the store are read from the layer's content as one piece. If that fails, the bytes
+// before the error are right.
 func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("delta: read at byte %d: negative offset", off)
@@ -99,8 +99,8 @@ func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	return len(p), atEnd
 }
 
-// fill fills p with what the store holds from byte off, save for what comes from the
-// source, which it adds to needed.
+// fill fills p with what the store holds from byte off. The parts that come from the
+// source it adds to needed instead.
 func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	c := d.layout.chunkBytes
 	var runs chunks.Cursor
@@ -135,7 +135,7 @@ func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 	}
 }
 
-// fillHeader fills p with what chunk 0 holds from its byte within.
+// fillHeader fills p from byte within of chunk 0.
 func (d *Delta) fillHeader(p []byte, within int64) {
 	n := 0
 	if within < SectorBytes {
@@ -144,8 +144,7 @@ func (d *Delta) fillHeader(p []byte, within int64) {
 	clear(p[n:])
 }
 
-// fillMetadata fills p with what the metadata chunk of an area holds from its
-// byte within.
+// fillMetadata fills p from byte within of an area's metadata chunk.
 func (d *Delta) fillMetadata(p []byte, area, within int64) {
 	i := area*d.layout.perArea + within/EntryBytes
 	within %= EntryBytes

@@ -19,12 +19,12 @@ const (
 	// DigestBytes is the size of a digest.
 	DigestBytes = 32
 
-	// BlockBytes is how much of a delta's body one digest is of. The last block
-	// of a body can be shorter.
+	// BlockBytes is how much of a delta's body one digest covers. The last block of a
+	// body can be shorter.
 	BlockBytes = 1 << 20
 
-	// BLAKE3 is a tree: its leaves are of 1 KiB, and whole subtrees of up to 16
-	// leaves are hashed at once.
+	// BLAKE3 is a tree of leaves of 1 KiB. Subtrees of up to 16 leaves are hashed at
+	// once.
 	leafBytes    = guts.ChunkSize
 	groupLeaves  = guts.MaxSIMD
 	groupBytes   = groupLeaves * leafBytes
@@ -33,11 +33,11 @@ const (
 	subtreesHint = wholeGroups + 16
 )
 
-// blockCount is the number of blocks that a body of that many bytes has.
+// blockCount returns the number of blocks in a body of that many bytes.
 func blockCount(bodyBytes int64) int64 { return (bodyBytes-1)/BlockBytes + 1 }
 
-// subtree is a part of a block's tree: a power of two of leaves, at a multiple of
-// their number.
+// subtree is a part of a block's tree. It has a power of two of leaves, and begins at a
+// multiple of their number.
 type subtree struct {
 	first, leaves int
 	value         [8]uint32
@@ -45,22 +45,22 @@ type subtree struct {
 
 func (s subtree) end() int { return s.first + s.leaves }
 
-// blockHash is the digest of a block in the making, from pieces in any order.
-// What it keeps is little: neighbours are merged as soon as they can be.
+// blockHash is the digest of a block in the making, from parts in any order. It keeps
+// little, as neighbouring subtrees are joined as soon as they can be.
 type blockHash struct {
 	bytes   int        // of the block
 	trees   []subtree  // ascending, apart from each other
 	covered int        // leaves
-	again   *blockHash // of parts that were added already and merged since
+	again   *blockHash // of parts that were added again after they were joined
 }
 
 func (b *blockHash) leaves() int { return (b.bytes + leafBytes - 1) / leafBytes }
 
 func (b *blockHash) complete() bool { return b.covered == b.leaves() }
 
-// largestSubtree is how many leaves a subtree of the block may have: the root of
-// the tree is hashed differently, so that no subtree may be all of it. A block of
-// a single leaf has no subtrees.
+// largestSubtree returns how many leaves a subtree of a block may have. The root of the
+// tree is hashed differently, so no subtree may be all of it. A block of a single leaf
+// has no subtrees.
 func largestSubtree(leaves int) int {
 	if leaves < 2 {
 		return 0
@@ -68,9 +68,9 @@ func largestSubtree(leaves int) int {
 	return 1 << (bits.Len(uint(leaves-1)) - 1)
 }
 
-// hashPart appends to trees the subtrees of a part of a block of blockBytes
-// bytes. The part begins with the given leaf and must consist of whole leaves,
-// save for the block's last.
+// hashPart appends to trees the subtrees of a part of a block of blockBytes bytes. The
+// part begins with the given leaf and must consist of whole leaves, except for the
+// block's last one.
 func hashPart(trees []subtree, part []byte, first, blockBytes int) []subtree {
 	end := first + (len(part)+leafBytes-1)/leafBytes
 	limit := min(groupLeaves, largestSubtree((blockBytes+leafBytes-1)/leafBytes))
@@ -88,11 +88,10 @@ func hashPart(trees []subtree, part []byte, first, blockBytes int) []subtree {
 	return trees
 }
 
-// groupValue is the chaining value of the subtree of the first size bytes of b.
+// groupValue returns the chaining value of the subtree of the first size bytes of b.
 func groupValue(b []byte, size int, counter uint64) [8]uint32 {
 	if len(b) < groupBytes {
-		// The hash looks at as many bytes as it can take at once, and drops what
-		// is too much.
+		// The hash always reads a whole group, and ignores what is past size.
 		whole := make([]byte, groupBytes)
 		copy(whole, b)
 		b = whole
@@ -100,8 +99,8 @@ func groupValue(b []byte, size int, counter uint64) [8]uint32 {
 	return guts.ChainingValue(guts.CompressBuffer((*[groupBytes]byte)(b), size, &guts.IV, counter, 0))
 }
 
-// add adds a subtree and reports whether it fits what is there: a part of the
-// block that was added before must be the same.
+// add adds a subtree. It reports whether the subtree agrees with those that were added
+// before: the same part of the block must hash to the same.
 func (b *blockHash) add(t subtree) bool {
 	at, found := slices.BinarySearchFunc(b.trees, t.first, func(s subtree, first int) int { return s.first - first })
 	if found && b.trees[at].leaves == t.leaves {
@@ -134,8 +133,9 @@ func (b *blockHash) add(t subtree) bool {
 	return true
 }
 
-// compare adds a subtree that lies inside of one that was merged, and reports
-// whether what was added in that way comes to the same where it is as large.
+// compare is add for a subtree that lies within one that was joined since. It collects
+// such subtrees until they are as large as the one that is there, and then reports
+// whether they agree.
 func (b *blockHash) compare(t subtree) bool {
 	if b.again == nil {
 		b.again = &blockHash{bytes: b.bytes}
@@ -153,7 +153,7 @@ func (b *blockHash) compare(t subtree) bool {
 	return same
 }
 
-// digest is the digest of a complete block of more than one leaf.
+// digest returns the digest of a complete block of more than one leaf.
 func (b *blockHash) digest() Digest {
 	last := len(b.trees) - 1
 	value := b.trees[last].value
@@ -169,7 +169,7 @@ func (b *blockHash) digest() Digest {
 	return d
 }
 
-// gaps calls f with each part of the block that is missing, in leaves.
+// gaps calls f with each part of the block that was not added, in leaves.
 func (b *blockHash) gaps(f func(first, end int)) {
 	at := 0
 	for _, t := range b.trees {
@@ -183,9 +183,8 @@ func (b *blockHash) gaps(f func(first, end int)) {
 	}
 }
 
-// digestOf is the digest of all of b, at most a block. Of what is larger than a leaf
-// it is put together of groups of leaves, which is twice as fast as the hash's own
-// way for pieces of any length.
+// digestOf returns the digest of b, which is at most a block. It hashes groups of
+// leaves, which is twice as fast as the hash's own way, made for input of any length.
 func digestOf(b []byte) Digest {
 	if len(b) <= leafBytes {
 		return blake3.Sum256(b)

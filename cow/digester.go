@@ -6,16 +6,16 @@ import (
 	"io"
 )
 
-// Digester takes the digests of the body of a sealed delta that passes by from its
-// beginning to its end. It hashes what passes where it lies, while it is in the
-// processor's cache, and keeps no more of it than the beginning of a group of leaves.
+// Digester takes the digests of the body of a sealed delta that is written to it from
+// beginning to end. It hashes the data in the writer's buffer, while it is in the
+// processor's cache, and copies no more of it than the beginning of a group of leaves.
 type Digester struct {
 	bytes   int64 // of the body
-	left    int64 // that have not passed
+	left    int64 // bytes that were not written yet
 	digests []Digest
-	block   blockHash // the block that is passing
+	block   blockHash // the block that is being written
 	passed  int       // bytes of it that are hashed
-	group   []byte    // what has passed behind them: less than a group, and than its rest
+	group   []byte    // bytes after these, too few to be hashed yet
 }
 
 // NewDigester returns a digester for the delta with that seal.
@@ -25,8 +25,8 @@ func NewDigester(seal Seal) *Digester {
 	return d
 }
 
-// Write takes the next piece of the delta, and ignores what comes behind its body.
-// It never fails.
+// Write takes the next part of the delta, and ignores what comes after its body. It
+// never fails.
 func (d *Digester) Write(p []byte) (int, error) {
 	d.take(p)
 	return len(p), nil
@@ -39,7 +39,7 @@ func (d *Digester) take(p []byte) {
 		rest := d.block.bytes - d.passed
 		n := min(len(p), rest)
 		if n < rest {
-			n -= n % groupBytes // a group is hashed at once, and a part of it for as much
+			n -= n % groupBytes // to hash a part of a group takes as long as all of it
 		}
 		if len(d.group) == 0 && n > 0 {
 			d.hash(p[:n])
@@ -56,7 +56,7 @@ func (d *Digester) take(p []byte) {
 	}
 }
 
-// hash takes the next piece of the block: whole groups, or all that is left of it.
+// hash takes the next part of the block: whole groups, or all that is left of it.
 func (d *Digester) hash(part []byte) {
 	if d.block.bytes <= leafBytes {
 		d.digests = append(d.digests, digestOf(part))
@@ -73,7 +73,7 @@ func (d *Digester) hash(part []byte) {
 	}
 }
 
-// nextBlock makes ready for the block that begins where the body has got to.
+// nextBlock starts the block after those whose digests are known.
 func (d *Digester) nextBlock() {
 	rest := d.bytes - int64(len(d.digests))*BlockBytes
 	d.block = blockHash{bytes: int(min(rest, BlockBytes)), trees: d.block.trees[:0]}
@@ -99,8 +99,8 @@ func (d *Digester) readTrailer(r io.Reader, seal Seal) (name Digest, bad []int64
 	if got, err := io.ReadFull(r, footer); err != nil {
 		return Digest{}, nil, fmt.Errorf("footer: %w", truncated(seal.endBytes()-footerBytes+int64(got), seal.TotalBytes(), err))
 	}
-	// Deltas of earlier versions end here. Otherwise the sender must not be left with
-	// something that nobody takes.
+	// Zeros follow, but for deltas of earlier versions. They are read too, as the sender
+	// must not be left with something that nobody reads.
 	_, _ = io.Copy(io.Discard, r)
 	name, err = seal.parseFooter(footer)
 	if err == nil && name != n.digest() {

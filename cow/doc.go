@@ -1,9 +1,15 @@
-// Package cow knows the format of device-mapper snapshots and nothing else:
-// it parses a persistent exception store, collects the changed chunks in a
-// [Set], lays a new store out over such a set ([Layout]), serves that store
-// lazily as an [io.ReaderAt] ([Delta]), seals it ([Sealed]), verifies one
-// ([Digests]) and decodes one ([Decoder]). It knows no FUSE, no target and no
-// device other than as a reader and a size.
+// Package cow knows the format of device-mapper snapshots and nothing else. It
+// turns a layer into a delta, and a delta or any other exception store into a layer:
+//
+//   - [Encode] lays the changed chunks of a layer out as a store ([Layout]) that is
+//     computed as it is read ([Delta]), and [NewSealed] adds digests to it ([Sealed]).
+//   - [Open] and [ReadStore] check a store and read which chunks it has ([Store]).
+//     Store.Verify compares it with its digests, and Store.Layer is what it holds.
+//   - [NewDecoder] reads a delta from a pipe, from its beginning to its end.
+//
+// The package knows no FUSE, no target, and no device other than as a volume, which
+// is bytes with a size. Package layer defines volumes and layers, package snapshots
+// makes a layer out of a pair of snapshots, and package apply writes one into a target.
 //
 // # Words
 //
@@ -40,21 +46,20 @@
 //	byte 0   u64  old_chunk
 //	byte 8   u64  new_chunk
 //
-// An entry whose new_chunk is 0 ends the list; whatever follows it, in its own
-// area or in the areas behind, is not part of the store but may look as if it
-// were, left there by an older store on the same device. An area without a
-// free entry is always followed by another one, whose first entry ends the list
-// if there is nothing more to say: with exactly E exceptions there are two areas.
+// An entry whose new_chunk is 0 ends the list. Anything that follows it, in its own
+// area or in later ones, is not part of the store. It may look as if it were, because
+// an older store on the same device left it there. A full area is always followed by
+// another one, which may be empty: with exactly E exceptions there are two areas.
 //
-// In a store that the kernel wrote, entries stand in the order in which their
+// In a store that the kernel wrote, entries are in the order in which their
 // copies finished, so old_chunk is not sorted, and some kernels left data chunks
 // that no entry names.
 //
 // # The delta
 //
-// The delta of a snapshot pair is such a store too, so the kernel can attach or
-// merge it. Its entries are the changed chunks in ascending order, its data is
-// read from the newer snapshot, and exception i of N lies in
+// A delta is such a store too, so the kernel can attach or merge it. Its entries are
+// the changed chunks in ascending order, its data is what they hold in the newer
+// state, and exception i of N lies in
 //
 //	area         a = i / E
 //	entry        i % E of chunk 1 + a*(E+1)
@@ -72,10 +77,9 @@
 //
 // # The seal
 //
-// A sealed delta ([Sealed]) says what it is and carries digests of itself, in two
-// places that the kernel ignores. The exception store above is its body. The seal
-// header ([Seal]) is in the first sector of chunk 0, and but for it that chunk is
-// zeros:
+// A sealed delta says what it is and carries digests of itself, in two places that
+// the kernel ignores. The exception store above is its body. The seal header ([Seal])
+// is in the first sector of chunk 0; the rest of that chunk is zeros:
 //
 //	byte 64   8 bytes    "ddsfseal"
 //	byte 72   u32        version, 1
@@ -85,7 +89,7 @@
 //	byte 96   u64        how many of them only the new snapshot's store had
 //	byte 104  u64        length of the body in bytes
 //	byte 112  u64        0
-//	byte 120  120 bytes  identity of the base, NULs behind it
+//	byte 120  120 bytes  identity of the base, padded with NULs
 //	byte 240  120 bytes  identity of the new snapshot
 //	byte 360  120 bytes  identity of the origin
 //	byte 480  32 bytes   BLAKE3-256 of bytes 0 to 479
@@ -94,10 +98,20 @@
 //
 //	32 bytes each  BLAKE3-256 of each MiB of the body; the last may be shorter
 //	32 bytes each  with flag 1, the same of the body with the base's content
-//	footer         "ddsftail", u32 version 1, u32 0, u64 length of the body,
-//	               u64 number of digests, and the BLAKE3-256 of all digests
-//	               above, which names the delta
+//	64 bytes       the footer
+//	zeros          up to a multiple of 4096 bytes from the start of the delta
 //
-// Everything in it follows from the two snapshots. Whatever is behind the footer
-// is not part of the delta.
+// where the footer is
+//
+//	byte 0   8 bytes   "ddsftail"
+//	byte 8   u32       version, 1
+//	byte 12  u32       0
+//	byte 16  u64       length of the body in bytes
+//	byte 24  u64       number of digests in the lists above
+//	byte 32  32 bytes  BLAKE3-256 of all these digests, which names the delta
+//
+// The zeros keep the footer readable on a loop device and in a copy made with
+// O_DIRECT. Deltas of earlier versions end with the footer, and readers ignore
+// anything that follows it. All of a sealed delta follows from the two states: it
+// holds no time and nothing random.
 package cow

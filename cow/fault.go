@@ -7,13 +7,12 @@ import (
 )
 
 // ErrBadData says that the data is at fault: a delta or a store that is empty, cut,
-// damaged or something else, or content that is not what its digests say. No error is
-// it; errors.Is finds it in every error of this package that is about what was read,
-// which are [*formatError], [*cutError], [*foreignError] and [ErrMismatch], and in none
-// that is about the reading, as that of a disk that fails.
+// damaged or something else, or content that does not match its digests. errors.Is
+// finds it in each error of this package that is about what was read, [ErrMismatch]
+// among them, and in none that is about the reading, such as that of a failing disk.
 var ErrBadData = errors.New("the data is at fault")
 
-// ErrMismatch says that data is not what the digests say.
+// ErrMismatch says that data does not match its digests. It is an [ErrBadData].
 var ErrMismatch error = mismatch{}
 
 type mismatch struct{}
@@ -60,16 +59,17 @@ func (e *cutError) Error() string {
 	return fmt.Sprintf("it ends after %d of %d bytes: copy it again", e.EndBytes, e.TotalBytes)
 }
 
-// Is tells errors.Is that the data is at fault.
+// Is makes errors.Is find both errors that it is.
 func (e *cutError) Is(target error) bool {
 	return target == ErrBadData || target == io.ErrUnexpectedEOF
 }
 
-// sizes is how many bytes of a delta or a store there are, and how many there must be,
+// sizes are how many bytes of a delta or a store there are, and how many there must be,
 // 0 if that is not known.
 type sizes struct{ sizeBytes, totalBytes int64 }
 
-// readAt fills p from r, which holds the delta or the store, or fails.
+// readAt fills p from r, which holds the delta or the store. It returns a cutError if r
+// ends too early.
 func (e sizes) readAt(r io.ReaderAt, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// foreignError says what something is that is neither a delta nor a store.
+// foreignError says what a file is that is neither a delta nor a store.
 type foreignError struct {
 	What string // "compressed with zstd"
 	Way  string // what to do
@@ -19,7 +19,8 @@ func (e *foreignError) Error() string { return "it is " + e.What + ": " + e.Way 
 // Is tells errors.Is that the data is at fault.
 func (e *foreignError) Is(target error) bool { return target == ErrBadData }
 
-// packed is what a delta can be packed in on its way, and what unpacks it.
+// packed are the formats that a delta may have been packed in on its way, with the
+// command that unpacks each.
 var packed = []struct{ begins, what, unpack string }{
 	{"\x1f\x8b", "compressed with gzip", "gzip -dc"},
 	{"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dc"},
@@ -34,11 +35,11 @@ var packed = []struct{ begins, what, unpack string }{
 	{"Salted__", "encrypted with openssl", "openssl enc -d"},
 }
 
-// quotedBytes is how much of a text is quoted to show what it says.
+// quotedBytes is how much of a text is quoted.
 const quotedBytes = 60
 
-// identify tells what begins with b, which does not begin as a store does, as far as
-// that is known. b is not empty.
+// identify returns an error that says what begins with b, which is not empty and not
+// the beginning of a store. It is nil if that is not known.
 func identify(b []byte) error {
 	for _, p := range packed {
 		if bytes.HasPrefix(b, []byte(p.begins)) {
@@ -61,16 +62,16 @@ func identify(b []byte) error {
 	return &foreignError{fmt.Sprintf("text that begins with %q", quoted), "no delta, and no COW device: if it was sent, this is what the sender or a login script said"}
 }
 
-// isOpenPGP tells whether b begins with a session key's packet (RFC 4880, 5.1 and 5.3),
-// as what gpg encrypts does.
+// isOpenPGP reports whether b begins with the packet of a session key (RFC 4880, 5.1
+// and 5.3), with which everything begins that gpg encrypts.
 func isOpenPGP(b []byte) bool {
 	if len(b) < 4 {
 		return false
 	}
 	switch b[0] {
-	case 0x84: // for a public key, with a length of one byte
+	case 0x84: // for a public key; the packet's length takes one byte
 		return b[2] == 3
-	case 0x85: // or of two
+	case 0x85: // or two
 		return b[3] == 3
 	case 0x8c: // for a passphrase
 		return b[2] == 4
@@ -80,7 +81,7 @@ func isOpenPGP(b []byte) bool {
 	return false
 }
 
-// isText tells whether b is text, whose last character may be cut.
+// isText reports whether b is text, whose last character may be cut.
 func isText(b []byte) bool {
 	for len(b) > 0 {
 		r, n := utf8.DecodeRune(b)

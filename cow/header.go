@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// SectorBytes is the kernel's unit of device sizes, whatever the device's
-	// own block size is.
+	// SectorBytes is the kernel's unit of device sizes, which does not depend on a
+	// device's own block size.
 	SectorBytes = 512
 
 	// EntryBytes is the size of one exception in a metadata chunk.
@@ -25,17 +25,17 @@ const (
 	Version = 1
 )
 
-// Header is the first 16 bytes of an exception store. The magic and the version
-// are constants of the format and not kept.
+// Header is the first 16 bytes of an exception store, without the magic and the
+// version, which are constants of the format.
 type Header struct {
 	Valid      bool
 	ChunkBytes int64
 }
 
-// parseHeader decodes a store's header from its first bytes, headerBytes at least
-// unless it has fewer. More of them help to tell what it is if it is no store. A
-// store that is not valid is parsed all the same, so that it can be shown: see
-// [Header.checkValid].
+// parseHeader decodes a store's header from its first bytes, at least headerBytes of
+// them unless there are fewer. More bytes help to say what it is if it is no store. The
+// header of a store that is marked invalid is returned as well, so that it can be
+// shown: see checkValid.
 func parseHeader(b []byte) (Header, error) {
 	if err := checkMagic(b); err != nil {
 		return Header{}, err
@@ -59,7 +59,7 @@ func parseHeader(b []byte) (Header, error) {
 	return Header{Valid: valid == 1, ChunkBytes: bytes}, nil
 }
 
-// checkMagic checks the Magic, as far as b has it.
+// checkMagic checks as much of the magic as b has.
 func checkMagic(b []byte) error {
 	want := binary.LittleEndian.AppendUint32(nil, Magic)
 	if n := min(len(b), len(want)); bytes.Equal(b[:n], want[:n]) {
@@ -78,8 +78,8 @@ func checkMagic(b []byte) error {
 }
 
 // ParseFirst decodes the header and the seal of a delta or a store from its first
-// SectorBytes bytes, or from all that it has. The seal is nil where there is none. Of a
-// snapshot that is marked invalid, the header is returned with the error.
+// SectorBytes bytes, or from fewer if it has no more. The seal is nil if there is none.
+// If the snapshot is marked invalid, the header is returned with the error.
 func ParseFirst(b []byte) (Header, *Seal, error) {
 	h, err := parseHeader(b)
 	if err != nil {
@@ -92,8 +92,8 @@ func ParseFirst(b []byte) (Header, *Seal, error) {
 	return h, seal, err
 }
 
-// checkValid returns an error if the store is marked invalid, which the kernel
-// does when a snapshot overflows: changes made after that are not in it.
+// checkValid returns an error if the store is marked invalid. The kernel does that when
+// a snapshot overflows: changes made after that are not in it.
 func (h Header) checkValid() error {
 	if h.Valid {
 		return nil

@@ -16,22 +16,22 @@ func entryAt(metadata []byte, i int64) entry {
 	return entry{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])}
 }
 
-// metadataParser checks the metadata chunks of a store one after the other and
-// collects what they say.
+// metadataParser checks the metadata chunks of a store one after the other and collects
+// the changed chunks.
 type metadataParser struct {
 	header       Header
 	perArea      int64
 	deviceChunks uint64 // whole chunks of the COW device
-	volumeChunks uint64 // chunks of the origin, the last perhaps partial
+	volumeChunks uint64 // chunks of the origin; the last one may be partial
 	area         int64  // the next area to parse
 	exceptions   int64
 	lastNew      int64  // the highest new_chunk so far
 	lastOld      uint64 // the highest old_chunk so far
 	seal         *Seal
 
-	// Data chunks of an area that are all on the device. It is the area that a
-	// new_chunk was in lately: the next one most often is as well, and needs no
-	// division.
+	// The data chunks, first and count, of the area that the last new_chunk was in, if
+	// all of them are on the device. The next new_chunk is mostly in the same area, and
+	// is then checked without a division.
 	goodNew, goodNews uint64
 
 	changed chunks.Builder
@@ -51,16 +51,16 @@ func newMetadataParser(s *Store, sizeBytes, volumeBytes int64) *metadataParser {
 	}
 }
 
-// offset is the byte at which the next area's metadata chunk begins.
+// offset returns the byte at which the next area's metadata chunk begins.
 func (p *metadataParser) offset() int64 {
 	return metadataChunk(p.area, p.perArea) * p.header.ChunkBytes
 }
 
-// parse takes the metadata chunk of the next area and returns how many of its
-// entries are in use. If all are, another area follows.
+// parse takes the metadata chunk of the next area and returns how many of its entries
+// are in use. If all of them are, another area follows.
 func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 	lastNew, lastOld := uint64(p.lastNew), p.lastOld
-	// Old chunks follow each other where much was written at once.
+	// Old chunks are often adjacent, so they are added a run at a time.
 	var run chunks.Run
 	var wrong error
 	for used < p.perArea {
@@ -95,8 +95,8 @@ func (p *metadataParser) parse(metadata []byte) (used int64, err error) {
 	return used, nil
 }
 
-// add adds the run of the last old_chunks of the next area's first used entries. It
-// fails if one of them was there already.
+// add adds a run of old_chunks, those of the last entries among the next area's first
+// used ones. It fails if one of them was there already.
 func (p *metadataParser) add(run chunks.Run, used int64) error {
 	end := run.End()
 	was := p.changed.AddRange(run.Chunk, end)
@@ -107,7 +107,7 @@ func (p *metadataParser) add(run chunks.Run, used int64) error {
 	return &formatError{"old_chunk", was, at, "is there twice"}
 }
 
-// check checks an entry of the next area, of which used were checked before.
+// check checks entry number used of the next area.
 func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 	at := p.offset() + used*EntryBytes
 	switch {
@@ -138,8 +138,8 @@ func (p *metadataParser) check(e entry, used int64, lastOld uint64) error {
 	return nil
 }
 
-// areasInUse tells how many areas are in use for certain if the kernel says that the
-// header and the metadata take so many bytes: none, if that can't be.
+// areasInUse returns how many areas are certainly in use if the kernel says that the
+// header and the metadata take that many bytes. It is 0 if that number is impossible.
 func (p *metadataParser) areasInUse(metadataBytes int64) int64 {
 	c := p.header.ChunkBytes
 	areas := metadataBytes/c - 1
@@ -149,7 +149,7 @@ func (p *metadataParser) areasInUse(metadataBytes int64) int64 {
 	return areas
 }
 
-// areasInDevice is how many areas have their metadata chunk on the COW device.
+// areasInDevice returns how many areas have their metadata chunk on the COW device.
 func (p *metadataParser) areasInDevice() int64 {
 	return (int64(p.deviceChunks) - 1 + p.perArea) / (p.perArea + 1)
 }

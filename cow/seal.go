@@ -13,12 +13,12 @@ type Seal struct {
 	VolumeBytes int64 // size of the volume that the delta was taken from
 	Exceptions  int64
 	NewOnly     int64 // exceptions that only the new snapshot's store had
-	BodyBytes   int64 // length of the exception store, behind which the trailer begins
+	BodyBytes   int64 // length of the exception store, after which the trailer begins
 	// BaseCheck says that the trailer also has the digests of the body as it
 	// would be with the base's content.
 	BaseCheck bool
-	// Base, New and Origin name what the delta was made of: a dm uuid, or what
-	// the user said. "" is unknown.
+	// Base, New and Origin name what the delta was made of: by a dm uuid, or by a name
+	// that the user gave. "" is unknown.
 	Base, New, Origin string
 }
 
@@ -37,12 +37,13 @@ const (
 	footerSumAt    = footerBytes - DigestBytes
 	identityOffset = 120
 
-	// paddedBytes is what a delta's size is a multiple of: the block of every device.
+	// A sealed delta is padded to a multiple of paddedBytes, so that it ends with a
+	// block of any device.
 	paddedBytes = 4096
 )
 
-// Identity returns the name under which a seal can keep id. One that is too long,
-// or has other than visible ASCII characters, is replaced by a digest of it.
+// Identity returns id as a seal keeps it. An id that is too long, or that has other
+// than visible ASCII characters, is replaced by its digest.
 func Identity(id string) string {
 	if len(id) <= identityBytes && firstOutside([]byte(id)) < 0 {
 		return id
@@ -50,7 +51,8 @@ func Identity(id string) string {
 	return "blake3-" + digestOf([]byte(id)).String()
 }
 
-// firstOutside is where the first character is that no identity has, -1 if there is none.
+// firstOutside returns the index of the first character that an identity can't have, -1
+// if there is none.
 func firstOutside(id []byte) int {
 	for i, c := range id {
 		if c <= ' ' || c > '~' {
@@ -60,12 +62,13 @@ func firstOutside(id []byte) int {
 	return -1
 }
 
-// IsFull tells whether the delta holds all of a volume in chunks of that size.
+// IsFull reports whether the delta, whose chunks have that size, has all chunks of the
+// volume.
 func (s Seal) IsFull(chunkBytes int64) bool {
 	return s.Exceptions == (s.VolumeBytes-1)/chunkBytes+1
 }
 
-// lists is how many lists of digests the trailer has.
+// lists returns how many lists of digests the trailer has.
 func (s Seal) lists() int64 {
 	if s.BaseCheck {
 		return 2
@@ -73,17 +76,17 @@ func (s Seal) lists() int64 {
 	return 1
 }
 
-// endBytes is where the trailer ends.
+// endBytes returns the byte at which the footer ends.
 func (s Seal) endBytes() int64 {
 	return s.BodyBytes + s.lists()*blockCount(s.BodyBytes)*DigestBytes + footerBytes
 }
 
-// TotalBytes is the size of the body with its trailer and the zeros after it, which
-// keep the trailer readable on a loop device, or past the page cache.
+// TotalBytes returns the size of the body with its trailer and the zeros after that,
+// which keep the trailer readable on a loop device and with O_DIRECT.
 func (s Seal) TotalBytes() int64 { return (s.endBytes() + paddedBytes - 1) / paddedBytes * paddedBytes }
 
-// checkSize fails if so many bytes are not all of the delta. The zeros at its end may be
-// missing, as in deltas of earlier versions.
+// checkSize fails if that many bytes are not the whole delta. The zeros at its end may
+// be missing, as in deltas of earlier versions.
 func (s Seal) checkSize(bytes int64) error {
 	if bytes < s.endBytes() {
 		return &cutError{bytes, s.TotalBytes()}
@@ -91,7 +94,8 @@ func (s Seal) checkSize(bytes int64) error {
 	return nil
 }
 
-// checkCount fails if that is not how many exceptions the list has.
+// checkCount fails if the list, which has that many exceptions, has fewer or more than
+// the seal says.
 func (s Seal) checkCount(exceptions int64) error {
 	if exceptions != s.Exceptions {
 		return &formatError{"number of exceptions", uint64(s.Exceptions), 88, fmt.Sprintf("the list has %d: the delta is damaged", exceptions)}
@@ -99,8 +103,7 @@ func (s Seal) checkCount(exceptions int64) error {
 	return nil
 }
 
-// firstSector returns the first sector of a sealed delta: the header and the
-// seal.
+// firstSector returns the first sector of a sealed delta: the header and the seal.
 func (s Seal) firstSector(h Header) [sealBytes]byte {
 	var b [sealBytes]byte
 	le := binary.LittleEndian
@@ -122,9 +125,9 @@ func (s Seal) firstSector(h Header) [sealBytes]byte {
 	return b
 }
 
-// parseSeal reads the seal in a delta's first sector, whose header is h. There is
-// none, and no error, where the sector is zero behind the header. Anything else is
-// refused.
+// parseSeal reads the seal in a delta's first sector, whose header is h. It returns nil
+// without an error if the sector is zero after the header. Anything but that or a seal
+// is refused.
 func parseSeal(h Header, sector []byte) (*Seal, error) {
 	if len(sector) < sealBytes {
 		return nil, &cutError{EndBytes: int64(len(sector))}
@@ -185,7 +188,7 @@ func parseSeal(h Header, sector []byte) (*Seal, error) {
 	return s, s.check(h)
 }
 
-// check refuses numbers that don't fit together.
+// check fails if the seal's numbers don't fit together.
 func (s *Seal) check(h Header) error {
 	l, err := NewLayout(h.ChunkBytes, uint64(s.Exceptions))
 	switch {
@@ -212,7 +215,7 @@ func firstNonZero(b []byte) int {
 	return -1
 }
 
-// footer is the end of the trailer. Its digest is that of all digests before it,
+// footer returns the end of the trailer. Its digest is that of all digests before it,
 // and names the delta.
 func (s Seal) footer(name Digest) [footerBytes]byte {
 	var b [footerBytes]byte
@@ -224,7 +227,7 @@ func (s Seal) footer(name Digest) [footerBytes]byte {
 	return b
 }
 
-// parseFooter returns the digest that the footer has of the digests before it.
+// parseFooter checks the footer and returns its digest of the digests before it.
 func (s Seal) parseFooter(b []byte) (Digest, error) {
 	name := Digest(b[footerSumAt:footerBytes])
 	if want := s.footer(name); !bytes.Equal(b[:footerSumAt], want[:footerSumAt]) {

@@ -11,17 +11,14 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// errSourceChanged says that the source of a delta did not hold still: two
-// readings of a part of it differ.
+// errSourceChanged says that two readings of the same part of a delta's source differ.
 var errSourceChanged = errors.New("the source changed while it was read: two readings of it differ, and the delta can't be sealed")
 
-// Sealed is a delta with its seal: an io.ReaderAt over the body and the trailer
-// behind it.
+// Sealed is a delta with its seal: a volume of the body and the trailer after it.
 //
-// The digests are taken of the body as it is served, in whatever parts and
-// order, so that who copies it from its beginning to its end has each byte of the
-// source read and hashed once. What is still missing when the trailer is read, is
-// read from the source then.
+// The digests are taken as the body is served, in any parts and any order, so that a
+// copy from beginning to end reads and hashes each byte of the source once. Parts of
+// the body that nobody has read are read when the trailer is.
 type Sealed struct {
 	body   *Delta
 	seal   Seal
@@ -29,7 +26,7 @@ type Sealed struct {
 	verify func() error
 
 	mu      sync.Mutex
-	idle    sync.Cond
+	idle    sync.Cond // signalled when a block may no longer be busy
 	blocks  map[int64]*blockState
 	digests digestList
 	bases   digestList
@@ -40,18 +37,18 @@ type Sealed struct {
 // blockState is what is known of a block of the body that is being read.
 type blockState struct {
 	hash    blockHash
-	readers int  // reads of it for somebody that are under way
-	filling bool // what is missing of it is being read for the trailer
+	readers int  // reads of it that are under way, but for the trailer's
+	filling bool // the trailer reads what is missing of it
 }
 
 func (b *blockState) busy() bool { return b.readers > 0 || b.filling }
 
-// maxOpenBlocks is how many blocks of which only a part was read are remembered.
-// Those beyond it are forgotten, and read again for the trailer.
+// maxOpenBlocks is how many partly read blocks are remembered. Others are forgotten,
+// and read again for the trailer.
 const maxOpenBlocks = 1024
 
-// digestList is a list of digests of which some are known; it takes memory for
-// those that are.
+// digestList is a list of digests of which some are known. It takes memory for those
+// only.
 type digestList struct{ pages map[int64]*digestPage }
 
 const digestsPerPage = 32
@@ -81,15 +78,15 @@ func (l *digestList) set(block int64, d Digest) {
 	p.digests[block%digestsPerPage], p.known[block%digestsPerPage] = d, true
 }
 
-// SealOptions say what a seal is to hold beside what follows from the delta.
+// SealOptions say what a seal holds beside what follows from the delta.
 type SealOptions struct {
 	Base, New, Origin string // identities, "" where unknown
 	NewOnly           int64  // exceptions that only the new snapshot's store had
 	// BaseContent, if set, holds the base's content of the changed chunks; the
 	// trailer then has digests of it.
 	BaseContent layer.Volume
-	// Verify, if set, is asked before the trailer is served whether what was read
-	// of the source can be trusted.
+	// Verify, if set, is called before the trailer is served. An error says that what
+	// was read of the source can't be trusted, and fails the read.
 	Verify func() error
 }
 
@@ -124,10 +121,11 @@ func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 
 var _ layer.Late = (*Sealed)(nil)
 
-// Seal is the delta's seal.
+// Seal returns the delta's seal.
 func (s *Sealed) Seal() Seal { return s.seal }
 
-// Name is the digest that names the delta. It reads what of the body was not read.
+// Name returns the digest that names the delta. It reads the parts of the body that
+// were not read before.
 func (s *Sealed) Name() (Digest, error) {
 	footer := make([]byte, footerBytes)
 	if n, err := s.ReadAt(footer, s.seal.endBytes()-footerBytes); n < len(footer) {
@@ -136,7 +134,7 @@ func (s *Sealed) Name() (Digest, error) {
 	return s.seal.parseFooter(footer)
 }
 
-// Size is the size in bytes, trailer included.
+// Size returns the size in bytes, with the trailer.
 func (s *Sealed) Size() int64 { return s.seal.TotalBytes() }
 
 // ReadAt implements io.ReaderAt.
@@ -165,11 +163,11 @@ func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // ReadFirst is ReadAt without the digests, which Finish takes. Each ReadFirst that
-// fills p has to be followed by a Finish with the same p and off, before p is used
-// for something else.
+// fills p must be followed by a Finish with the same p and off, before p is used for
+// something else.
 func (s *Sealed) ReadFirst(p []byte, off int64) (n int, err error) {
 	if !s.isBody(p, off) {
-		return s.ReadAt(p, off) // the trailer waits for all digests, and would for these
+		return s.ReadAt(p, off) // the trailer needs all digests, those of p among them
 	}
 	first, end := blocksOf(p, off)
 	s.begin(first, end)
@@ -194,12 +192,12 @@ func (s *Sealed) Finish(p []byte, off int64) {
 	}
 }
 
-// isBody tells whether p, read at off, is a part of the body and of nothing else.
+// isBody reports whether p, read at off, is a part of the body alone.
 func (s *Sealed) isBody(p []byte, off int64) bool {
 	return len(p) > 0 && off >= 0 && off <= s.seal.BodyBytes-int64(len(p))
 }
 
-// blocksOf are the blocks that p, read at off, has a part of.
+// blocksOf returns the blocks, from first to before end, that p, read at off, touches.
 func blocksOf(p []byte, off int64) (first, end int64) {
 	return off / BlockBytes, (off+int64(len(p))-1)/BlockBytes + 1
 }
@@ -212,7 +210,7 @@ func (s *Sealed) readBody(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// begin notes that the blocks are being read, end that they no longer are.
+// begin notes that the blocks are being read, and end that they no longer are.
 func (s *Sealed) begin(first, end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -261,8 +259,8 @@ func (s *Sealed) blockBytes(block int64) int {
 	return int(min(BlockBytes, s.seal.BodyBytes-block*BlockBytes))
 }
 
-// hash adds a part of a block, from its byte within, to the block's digest. What
-// is no whole leaf at the ends of the part is left for another time.
+// hash adds a part of a block, which begins at its byte within, to the block's digest.
+// Leaves that the part has only a part of are left out, and read again for the trailer.
 func (s *Sealed) hash(block int64, part []byte, within int64) {
 	size := s.blockBytes(block)
 	if size <= leafBytes {
@@ -299,8 +297,7 @@ func (s *Sealed) hash(block int64, part []byte, within int64) {
 	}
 }
 
-// complete notes the digest of a block. Another reading of the block must come to
-// the same.
+// complete notes the digest of a block, which must be the same each time.
 func (s *Sealed) complete(block int64, d Digest) {
 	if before, ok := s.digests.get(block); ok && before != d {
 		s.failed = errSourceChanged
@@ -308,7 +305,7 @@ func (s *Sealed) complete(block int64, d Digest) {
 	s.digests.set(block, d)
 }
 
-// readTrailer fills p with what the trailer has from its byte off.
+// readTrailer fills p from byte off of the trailer.
 func (s *Sealed) readTrailer(p []byte, off int64) error {
 	blocks := blockCount(s.seal.BodyBytes)
 	footerAt := s.seal.lists() * blocks * DigestBytes
@@ -335,7 +332,7 @@ func (s *Sealed) readTrailer(p []byte, off int64) error {
 		clear(p[max(0, min(int64(len(p)), footerAt-off)):]) // the zeros after it
 		copyPart(p, off, footer[:], footerAt)
 	}
-	// After all that was read of the source, also for the trailer just now.
+	// The source was read for the trailer just now, so this must come last.
 	if s.verify != nil {
 		if err := s.verify(); err != nil {
 			return fmt.Errorf("delta: trailer: %w", err)
@@ -346,8 +343,8 @@ func (s *Sealed) readTrailer(p []byte, off int64) error {
 	return s.failed
 }
 
-// copyPart copies what p, which begins at byte off, has of part, which begins at
-// byte at.
+// copyPart copies part, which begins at byte at, into p, which begins at byte off, as
+// far as the two overlap.
 func copyPart(p []byte, off int64, part []byte, at int64) {
 	if at < off {
 		part = part[min(off-at, int64(len(part))):]
@@ -358,7 +355,7 @@ func copyPart(p []byte, off int64, part []byte, at int64) {
 	}
 }
 
-// makeFooter makes the footer of digests that are all known.
+// makeFooter returns the footer. All digests must be known.
 func (s *Sealed) makeFooter() [footerBytes]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -376,8 +373,8 @@ func (s *Sealed) makeFooter() [footerBytes]byte {
 	return *s.footer
 }
 
-// ensure reads what is missing for the digests of a list's blocks from first to before
-// end.
+// ensure reads what the digests of a list's blocks, from first to before end, still
+// need.
 func (s *Sealed) ensure(list List, first, end int64) error {
 	ensure := s.ensureBody
 	if list != OfNew {
@@ -402,7 +399,7 @@ func (s *Sealed) ensure(list List, first, end int64) error {
 	return nil
 }
 
-// list is what is known of a list of digests.
+// list returns what is known of a list of digests.
 func (s *Sealed) list(list List) *digestList {
 	if list == OfBase {
 		return &s.bases
@@ -410,12 +407,12 @@ func (s *Sealed) list(list List) *digestList {
 	return &s.digests
 }
 
-// ensureBody reads of a block what no reader has read.
+// ensureBody reads those parts of a block that no reader has read.
 func (s *Sealed) ensureBody(block int64) error {
 	s.mu.Lock()
 	b := s.state(block)
-	// The kernel's read-ahead asks for the trailer while it still waits for the
-	// end of the body.
+	// The kernel's read-ahead may ask for the trailer while the end of the body is
+	// still being read.
 	for b.busy() {
 		s.idle.Wait()
 		b = s.state(block)

@@ -13,13 +13,13 @@ import (
 // of a snapshot or a copy of one. Each part of it is read and checked once.
 type Store struct {
 	Header
-	// Seal is the seal of a sealed delta, nil of anything else.
+	// Seal is the seal of a sealed delta, and nil for any other store.
 	Seal *Seal
 	// Name is the digest that names a sealed delta, nil if its trailer was not read.
 	Name *Digest
 
-	// Areas is the number of metadata chunks that were read, and Changed are the
-	// old_chunk numbers of its exceptions. They are 0 and nil before the list is read.
+	// Areas is the number of metadata chunks that were read, and Changed the set of
+	// the exceptions' old_chunk numbers. They are 0 and nil before the list is read.
 	Areas   int64
 	Changed *chunks.Set
 
@@ -28,27 +28,27 @@ type Store struct {
 
 // StoreOptions say what is known about a store beside its bytes.
 type StoreOptions struct {
-	// VolumeBytes is the size of the snapshot's origin. An exception past it
-	// is refused. 0 is that of the seal, or unknown.
+	// VolumeBytes is the size of the snapshot's origin. An exception past it is
+	// refused. If it is 0, the size in the seal counts; without a seal it is unknown.
 	VolumeBytes int64
 
 	// Live says that a kernel may be adding exceptions to the store while it is
 	// read.
 	Live bool
 
-	// MetadataBytes, of a live store, is how much the kernel said before ReadStore
-	// was called that its header and its metadata chunks take: what is known to be
-	// in use is read once. 0 is unknown.
+	// MetadataBytes is the size of a live store's header and metadata chunks, as the
+	// kernel reported it before ReadStore was called; 0 is unknown. The areas that it
+	// covers are known to be in use, and are read only once.
 	MetadataBytes int64
 
-	// Progress, if set, is told now and then how many exceptions were read. It
-	// is called from the goroutine that called ReadStore.
+	// Progress, if set, is called now and then with the number of exceptions that were
+	// read, from the goroutine that called ReadStore.
 	Progress func(exceptions int64)
 }
 
-// Open opens the delta that is all of v, or any store: it reads and checks its first
-// chunk, its size and, if it is sealed, its trailer. ReadList reads which chunks it
-// has, and Verify all of it.
+// Open opens the delta or the store in v. It reads and checks the first chunk, the size
+// and, of a sealed delta, the trailer. ReadList then reads which chunks it has, and
+// Verify reads all of it.
 func Open(v layer.Volume) (*Store, error) {
 	s, err := open(v)
 	if err == nil {
@@ -61,10 +61,10 @@ func Open(v layer.Volume) (*Store, error) {
 }
 
 // ReadStore opens a store and reads its list, but neither its trailer nor its data
-// chunks. Anything that the kernel would not have written is refused with a
-// [*formatError]. The list may be shorter than the seal says, as it is where the
-// kernel has begun to use a delta up. Of a snapshot that is marked invalid, the header
-// is returned with the error.
+// chunks. It refuses anything that the kernel would not have written, with an
+// [ErrBadData]. The list may be shorter than the seal says, as the kernel shortens it
+// when it merges from a delta. If the snapshot is marked invalid, the header is
+// returned with the error.
 func ReadStore(v layer.Volume, o StoreOptions) (*Store, error) {
 	s, err := open(v)
 	if err != nil {
@@ -76,7 +76,7 @@ func ReadStore(v layer.Volume, o StoreOptions) (*Store, error) {
 	return s, nil
 }
 
-// open reads chunk 0. Of a snapshot that is marked invalid, the header is returned with
+// open reads chunk 0. If the snapshot is marked invalid, the header is returned with
 // the error.
 func open(v layer.Volume) (*Store, error) {
 	s, _, err := readFirst(&fileReader{v: v, sizes: sizes{sizeBytes: v.Size()}})
@@ -86,9 +86,8 @@ func open(v layer.Volume) (*Store, error) {
 	return s, err
 }
 
-// readFirst reads chunk 0 of a delta or a store, of which nothing may be wrong, and
-// returns it as well. Of a snapshot that is marked invalid, the header is returned with
-// the error.
+// readFirst reads and checks chunk 0 of a delta or a store, and returns that as well.
+// If the snapshot is marked invalid, the header is returned with the error.
 func readFirst(input chunkReader) (s *Store, chunk []byte, err error) {
 	sector := make([]byte, SectorBytes)
 	n, err := input.readFirst(sector)
@@ -116,14 +115,14 @@ func readFirst(input chunkReader) (s *Store, chunk []byte, err error) {
 	return &Store{Header: h, Seal: seal}, chunk, nil
 }
 
-// At is the store as it stands in v, which has the same bytes.
+// At returns the store as one that is read from v, which holds the same bytes.
 func (s *Store) At(v layer.Volume) *Store {
 	other := *s
 	other.v = v
 	return &other
 }
 
-// ReadList reads which chunks a delta has: as many as its seal says, if it is sealed.
+// ReadList reads which chunks a delta has, and fails if the seal says another number.
 func (s *Store) ReadList() error {
 	if err := s.readList(StoreOptions{}); err != nil {
 		return err
@@ -131,8 +130,8 @@ func (s *Store) ReadList() error {
 	return s.CheckList()
 }
 
-// CheckList fails if the list that was read is not as long as the seal says. It is
-// shorter as well where the kernel has begun to use the delta up.
+// CheckList fails if the list that was read is not as long as the seal says. That is
+// also so when the kernel has begun to merge from the delta.
 func (s *Store) CheckList() error {
 	if s.Seal == nil {
 		return nil
@@ -144,8 +143,8 @@ func (s *Store) readList(o StoreOptions) error {
 	has := sizes{sizeBytes: s.v.Size()}
 	if s.Seal != nil {
 		has.totalBytes = s.Seal.TotalBytes()
-		// The end of a trailer without padding may lie after the last whole sector of a
-		// loop device.
+		// A loop device cuts the file at its last whole sector, and with that the end of
+		// a trailer without padding: so only the body must be there.
 		if has.sizeBytes < s.Seal.BodyBytes {
 			return s.Seal.checkSize(has.sizeBytes)
 		}
@@ -174,15 +173,15 @@ func (s *Store) readList(o StoreOptions) error {
 			o.Progress(p.exceptions)
 		}
 		if !full {
-			break // what was read ahead is not of the store
+			break // the areas that were read ahead are not part of the store
 		}
 	}
 	s.Areas, s.Changed = p.area, p.changed.Set()
 	return nil
 }
 
-// ReadStoreFrom reads the list of a store that comes from a pipe, up to the last data
-// chunk that an entry names, or to the end of its trailer.
+// ReadStoreFrom reads the list of a store that comes from a pipe. It reads up to the
+// last data chunk that an entry names, or to the end of a sealed delta's trailer.
 func ReadStoreFrom(r io.Reader) (*Store, error) {
 	input := &streamReader{r: r}
 	s, metadata, err := readFirst(input)
@@ -220,10 +219,10 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 	return s, nil
 }
 
-// Layer is the changed chunks, whose list must have been read, and what they hold in
-// the store. The volume's size is that of the seal; of a store without one it is where
-// the last chunk ends. To know where a store without a seal keeps each chunk takes a
-// second reading of its list and 8 bytes of memory for each.
+// Layer returns the changed chunks and what they hold in the store. The list must have
+// been read. The volume's size is that in the seal, or else the end of the last chunk.
+// For a store without a seal, the list is read again to find where each chunk is kept,
+// which takes 8 bytes of memory for each.
 func (s *Store) Layer() (layer.Layer, error) {
 	l := layer.Layer{Changed: s.Changed, ChunkBytes: s.ChunkBytes}
 	if n := s.Changed.Len(); n > 0 {

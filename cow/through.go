@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// throughBytes is how much is read at once. A few of them fit into most processors'
-	// caches.
+	// throughBytes is how much is read at once. A few buffers of that size fit into
+	// most processors' caches.
 	throughBytes = 1 << 20
 
-	// maxReaders is how many pieces are read at a time at most. A disk has more than
-	// one to do then, and digests are taken as fast as most disks read.
+	// maxReaders is how many reads are under way at most. With these, a disk is never
+	// idle, and digests are taken as fast as most disks read.
 	maxReaders = 4
 )
 
-// Through reads a delta, or another volume, from its beginning to its end, ahead of its
-// consumer, and yields it piece by piece: each is good until the next one. With an
-// error it yields what could be read before it.
+// Through reads a delta, or another volume, from beginning to end and ahead of its
+// consumer. It yields one buffer after the other, each of which is valid until the
+// next one. With an error it yields what could be read before it.
 func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 	bodyBytes := v.Size()
 	if s, ok := v.(*Sealed); ok {
@@ -32,7 +32,7 @@ func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 		var body sync.WaitGroup
 		for at, end := int64(0), bodyBytes; at < v.Size(); at = min(at+throughBytes, end) {
 			if at == bodyBytes {
-				// The trailer is of what was read: it would read again what was not.
+				// The trailer would read again whatever is still being read.
 				body.Wait()
 				end = v.Size()
 			}

@@ -14,18 +14,17 @@ import (
 type List int64
 
 const (
-	// OfNew are the digests of the body: of the changed chunks as they are in the
-	// new snapshot.
+	// OfNew is the list of digests of the body, whose data is that of the new state.
 	OfNew List = 0
-	// OfBase are the digests of the body with the base's content.
+	// OfBase is the list of digests of the body with the base's content.
 	OfBase List = 1
 )
 
 // digestsAtOnce is how many digests are read at once.
 const digestsAtOnce = 256
 
-// ReadTrailer reads the trailer of a store that is a sealed delta, checks that it is
-// whole, and notes the delta's name.
+// ReadTrailer reads the trailer of a sealed delta, checks that it is whole, and sets
+// Name. It does nothing for another store.
 func (s *Store) ReadTrailer() error {
 	if s.Seal == nil {
 		return nil
@@ -60,7 +59,8 @@ func (s *Store) ReadTrailer() error {
 	return nil
 }
 
-// badNames is the error of a trailer whose digests are not those that it was made with.
+// badNames returns the error of a trailer whose digests don't match the one in its
+// footer.
 func (s Seal) badNames() error {
 	return fmt.Errorf("trailer at byte %d: its list %w: copy it again", s.BodyBytes, ErrMismatch)
 }
@@ -70,7 +70,7 @@ func (s *Store) readTrailer(p []byte, off int64) error {
 	return sizes{s.v.Size(), s.Seal.TotalBytes()}.readAt(s.v, p, off)
 }
 
-// digests reads some digests of a list, from that of block first on.
+// digests reads up to digestsAtOnce digests of a list, from that of block first on.
 func (s *Store) digests(list List, first int64) ([]Digest, error) {
 	blocks := blockCount(s.Seal.BodyBytes)
 	b := make([]byte, min(digestsAtOnce, blocks-first)*DigestBytes)
@@ -85,14 +85,14 @@ func (s *Store) digests(list List, first int64) ([]Digest, error) {
 }
 
 // Verify compares each block of a sealed delta's body with its digest. It calls bad for
-// each that differs, in their order, and progress with the number of bytes that were
-// read.
+// each block that differs, in ascending order, and progress with the number of bytes
+// that were read.
 func (s *Store) Verify(ctx context.Context, bad func(block int64), progress func(bytes int64)) error {
 	return s.compare(ctx, s.v, OfNew, bad, progress)
 }
 
-// VerifyVolume is Verify for what another volume holds in the changed chunks, whose
-// list must have been read: as if that volume were the new snapshot, or the base.
+// VerifyVolume is Verify for what another volume holds in the changed chunks, as if that
+// volume were the new state, or the base. The list of the chunks must have been read.
 func (s *Store) VerifyVolume(ctx context.Context, v layer.Volume, list List, bad func(block int64), progress func(bytes int64)) error {
 	d, err := Encode(layer.Layer{Changed: s.Changed, ChunkBytes: s.ChunkBytes, VolumeBytes: s.Seal.VolumeBytes, Content: v})
 	if err != nil {
@@ -101,8 +101,8 @@ func (s *Store) VerifyVolume(ctx context.Context, v layer.Volume, list List, bad
 	return s.compare(ctx, d.withSeal(*s.Seal), list, bad, progress)
 }
 
-// compare compares the blocks of a body with a list of digests. If blocks can't be
-// read, the error is that of the first of them.
+// compare compares the blocks of a body with a list of digests. If some of them can't
+// be read, it returns the error of the first.
 func (s *Store) compare(ctx context.Context, body io.ReaderAt, list List, bad func(block int64), progress func(bytes int64)) error {
 	bodyBytes := s.Seal.BodyBytes
 	workers := int(min(int64(runtime.GOMAXPROCS(0)), blockCount(bodyBytes)))
@@ -153,8 +153,8 @@ func (s *Store) compare(ctx context.Context, body io.ReaderAt, list List, bad fu
 	return ctx.Err()
 }
 
-// Compare compares the digests that were taken as the body passed by with those of
-// the trailer, and calls bad for each block that differs, or has not passed.
+// Compare compares the digests that a Digester took of the body with those in the
+// trailer, and calls bad for each block that differs or was not written to it.
 func (s *Store) Compare(taken *Digester, bad func(block int64)) error {
 	for first := int64(0); first < blockCount(s.Seal.BodyBytes); first += digestsAtOnce {
 		digests, err := s.digests(OfNew, first)
@@ -170,8 +170,8 @@ func (s *Store) Compare(taken *Digester, bad func(block int64)) error {
 	return nil
 }
 
-// BlockChunks are the first and the last chunk of the volume that have data in a block
-// of the body, if any has. The list must have been read.
+// BlockChunks returns the first and the last chunk of the volume that have data in a
+// block of the body; ok is false if none has. The list must have been read.
 func (s *Store) BlockChunks(block int64) (first, last uint64, ok bool) {
 	layout, err := NewLayout(s.ChunkBytes, uint64(s.Changed.Len()))
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package fs mounts a directory of read-only files, each of which is an
-// io.ReaderAt of a fixed size: nothing is read from it before somebody reads the
-// file. It knows nothing of what the files hold.
+// Package fs mounts a directory of read-only files, each of which shows a volume of
+// package layer. A volume is not read before its file is. The package knows nothing
+// about what the files hold: package snapshots and commands make the volumes.
 //
-// The contents never change while they are mounted, so the kernel may keep what
-// it read. Another mount has other contents: the times of the files are those of
-// the mount, and so are their inode numbers, by which backup tools tell that a
-// file of the same name and size is not the one of yesterday.
+// The contents never change while they are mounted, so the kernel may cache them.
+// Another mount may have other contents. So the times and the inode numbers of the files
+// follow from the time of the mount, and backup tools see that a file is not
+// yesterday's, though it has the same name and size.
 package fs

@@ -47,11 +47,11 @@ func (n *fileNode) Open(_ context.Context, flags uint32) (gofs.FileHandle, uint3
 	return nil, fuse.FOPEN_KEEP_CACHE, gofs.OK
 }
 
-// Fsync has nothing to do, as nothing is written. Backup tools ask all the same.
+// Fsync does nothing, as nothing is written. Backup tools call it all the same.
 func (n *fileNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
-// Read answers with all that was asked for up to the end of the file, or with an
-// error: of a short answer the kernel would make zeros.
+// Read answers with all bytes that were asked for, up to the end of the file, or with an
+// error, as the kernel would fill up a short answer with zeros.
 func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	size := n.file.Content.Size()
 	if off >= size {
@@ -72,8 +72,8 @@ func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off i
 	return a, gofs.OK
 }
 
-// answer is a fuse.ReadResult that is told when the kernel has it. That is so only
-// of one that can be asked for its slices.
+// answer is a fuse.ReadResult with a method Done, which go-fuse calls when the kernel
+// has the answer, but only if there is a method Slices.
 type answer struct {
 	data [1][]byte
 	off  int64

@@ -18,40 +18,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TypeName is the file system's type, as mount(8) and /proc/mounts show it
-// behind "fuse.".
+// TypeName is the file system's type, as mount(8) and /proc/mounts show it after
+// "fuse.".
 const TypeName = "ddsfs"
 
-// pidAttribute is the extended attribute of the mounted directory that names the
-// process which serves it, so that who unmounts it can wait for its end.
+// pidAttribute is an extended attribute of the mounted directory. It holds the id of the
+// process that serves the directory, so that Unmount can wait for its end.
 const pidAttribute = "user." + TypeName + ".pid"
 
 // maxRequest is the largest read that the kernel may ask for in one request.
 const maxRequest = 1 << 20
 
-// forever is how long the kernel may keep names and attributes: they never
-// change.
+// forever is how long the kernel may cache names and attributes, which never change.
 const forever = 365 * 24 * time.Hour
 
 // Options are the options of a mount.
 type Options struct {
 	// Source is shown as the mounted device in /proc/mounts.
 	Source string
-	// UID, GID and Mode are those of the files. The directory has the same,
-	// and may be searched where it may be read.
+	// UID, GID and Mode are those of the files. The directory has the same, and may be
+	// searched by those who may read it.
 	UID, GID uint32
 	Mode     os.FileMode
 	// AllowOther lets other users in, as far as the mode allows.
 	AllowOther bool
 	// SELinux are mount options of SELinux, such as context=CONTEXT. A kernel without
-	// it refuses them.
+	// SELinux refuses them.
 	SELinux []string
-	// Log is told of failed reads.
+	// Log gets a line for each failed read.
 	Log *log.Logger
 }
 
-// UnableError says that this user, or this machine, can't mount, and not only on that
-// mountpoint.
+// UnableError says that this user, or this machine, can't mount on any mountpoint.
 type UnableError struct{ err error }
 
 func (u *UnableError) Error() string { return u.err.Error() }
@@ -66,8 +64,8 @@ type Mounted struct {
 }
 
 // Mount mounts a directory with the files on mountpoint, which must be an empty
-// directory, and serves it. It returns when the files are there. It fails with an
-// [UnableError] if another mountpoint would be of no help.
+// directory, and serves it. It returns when the files are there. The error is an
+// [UnableError] if another mountpoint would not help.
 //
 // Root mounts by itself; everyone else needs the fuse3 package, whose fusermount3
 // does it for them.
@@ -91,8 +89,8 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	root.attr.Mode = syscall.S_IFDIR | uint32(o.Mode.Perm()|o.Mode.Perm()&0o444>>2)
 	root.attr.Nlink = 2
 	root.attr.Blksize = 4096
-	// Nanoseconds since 1970 leave the numbers of two mounts apart, whatever the
-	// number of files.
+	// Nanoseconds since 1970 keep the inode numbers of two mounts apart, however many
+	// files they have.
 	root.attr.Ino = uint64(now.UnixNano())
 	for i, f := range files {
 		n := &fileNode{file: f, attr: attr, log: o.Log}
@@ -106,7 +104,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	asRoot := os.Geteuid() == 0
 	mountOptions := append([]string{"default_permissions"}, o.SELinux...)
 	if !asRoot {
-		// The mount system call takes it as a flag, fusermount3 as a word.
+		// mount(2) takes this as a flag, fusermount3 as a word.
 		mountOptions = append(mountOptions, "ro")
 	}
 	server, err := gofs.Mount(path, root, &gofs.Options{
@@ -119,7 +117,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 			DirectMountFlags:  syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_RDONLY,
 			MaxWrite:          maxRequest,
 			MaxReadAhead:      maxRequest,
-			// What is computed can't be spliced, and go-fuse would try.
+			// Computed data can't be spliced, and go-fuse would try.
 			DisableSplice: true,
 			Logger:        o.Log,
 		},
@@ -131,8 +129,8 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 		Logger:          o.Log,
 	})
 	if err != nil {
-		// It may be mounted all the same, and nobody serves it: go-fuse fails
-		// after the kernel has it where this user may not look into it.
+		// It may be mounted all the same, without a server: go-fuse fails after the mount
+		// if this user may not look into the directory.
 		if mounted, mountsErr := isMounted(path); mountsErr == nil && mounted {
 			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
 		}
@@ -150,13 +148,13 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	return m, nil
 }
 
-// readAheadKiB is how far the kernel reads ahead of a sequential reader. It would be
-// 128 KiB; with 2 MiB, requests are of 1 MiB, and the next one is under way while one
-// is being read. Beyond that nothing is gained.
+// readAheadKiB is how far the kernel reads ahead of a sequential reader; its default is
+// 128. With 2 MiB, requests have 1 MiB, and the next one is under way while one is being
+// read. More gains nothing.
 const readAheadKiB = 2048
 
-// readAhead lets the kernel read further ahead. Only root may say so, and not in
-// every container; without it, reading is slower and no worse.
+// readAhead lets the kernel read further ahead. Only root may set that, and not in every
+// container. Without it, reading is slower.
 func (m *Mounted) readAhead() {
 	last, err := lastMount(m.mountpoint)
 	if err != nil || last == nil {
@@ -166,13 +164,13 @@ func (m *Mounted) readAhead() {
 	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
 }
 
-// mountTime returns the time for the files of a mount, which lies in a later
-// second than that of the mount before on the same mountpoint: rsync compares
-// whole seconds. It waits for that second if it must.
+// mountTime returns the time for the files of a mount. It lies in a later second than
+// that of the previous mount on the same mountpoint, because rsync compares whole
+// seconds; mountTime waits for that second if it must.
 //
-// The mount before left its time with the mountpoint, as the time of the last
-// change in it. Making the directory, or changing something in it, sets that as
-// well, but then the time of the last change of its attributes is the same one.
+// The previous mount set the mountpoint's modification time to its own time. Making the
+// directory, or a change in it, sets that time as well, but sets the time of the last
+// attribute change to the same.
 func mountTime(mountpoint string) time.Time {
 	now := time.Now()
 	next := now.Truncate(time.Second).Add(time.Second)
@@ -182,16 +180,15 @@ func mountTime(mountpoint string) time.Time {
 		now = time.Now()
 	}
 	if err := os.Chtimes(mountpoint, now, now); err != nil {
-		// Nothing tells the next mount, so this one lets its second pass.
+		// The next mount won't know this one's time, so the second must pass here.
 		time.Sleep(time.Until(next))
 	}
 	return now
 }
 
-// checkMountpoint refuses what can't be mounted on, and what hides files if it
-// is.
+// checkMountpoint fails if the path can't be mounted on, or if that would hide files.
 func checkMountpoint(path string) error {
-	// Not os.Open, which waits where the path is a pipe's.
+	// os.Open would wait if the path were a pipe's.
 	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	switch {
 	case errors.Is(err, syscall.ENOTDIR):
@@ -217,8 +214,9 @@ func checkMountpoint(path string) error {
 	}
 }
 
-// mountedThere says what is mounted on a directory that can't be mounted on, nil if
-// nothing is. What is empty may be: an automount is, for one.
+// mountedThere returns an error that says what is mounted on a directory that is not
+// empty or can't be read, nil if nothing is. An empty directory is not asked about: it
+// may be an automount's.
 func mountedThere(path string) error {
 	mount, err := lastMount(path)
 	switch {
@@ -230,12 +228,11 @@ func mountedThere(path string) error {
 	return fmt.Errorf("mountpoint %s: %s (%s) is mounted there: unmount it first, or name another directory", path, mount.Source, mount.FSType)
 }
 
-// Wait returns when the directory was unmounted, by whomever.
+// Wait returns when the directory was unmounted, by this process or any other.
 func (m *Mounted) Wait() { m.server.Wait() }
 
-// Unmount unmounts the directory, also while files in it are open: it is then
-// gone from the tree, and whoever has one open gets errors once this process has
-// ended.
+// Unmount unmounts the directory, even while files in it are open. Reads of these fail
+// once this process has ended.
 func (m *Mounted) Unmount() error { return unmount(m.mountpoint, unix.MNT_DETACH) }
 
 // rootNode is the mounted directory.
@@ -276,10 +273,10 @@ func (r *rootNode) Getxattr(_ context.Context, name string, dest []byte) (uint32
 	return uint32(copy(dest, pid)), gofs.OK
 }
 
-// Fsync has nothing to do, as no name ever changes.
+// Fsync does nothing, as no name ever changes.
 func (r *rootNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
-// Statfs tells df what the directory's files amount to.
+// Statfs returns the sum of the files' sizes, for df.
 func (r *rootNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	out.Bsize, out.Frsize = 512, 512
 	for _, n := range r.files {

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverEnd bounds how long Unmount waits for the serving process to end. All that it
-// does is to close its devices; but the last close of a block device waits until what
-// anybody wrote to its page cache is on the disk, which takes a loaded machine minutes.
-// A read that hangs keeps the process from ending at all.
+// serverEnd bounds how long Unmount waits for the serving process to end. The process
+// only has to close its devices, but the last close of a block device writes out its
+// page cache, which can take minutes on a loaded machine. A read that hangs keeps the
+// process from ending at all.
 const serverEnd = 10 * time.Minute
 
 // Unmount unmounts a directory that [Mount] mounted, in this process or in
@@ -82,7 +82,7 @@ func openServer(path string) int {
 	return fd
 }
 
-// unmount unmounts path as root does, or through fusermount3.
+// unmount unmounts path with umount(2) or, if this user may not, with fusermount3.
 func unmount(path string, flags int) error {
 	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
 	if !errors.Is(err, unix.EPERM) {
@@ -104,7 +104,7 @@ func unmount(path string, flags int) error {
 	return fmt.Errorf("fusermount3: %w", err)
 }
 
-// resolve is the path of a mountpoint as the kernel's list of mounts has it.
+// resolve returns the path of a mountpoint as the kernel's list of mounts has it.
 func resolve(mountpoint string) (string, error) {
 	path, err := filepath.Abs(mountpoint)
 	if err != nil {
@@ -113,21 +113,21 @@ func resolve(mountpoint string) (string, error) {
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		return resolved, nil
 	}
-	// A mount that lost its server can't be looked at; its parent can.
+	// A mount that lost its server can't be resolved, but its parent can.
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
 		path = filepath.Join(parent, filepath.Base(path))
 	}
 	return path, nil
 }
 
-// isMounted tells whether what is mounted last on a directory is a file system of ours.
+// isMounted reports whether the last mount on a directory is one of this package.
 func isMounted(mountpoint string) (bool, error) {
 	mount, err := lastMount(mountpoint)
 	return mount != nil && isOurs(mount), err
 }
 
-// MountedWith returns the options, as the kernel lists them, of the file system of ours
-// that is mounted last on a directory, by whichever process; nil if there is none.
+// MountedWith returns the options, as the kernel lists them, of the last mount on a
+// directory, nil if that is not one of this package, in any process.
 func MountedWith(mountpoint string) ([]string, error) {
 	mount, err := lastMount(mountpoint)
 	if err != nil || mount == nil || !isOurs(mount) {
@@ -136,7 +136,7 @@ func MountedWith(mountpoint string) ([]string, error) {
 	return strings.Split(mount.Options+","+mount.VFSOptions, ","), nil
 }
 
-// lastMount is what is mounted last on a directory, nil if nothing is.
+// lastMount returns the last mount on a directory, nil if there is none.
 func lastMount(mountpoint string) (*mountinfo.Info, error) {
 	path, err := resolve(mountpoint)
 	if err != nil {

@@ -22,19 +22,19 @@ type Device struct {
 	raw    syscall.RawConn // of the file
 	info   Info
 	size   int64
-	direct *directReader // nil: buffered reads
+	direct *directReader // nil if reads are buffered
 	// batches read many pieces of a block device at once.
 	batches *batches
-	// waits says that the file system, or this machine, lets nobody read from the page
-	// cache alone.
+	// waits says that the file system, or this machine, can't read from the page cache
+	// without waiting for the disk.
 	waits atomic.Bool
 }
 
 var _ layer.Pieces = (*Device)(nil)
 
-// Open opens a device past every cache, or a regular file.
+// Open opens a block device, whose reads bypass every cache, or a regular file.
 func Open(path string) (*Device, error) {
-	// O_NONBLOCK: a FIFO must not make us wait for its other end.
+	// With O_NONBLOCK, the open of a FIFO does not wait for its other end.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -42,8 +42,8 @@ func Open(path string) (*Device, error) {
 	return NewDevice(file)
 }
 
-// NewDevice is Open for what is open already. The device owns the file from now on; if
-// it can't be made, the file is closed.
+// NewDevice is Open for a file that is open already. The device owns the file from now
+// on. If NewDevice fails, it closes the file.
 func NewDevice(file *os.File) (d *Device, err error) {
 	defer func() {
 		if err != nil {
@@ -98,8 +98,8 @@ func OpenNumber(number string) (*Device, error) {
 	return d, nil
 }
 
-// setDirect turns O_DIRECT on for an open file. A second open by name might get
-// another device.
+// setDirect turns on O_DIRECT for an open file, as to open it again by its name might
+// open another device.
 func setDirect(raw syscall.RawConn) error {
 	var inner error
 	err := raw.Control(func(fd uintptr) {
@@ -111,8 +111,8 @@ func setDirect(raw syscall.RawConn) error {
 	return errors.Join(err, inner)
 }
 
-// Reopen opens what file has open once more, with other flags, whatever its name leads to
-// by now.
+// Reopen opens the device or file that file has open once more, with other flags, even
+// if its name leads elsewhere by now.
 func Reopen(file *os.File, flags int) (*os.File, error) {
 	// The kernel follows this link to the device or the file itself.
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), flags|unix.O_CLOEXEC, 0)
@@ -122,9 +122,9 @@ func Reopen(file *os.File, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
-// DropCache writes out what is in the page cache of an open block device, and
-// forgets the rest: the device mapper writes beneath it. A regular file's cache
-// has no such trouble.
+// DropCache writes out the page cache of an open block device and drops it, as it may be
+// old: the device mapper writes beneath it. It does nothing for a regular file, whose
+// cache is coherent.
 func DropCache(file *os.File) error {
 	info, err := Stat(file)
 	if err != nil || !info.Block {
@@ -136,8 +136,8 @@ func DropCache(file *os.File) error {
 	return nil
 }
 
-// LogicalBlockBytes returns the size of the smallest piece that an open block device
-// can be read or written in.
+// LogicalBlockBytes returns the logical block size of an open block device: the unit in
+// which it is read and written.
 func LogicalBlockBytes(file *os.File) (int64, error) {
 	bytes, err := unix.IoctlGetUint32(int(file.Fd()), unix.BLKSSZGET)
 	if err != nil {
@@ -148,7 +148,7 @@ func LogicalBlockBytes(file *os.File) (int64, error) {
 
 // Size returns the size of an open block device or regular file in bytes.
 func Size(file *os.File) (int64, error) {
-	// A block device's stat says 0; seeking to its end works for both.
+	// A block device's stat says 0. Seeking to the end works for both.
 	size, err := file.Seek(0, io.SeekEnd)
 	if err != nil {
 		return 0, fmt.Errorf("%s: find out its size: %w", file.Name(), err)
@@ -159,13 +159,13 @@ func Size(file *os.File) (int64, error) {
 // Size returns the device's size in bytes, as it was when it was opened.
 func (d *Device) Size() int64 { return d.size }
 
-// Info tells what the device is.
+// Info returns what the device is.
 func (d *Device) Info() Info { return d.info }
 
-// Counter returns what the kernel counts of changes to it.
+// Counter returns the kernel's counts of changes to the device.
 func (d *Device) Counter() (Counter, error) { return d.info.Counter(d.file) }
 
-// Reopen opens it once more, with other flags.
+// Reopen opens the device once more, with other flags.
 func (d *Device) Reopen(flags int) (*os.File, error) { return Reopen(d.file, flags) }
 
 // Close closes the device.

@@ -6,13 +6,12 @@ import (
 	"unsafe"
 )
 
-// bounceBytes is the size of the buffer through which reads go that O_DIRECT
-// can't serve in place.
+// bounceBytes is the size of the buffer for reads that are not aligned.
 const bounceBytes = 256 << 10
 
-// directReader reads a file that was opened with O_DIRECT, at any offset and
-// length and into any memory. The kernel wants all three aligned to the device's
-// logical block: where they are not, a read goes through a buffer that is.
+// directReader reads a file that was opened with O_DIRECT, at any offset, with any
+// length and into any memory. The kernel wants all three aligned to the device's logical
+// block. A read that is not aligned goes through a buffer that is.
 type directReader struct {
 	file    io.ReaderAt
 	block   int64 // logical block size in bytes
@@ -48,7 +47,7 @@ func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, atEnd
 }
 
-// fit tells whether the kernel can read the pieces as they are.
+// fit reports whether all pieces are aligned, so that the kernel can read them in place.
 func (r *directReader) fit(pieces [][]byte, offsets []int64) bool {
 	for i, p := range pieces {
 		if offsets[i]%r.block != 0 || int64(len(p))%r.block != 0 || !alignedTo(p, r.block) {
@@ -93,7 +92,7 @@ func alignedBuffer(bytes, block int64) *[]byte {
 	return &b
 }
 
-// alignedTo tells whether p begins at a multiple of block in memory.
+// alignedTo reports whether p begins at a multiple of block in memory.
 func alignedTo(p []byte, block int64) bool {
 	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%uintptr(block) == 0
 }

@@ -15,12 +15,12 @@ import (
 // lvUUID is how LVM prints the uuid of a logical volume.
 var lvUUID = regexp.MustCompile(`^[0-9A-Za-z]{6}(-[0-9A-Za-z]{4}){5}-[0-9A-Za-z]{6}$`)
 
-// lvmPrefix begins the dm uuids of LVM's devices. The uuids of the group and of the
-// volume follow, without dashes, and for a device below the volume a suffix.
+// lvmPrefix begins the dm uuids of LVM's devices. After it come the uuids of the group
+// and of the volume, without dashes, and a suffix if the device is one below the volume.
 const lvmPrefix = "LVM-"
 
-// Find returns the path of the device that name means: the path of a device or a
-// file, VG/LV, or the uuid of a logical volume.
+// Find returns the path of the device with that name. A name is the path of a device or
+// a file, VG/LV, or the uuid of a logical volume.
 func Find(name string) (string, error) {
 	_, err := os.Stat(name)
 	switch {
@@ -42,7 +42,7 @@ func Find(name string) (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) || !ok || group == "" || volume == "" || strings.Contains(volume, "/") || strings.HasPrefix(name, dm.Dir+"/") {
 		return "", err
 	}
-	// LVM's link in /dev comes from udev, which may not be there.
+	// LVM's link in /dev is not there if udev does not run.
 	path := filepath.Join(dm.Dir, mapperName(group, volume))
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s: neither a file nor an active logical volume: %w", name, err)
@@ -50,15 +50,15 @@ func Find(name string) (string, error) {
 	return path, nil
 }
 
-// mapperName is what LVM calls a volume's device: a dash is doubled, so that the
-// one between the names stands alone.
+// mapperName returns LVM's name for a volume's device. Dashes in the names are doubled,
+// so that a single dash separates them.
 func mapperName(group, volume string) string {
 	double := strings.NewReplacer("-", "--")
 	return double.Replace(group) + "-" + double.Replace(volume)
 }
 
-// VolumeName returns the VG/LV of the logical volume with that dm uuid, "" if none is
-// active.
+// VolumeName returns the VG/LV of the logical volume with that dm uuid, "" if no such
+// volume is active.
 func VolumeName(uuid string) string {
 	if !strings.HasPrefix(uuid, lvmPrefix) {
 		return ""
@@ -67,7 +67,8 @@ func VolumeName(uuid string) string {
 	return volumeOf(i.DMName())
 }
 
-// volumeOf is the inverse of mapperName, "" for what LVM calls none of its devices.
+// volumeOf is the inverse of mapperName. It returns "" for a name that LVM gives to no
+// device.
 func volumeOf(name string) string {
 	for i := 0; i < len(name); i++ {
 		if name[i] != '-' {
@@ -87,7 +88,7 @@ func volumeOf(name string) string {
 func mappedDevice(fits func(uuid string) bool) (i Info, ok bool) {
 	folders, _ := filepath.Glob(filepath.Join(blockDir, "dm-*")) // the pattern is well-formed
 	for _, folder := range folders {
-		// What can't be read went away meanwhile.
+		// A device that can't be read was removed meanwhile.
 		if i, err := folderInfo(folder); err == nil && fits(i.DMUUID()) {
 			return i, true
 		}

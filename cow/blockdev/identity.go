@@ -12,22 +12,22 @@ import (
 	"ddsfs/cow/dm"
 )
 
-// linkDirs are where links name devices by what they are.
+// linkDirs have links that name devices by what they are.
 var linkDirs = [...]string{diskDir, zvolDir}
 
 const (
 	diskDir = "/dev/disk"
 	zvolDir = "/dev/zvol"
 
-	// deepest bounds how many devices are followed that lie below each other. The
-	// kernel does not make rings of them; what is read while they change may be one.
+	// deepest bounds how many devices below each other are followed. The kernel makes no
+	// rings of devices, but one may show if tables change while they are read.
 	deepest = 16
 )
 
-// Instance names this incarnation of a block device: another one under the same
-// number, another file in a loop device and another boot have another name. A mapped
-// device stays the same when it gets another table. A regular file has none, and "" is
-// returned for it.
+// Instance returns a name for this incarnation of a block device. Another device with
+// the same number, another file in the loop device and another boot have other names.
+// A mapped device keeps its instance when it gets another table. A regular file has
+// none, and the name is "".
 func (i Info) Instance() (string, error) {
 	if !i.Block {
 		return "", nil
@@ -50,16 +50,16 @@ func (i Info) Instance() (string, error) {
 	return boot + ":" + sequence + i.partitionSuffix(), nil
 }
 
-// bootID is the id that the kernel gave itself when it was booted.
+// bootID returns the id of this boot.
 func bootID() (string, error) { return readLine("/proc/sys/kernel/random/boot_id") }
 
-// partition is the number of a partition, "" of anything else.
+// partition returns the number of a partition, and "" for anything else.
 func (i Info) partition() string {
 	number, _ := i.attribute("partition")
 	return number
 }
 
-// partitionSuffix tells a partition from its disk.
+// partitionSuffix returns what is added to a disk's name for a partition of it.
 func (i Info) partitionSuffix() string {
 	if number := i.partition(); number != "" {
 		return "-part" + number
@@ -67,7 +67,7 @@ func (i Info) partitionSuffix() string {
 	return ""
 }
 
-// disk is the disk that a partition is on, and any other block device itself.
+// disk returns the disk that a partition is on, and any other block device as it is.
 func (i Info) disk() (Info, error) {
 	if i.partition() == "" {
 		return i, nil
@@ -80,7 +80,7 @@ func (i Info) disk() (Info, error) {
 	return folderInfo(filepath.Dir(folder))
 }
 
-// partitions are the partitions of a disk.
+// partitions returns the partitions of a disk.
 func (i Info) partitions() ([]Info, error) {
 	found, err := filepath.Glob(filepath.Join(i.dir(), "*", "partition"))
 	if err != nil {
@@ -101,11 +101,11 @@ func (i Info) partitions() ([]Info, error) {
 }
 
 // Below returns the devices and the file that lie below the device, each below the one
-// before, as far as nothing else uses them: what the kernel counts of changes to them
-// speaks of this device alone. These are the file or the device all of which a loop
-// device shows, LVM's hidden volume below one that has snapshots, the device all of
-// which a linear mapping shows, and the disk of its only partition. What only root
-// may know ends the list for anybody else.
+// before, as long as nothing else uses them. The kernel's counts of changes to them are
+// then counts of changes to this device. Such are the file or device that a loop device
+// shows as a whole, LVM's hidden volume below one that has snapshots, the device that a
+// linear mapping shows as a whole, and the disk of a single partition. For other users
+// than root the list is shorter, as only root can read tables.
 func (i Info) Below() ([]Info, error) {
 	var list []Info
 	for at := i; len(list) < deepest; {
@@ -122,9 +122,9 @@ func (i Info) Below() ([]Info, error) {
 	return list, nil
 }
 
-// allOf is the one device or file that this device shows all of, but for a partition
-// table; nil if there is none. If snapshots, other devices may be snapshots of it,
-// which only read it.
+// allOf returns the device or file that this device shows as a whole, but for a
+// partition table, nil if there is none. If snapshots is true, other devices may be
+// snapshots of it, which only read it.
 func (i Info) allOf() (below *Info, snapshots bool, err error) {
 	switch {
 	case !i.Block:
@@ -165,7 +165,8 @@ func (i Info) allMapped() (below *Info, snapshots bool, err error) {
 	return &device, snapshots, nil
 }
 
-// oneBelow is the device that a table shows from its beginning on, and nothing else.
+// oneBelow returns the device that is all that a table shows, from the device's
+// beginning on.
 func oneBelow(targets []dm.Target) (n dm.Number, snapshots, ok bool) {
 	if len(targets) != 1 || targets[0].StartSector != 0 {
 		return n, false, false
@@ -182,8 +183,8 @@ func oneBelow(targets []dm.Target) (n dm.Number, snapshots, ok bool) {
 	return n, snapshots, err == nil
 }
 
-// usedOnlyBy tells whether nothing but the other device lies on this device or file,
-// apart from snapshots of it, if these don't matter.
+// usedOnlyBy reports whether only the other device lies on this device or file. If
+// snapshots is true, snapshots of it are ignored.
 func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
 	var users []Info
 	if i.Block {
@@ -221,12 +222,12 @@ func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
 	return true, nil
 }
 
-// hardwareAttributes are those in which sysfs has what the hardware of a disk calls
-// itself, the best first.
+// hardwareAttributes are the names that sysfs may have of a disk's hardware, the best
+// first.
 var hardwareAttributes = [...]string{"wwid", "device/wwid", "serial", "device/serial"}
 
-// hardwareID is what the hardware of the disk with that folder in sysfs calls itself, ""
-// if it has no name.
+// hardwareID returns the hardware's name of the disk with that folder in sysfs, "" if it
+// has none.
 func hardwareID(folder string) string {
 	for _, attribute := range hardwareAttributes {
 		if id, err := readLine(folder, attribute); err == nil && id != "" {
@@ -236,8 +237,8 @@ func hardwareID(folder string) string {
 	return ""
 }
 
-// hasTwin tells whether another of the disks that have a link in the directory calls
-// itself as the one with that folder does.
+// hasTwin reports whether the directory has a link to another disk whose hardware has
+// the same name, id, as the one with that folder.
 func hasTwin(folder, directory, id string) bool {
 	all, _ := filepath.Glob(filepath.Join(directory, "*")) // the pattern is well-formed
 	for _, link := range all {
@@ -245,7 +246,7 @@ func hasTwin(folder, directory, id string) bool {
 		if err != nil || other == folder || hardwareID(other) != id {
 			continue
 		}
-		// A path to a disk with several has the disk's name, and nobody can open it.
+		// A path of a multipath disk has the disk's name, and can't be opened.
 		if hidden, _ := readLine(other, "hidden"); hidden != "1" {
 			return true
 		}
@@ -253,8 +254,8 @@ func hasTwin(folder, directory, id string) bool {
 	return false
 }
 
-// diskKey is what the hardware calls itself, with the number of a partition, and "" if
-// that is not known; unique tells whether no other disk has the same name.
+// diskKey returns a key of the hardware's name and the number of the partition, "" if
+// there is no such name. unique says that no other disk has the same name.
 func (i Info) diskKey() (key string, unique bool) {
 	disk, err := i.disk()
 	if err != nil {
@@ -271,8 +272,8 @@ func (i Info) diskKey() (key string, unique bool) {
 	return "disk:" + id + i.partitionSuffix(), !hasTwin(folder, blockDir, id)
 }
 
-// loopKey is the name of the file that a loop device shows, with the part that it shows.
-// A partition of a loop device adds its number. It is "" for anything else.
+// loopKey returns a key of the name of the file that a loop device shows, the part of it
+// and the number of the partition. It is "" for anything but a loop device.
 func (i Info) loopKey() string {
 	disk, err := i.disk()
 	if err != nil {
@@ -288,12 +289,12 @@ func (i Info) loopKey() string {
 	return "loop:" + backing + disk.loopPart()
 }
 
-// isBelow tells whether the path leads into one of the directories.
+// isBelow reports whether the path leads into one of the directories.
 func isBelow(path string, dirs ...string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
 }
 
-// isStableLink tells whether the path is a link that leads to the same device after a
+// isStableLink reports whether the path is a link that leads to the same device after a
 // reboot.
 func isStableLink(path string) bool {
 	if !isBelow(path, linkDirs[:]...) || isBelow(path, diskDir+"/by-diskseq") {
@@ -303,8 +304,8 @@ func isStableLink(path string) bool {
 	return err == nil && fi.Mode()&fs.ModeSymlink != 0
 }
 
-// pathKey is the key of a device or file that only its path tells from others: a link
-// that survives a reboot, or the path to which all links lead.
+// pathKey returns the key of a device or file that only its path identifies: a link that
+// survives a reboot, or the path to which all links lead.
 func pathKey(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -313,20 +314,20 @@ func pathKey(path string) (string, error) {
 	if isStableLink(path) {
 		return "path:" + path, nil
 	}
-	// A path through another process's root or a mount without a name can be
-	// opened and not resolved.
+	// A path through another process's root, or through a mount without a name, can be
+	// opened but not resolved.
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		path = resolved
 	}
 	return "path:" + path, nil
 }
 
-// KeySurvivesReboot tells whether a key that [Info.Key] returned is that of the same
-// device or file after a reboot. The dm uuid, a name of the hardware that no other
-// disk has, a link below /dev/disk or /dev/zvol and the name of a file are. The name
-// of a device in /dev is not, as names are given in the order in which devices are
-// found; nor is the name of a mapped device that has no uuid, as another one may get
-// it, or that of a file that was removed while a loop device shows it.
+// KeySurvivesReboot reports whether a key that [Info.Key] returned still means the same
+// device or file after a reboot. That is so for a dm uuid, a hardware's name that no
+// other disk has, a link below /dev/disk or /dev/zvol, and the name of a file. It is not
+// so for the name of a device in /dev, as the kernel numbers devices in the order in
+// which it finds them. Nor is it so for the name of a mapped device without a uuid,
+// which another device may get, or for that of a removed file that a loop device shows.
 func KeySurvivesReboot(key string) bool {
 	kind, name, _ := strings.Cut(key, ":")
 	switch kind {
@@ -349,10 +350,10 @@ func KeySurvivesReboot(key string) bool {
 	return strings.HasPrefix(name, "/") && !isBelow(name, devDir, "/proc")
 }
 
-// KeyAliases returns the other keys that [Info.Key] returns, or has returned, for the
-// same device or file when it is found by another name, or when what tells it from
-// others is not there or not unique. A record under one of them says nothing of what
-// the device holds any more when it was written to under its key.
+// KeyAliases returns the other keys that [Info.Key] may return, or may have returned,
+// for the same device or file: when it is found by another name, or when a better
+// identity is missing or not unique. Once the device was written to under its key, a
+// record under an alias no longer says what it holds.
 func (i Info) KeyAliases() ([]string, error) {
 	own, err := i.Key()
 	if err != nil {
@@ -392,7 +393,7 @@ func (i Info) KeyAliases() ([]string, error) {
 	return slices.DeleteFunc(keys, func(key string) bool { return key == own }), nil
 }
 
-// stableLinks are the links to the device that still lead to it after a reboot.
+// stableLinks returns the links to the device that still lead to it after a reboot.
 func (i Info) stableLinks() ([]string, error) {
 	var links []string
 	for _, dir := range linkDirs {

@@ -15,15 +15,15 @@ import (
 
 const (
 	devDir = "/dev"
-	// numberDir is where sysfs has each block device by its number, and blockDir the
-	// disks by their names.
+	// numberDir has a folder in sysfs for each block device, by its number, and blockDir
+	// one for each disk, by its name.
 	numberDir = "/sys/dev/block"
 	blockDir  = "/sys/block"
 )
 
 // Info tells what a block device or regular file is.
 type Info struct {
-	// Path is the name that it was opened or found by.
+	// Path is the name by which it was opened or found.
 	Path string
 	// Block tells a block device from a regular file.
 	Block bool
@@ -33,8 +33,8 @@ type Info struct {
 	stat syscall.Stat_t
 }
 
-// Stat tells what an open file is. Anything but a block device or a regular file
-// is an error.
+// Stat returns what an open file is. It fails for anything but a block device or a
+// regular file.
 func Stat(file *os.File) (Info, error) {
 	fi, err := file.Stat()
 	if err != nil {
@@ -43,8 +43,7 @@ func Stat(file *os.File) (Info, error) {
 	return statInfo(file.Name(), fi)
 }
 
-// Lookup tells what the block device or regular file at path is, without opening
-// it.
+// Lookup returns what the block device or regular file at path is, without opening it.
 func Lookup(path string) (Info, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -72,7 +71,7 @@ func InfoOf(n dm.Number) (Info, error) {
 	if err != nil {
 		return Info{}, fmt.Errorf("device %s: %w", n, err)
 	}
-	// A name in /dev may be of another device, if nobody takes care of it.
+	// Without udev, a name in /dev may be that of another device.
 	for _, path := range []string{i.Path, nodeOf(folder)} {
 		if found, err := Lookup(path); err == nil && found.Block && found.Number == n {
 			return found, nil
@@ -81,7 +80,7 @@ func InfoOf(n dm.Number) (Info, error) {
 	return Info{}, fmt.Errorf("device %s: neither %s nor %s is it: %w", n, i.Path, nodeOf(folder), fs.ErrNotExist)
 }
 
-// numbered finds the block device with that number in sysfs, with its folder there.
+// numbered finds the block device with that number in sysfs, and its folder there.
 func numbered(n dm.Number) (i Info, folder string, err error) {
 	if folder, err = filepath.EvalSymlinks(filepath.Join(numberDir, n.String())); err != nil {
 		return Info{}, "", err
@@ -90,8 +89,8 @@ func numbered(n dm.Number) (i Info, folder string, err error) {
 	return i, folder, err
 }
 
-// folderInfo tells what the block device is that has this folder in sysfs. A link to the
-// folder will do if it has the device's name.
+// folderInfo returns the block device with that folder in sysfs. A link to the folder
+// will do if it has the device's name.
 func folderInfo(folder string) (Info, error) {
 	i := Info{Path: nodeOf(folder), Block: true}
 	number, err := readLine(folder, "dev")
@@ -107,16 +106,16 @@ func folderInfo(folder string) (Info, error) {
 	return i, nil
 }
 
-// nodeOf is the kernel's own name in /dev for the device with that folder in sysfs.
+// nodeOf returns the kernel's own name in /dev for the device with that folder in sysfs.
 func nodeOf(folder string) string {
 	return filepath.Join(devDir, strings.ReplaceAll(filepath.Base(folder), "!", "/"))
 }
 
-// deviceID says which device or file something is, whatever its names.
+// deviceID identifies a device or file, which may have many names.
 type deviceID struct {
 	block bool
-	dev   uint64 // of the block device, or that the file is on
-	inode uint64 // of the file
+	dev   uint64 // the number of the block device, or of the one that the file is on
+	inode uint64 // the file's
 }
 
 func blockID(n dm.Number) deviceID { return deviceID{block: true, dev: n.Dev()} }
@@ -128,10 +127,11 @@ func (i Info) id() deviceID {
 	return deviceID{dev: i.stat.Dev, inode: i.stat.Ino}
 }
 
-// Same tells whether both are the same device or file, whatever their names.
+// Same reports whether both are the same device or file, even under different names.
 func (i Info) Same(other Info) bool { return i.id() == other.id() }
 
-// dir is the device's folder in sysfs. A file has none, as no device is 0:0.
+// dir returns the device's folder in sysfs. For a file it does not exist, as no device is
+// 0:0.
 func (i Info) dir() string { return filepath.Join(numberDir, i.Number.String()) }
 
 func (i Info) attribute(name string) (string, error) { return readLine(i.dir(), name) }
@@ -141,13 +141,13 @@ func (i Info) hasAttribute(name string) bool {
 	return err == nil
 }
 
-// readLine reads a file of one line, as those in sysfs are.
+// readLine reads a file of one line, such as an attribute in sysfs.
 func readLine(path ...string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(path...))
 	return strings.TrimSpace(string(b)), err
 }
 
-// isGone tells whether an error says that a device, or what sysfs has of it, is not
+// isGone reports whether an error says that a device, or its folder in sysfs, is not
 // there any more.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO)
@@ -157,10 +157,10 @@ func isGone(err error) bool {
 // COW device.
 func (i Info) Holders() ([]Info, error) { return i.linked("holders") }
 
-// slaves are the devices that this one is stacked on.
+// slaves returns the devices that this one is stacked on.
 func (i Info) slaves() ([]Info, error) { return i.linked("slaves") }
 
-// linked are the devices that are linked in a folder that this one has in sysfs.
+// linked returns the devices that a folder of this one in sysfs has links to.
 func (i Info) linked(name string) (infos []Info, err error) {
 	folder := filepath.Join(i.dir(), name)
 	links, err := os.ReadDir(folder)
@@ -173,7 +173,7 @@ func (i Info) linked(name string) (infos []Info, err error) {
 	for _, link := range links {
 		other, err := folderInfo(filepath.Join(folder, link.Name()))
 		if isGone(err) {
-			continue // it was taken away meanwhile
+			continue // it was removed meanwhile
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: its %s: %w", i.Path, name, err)
@@ -183,7 +183,7 @@ func (i Info) linked(name string) (infos []Info, err error) {
 	return infos, nil
 }
 
-// ReadOnly tells whether a block device can't be written to.
+// ReadOnly reports whether a block device can't be written to.
 func (i Info) ReadOnly() bool {
 	ro, err := i.attribute("ro")
 	return err == nil && ro == "1"
@@ -192,8 +192,8 @@ func (i Info) ReadOnly() bool {
 // SizeBytes returns the size of a block device in bytes, without opening it.
 func (i Info) SizeBytes() (int64, error) { return i.sectorsOf("size") }
 
-// sectorsOf returns in bytes what an attribute says in sectors. These have 512 bytes,
-// whatever the device's have.
+// sectorsOf returns in bytes what an attribute says in sectors, which have 512 bytes
+// even if the device's are larger.
 func (i Info) sectorsOf(attribute string) (int64, error) {
 	text, err := i.attribute(attribute)
 	var sectors int64
@@ -206,13 +206,13 @@ func (i Info) sectorsOf(attribute string) (int64, error) {
 	return sectors * 512, nil
 }
 
-// IsLoop tells whether it is a loop device.
+// IsLoop reports whether it is a loop device.
 func (i Info) IsLoop() bool { return i.hasAttribute("loop/backing_file") }
 
-// IsDM tells whether it is a mapped device.
+// IsDM reports whether it is a mapped device.
 func (i Info) IsDM() bool { return i.hasAttribute("dm/uuid") }
 
-// DMName returns the name of a mapped device, and "" for anything else.
+// DMName returns the name of a mapped device, "" for anything else.
 func (i Info) DMName() string {
 	name, _ := i.attribute("dm/name")
 	return name

@@ -12,41 +12,40 @@ import (
 type extent struct {
 	device     deviceID
 	start, end int64
-	// scattered says that what is meant is somewhere in it, and not all of it.
+	// scattered says that the bytes are somewhere in it, and need not be all of it.
 	scattered bool
 }
 
 // everything is the end of an extent whose size is not known.
 const everything = math.MaxInt64
 
-// whole is all of a device or file.
+// whole returns all of a device or file.
 func (id deviceID) whole() extent { return extent{device: id, end: everything} }
 
-// somewhere is scattered over all of a device or file.
+// somewhere returns an extent that is scattered over all of a device or file.
 func (id deviceID) somewhere() extent { return extent{device: id, end: everything, scattered: true} }
 
-// overlaps tells whether two extents have bytes in common. Two that are scattered
-// over the same device are neighbours there: where they meet is told by the extents
-// of the device that scatters them.
+// overlaps reports whether two extents have bytes in common. Two extents that are
+// scattered over the same device only share that device: whether they overlap shows in
+// their extents on the device that scatters them.
 func (e extent) overlaps(other extent) bool {
 	return e.device == other.device && e.start < other.end && other.start < e.end && !(e.scattered && other.scattered)
 }
 
-// segment is a part of a device, from byte start to before byte end, and its place on what
-// lies below. If that is not scattered, both are equally long.
+// segment is a part of a device, from byte start to before byte end, and the extent
+// below it that it consists of. If that is not scattered, both are equally long.
 type segment struct {
 	start, end int64
 	on         extent
-	// claimed says that the device keeps everybody else from mounting what lies below
-	// it, or from stacking something on that.
+	// claimed says that the device below can't be mounted, or stacked on, by others.
 	claimed bool
 }
 
-// layout is what each device is made of. A device at the bottom has no segments.
+// layout has the segments of each device. The devices and files at the bottom have none.
 type layout map[deviceID][]segment
 
-// extents are the places of a part of a device at the bottom, and in each device on the
-// way that scatters it.
+// extents returns the extents that a part of a device consists of at the bottom, and
+// those in each device on the way that scatters it.
 func (l layout) extents(e extent) []extent { return l.follow(nil, e, deepest) }
 
 func (l layout) follow(list []extent, e extent, depth int) []extent {
@@ -76,8 +75,8 @@ func (l layout) follow(list []extent, e extent, depth int) []extent {
 	return list
 }
 
-// below adds to those found all that lies below a device or file, with whether the
-// devices in between claim it.
+// below adds all devices and files below one to found, each with whether the devices in
+// between claim it.
 func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
 	for _, p := range l[id] {
 		claims := claimed || p.claimed
@@ -88,7 +87,7 @@ func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
 	}
 }
 
-// overlap tells whether one of the extents overlaps one of the others.
+// overlap reports whether one of the extents overlaps one of the others.
 func overlap(extents, others []extent) bool {
 	at := make(map[deviceID][]extent)
 	for _, o := range others {
@@ -104,7 +103,7 @@ func overlap(extents, others []extent) bool {
 	return false
 }
 
-// plus is the sum of two offsets, at most everything.
+// plus returns the sum of two offsets, at most everything.
 func plus(a, b int64) int64 {
 	if a > everything-b {
 		return everything
@@ -112,7 +111,7 @@ func plus(a, b int64) int64 {
 	return a + b
 }
 
-// sectorBytes is the offset of a sector, at most everything.
+// sectorBytes returns the offset of a sector, at most everything.
 func sectorBytes(sector uint64) int64 {
 	if sector > everything/512 {
 		return everything
@@ -120,7 +119,7 @@ func sectorBytes(sector uint64) int64 {
 	return int64(sector) * 512
 }
 
-// tableSegments are the segments of a mapped device with that table.
+// tableSegments returns the segments of a mapped device with that table.
 func tableSegments(table []dm.Target) (segments []segment) {
 	for _, t := range table {
 		start := sectorBytes(t.StartSector)
@@ -135,9 +134,10 @@ func tableSegments(table []dm.Target) (segments []segment) {
 	return segments
 }
 
-// places are where a target keeps what is written to it: from where on, if that is in
-// the target's own order, or else what it is scattered over. A snapshot only reads its
-// origin, which is not among them.
+// places returns the extents in which a target keeps what is written to it. If it keeps
+// that in its own order, only the beginning of an extent counts; otherwise the data is
+// scattered over the extents. The origin of a snapshot, which is only read, is not
+// among them.
 //
 // The parameters of each type are in Documentation/admin-guide/device-mapper.
 func places(t dm.Target) []extent {
@@ -187,8 +187,8 @@ func places(t dm.Target) []extent {
 	return places
 }
 
-// placeAt is the end of a device from a sector on, both of which fields name, or all of
-// it if sector is negative.
+// placeAt returns a device from a sector on. device and sector are the indices of the
+// fields that have them; if sector is negative, it returns all of the device.
 func placeAt(fields []string, device, sector int) (extent, bool) {
 	if max(device, sector) >= len(fields) {
 		return extent{}, false
@@ -208,7 +208,8 @@ func placeAt(fields []string, device, sector int) (extent, bool) {
 	return on, true
 }
 
-// stripes are what a striped target of so many sectors is scattered over.
+// stripes returns the extents that a striped target of that many sectors is scattered
+// over.
 func stripes(fields []string, sectors uint64) (places []extent, ok bool) {
 	if len(fields) < 2 {
 		return nil, false
@@ -228,7 +229,7 @@ func stripes(fields []string, sectors uint64) (places []extent, ok bool) {
 	return places, true
 }
 
-// scatteredOver is all of the devices that are among the fields.
+// scatteredOver returns all of each device that is named in the fields.
 func scatteredOver(fields []string) (places []extent) {
 	for _, field := range fields {
 		if n, err := dm.ParseNumber(field); err == nil {

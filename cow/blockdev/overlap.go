@@ -16,16 +16,16 @@ type Overlap struct {
 	// Loop says that it is a loop device that shows some of these bytes, and not one below
 	// that device.
 	Loop bool
-	// Claimed says that a device which lies on it, such as a logical volume, keeps it
-	// from being mounted or stacked on. Programs that look after volumes open such
-	// devices to read them.
+	// Claimed says that it can't be mounted or stacked on because a device that lies on
+	// it, such as a logical volume, has claimed it. Volume managers open such devices to
+	// read them.
 	Claimed bool
 }
 
-// Relation is what a device or file that has the same bytes is to another one.
+// Relation is the relation of a device or file to another one that has the same bytes.
 type Relation string
 
-// The relations.
+// The relations, as they read after the path of a device.
 const (
 	PartitionOf Relation = "a partition of it"
 	DiskOf      Relation = "the disk that it is a partition of"
@@ -35,23 +35,23 @@ const (
 	BesideIt    Relation = "which has the same sectors"
 )
 
-// String returns its path with the relation.
+// String returns the path with the relation.
 func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relation) }
 
-// inventory is all block devices that have a size, and the files that they show, with
-// what they are made of.
+// inventory has all block devices that have a size, the files that they show, and what
+// they are made of.
 type inventory struct {
 	infos  map[deviceID]Info
 	loops  map[deviceID]*loopDevice
 	layout layout
-	// order is that of the names that sysfs has, with each file after its device.
+	// order is the order of the names in sysfs, with each file after its device.
 	order []deviceID
 }
 
 // Overlaps returns all other block devices that have some of the bytes of this device or
-// file, and the files that are below it. They need not be in use. Where only root may
-// know what a device is made of, it is taken to be scattered over all that lies below
-// it.
+// file, and the files that are below it. They need not be in use. For other users than
+// root, who can't read tables, a mapped device is taken to be scattered over all devices
+// below it.
 func (i Info) Overlaps() ([]Overlap, error) {
 	all, err := takeInventory()
 	if err != nil {
@@ -75,7 +75,7 @@ func (i Info) Overlaps() ([]Overlap, error) {
 	return list, nil
 }
 
-// Shares tells whether both are the same device or file, or have bytes in common.
+// Shares reports whether both are the same device or file, or have bytes in common.
 func (i Info) Shares(other Info) (bool, error) {
 	if i.Same(other) {
 		return true, nil
@@ -87,8 +87,8 @@ func (i Info) Shares(other Info) (bool, error) {
 	return overlap(all.layout.extents(i.id().whole()), all.layout.extents(other.id().whole())), nil
 }
 
-// LoopDevices returns the loop devices that show bytes of this device or file, apart from
-// itself and from those below it.
+// LoopDevices returns the loop devices that show bytes of this device or file, except
+// for itself and those below it.
 func (i Info) LoopDevices() ([]Info, error) {
 	all, err := i.Overlaps()
 	if err != nil {
@@ -103,7 +103,7 @@ func (i Info) LoopDevices() ([]Info, error) {
 	return infos, nil
 }
 
-// relation tells what the other device or file is to i, below which there are these.
+// relation returns what the other device or file is to i, with all that is below i.
 func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, error) {
 	if _, ok := below[other.id()]; ok {
 		if disk, err := i.disk(); err != nil {
@@ -127,7 +127,7 @@ func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, e
 	return AboveIt, nil
 }
 
-// takeInventory finds out what all block devices are made of that are there now.
+// takeInventory finds all block devices, and what they are made of.
 func takeInventory() (inventory, error) {
 	d := inventory{make(map[deviceID]Info), make(map[deviceID]*loopDevice), make(layout), nil}
 	folders, err := filepath.Glob("/sys/class/block/*")
@@ -178,7 +178,8 @@ func (d *inventory) know(i Info) {
 	}
 }
 
-// segments are what a device of that size is made of, or shows if it is a loop device.
+// segments returns the segments of a device of that size; loop is nil if it is not a
+// loop device.
 func (i Info) segments(size int64, loop *loopDevice) ([]segment, error) {
 	switch {
 	case i.partition() != "":
@@ -194,7 +195,7 @@ func (i Info) segments(size int64, loop *loopDevice) ([]segment, error) {
 	return i.slaveSegments()
 }
 
-// partitionSegment is the place on its disk of a partition of that size.
+// partitionSegment returns the place on its disk of a partition of that size.
 func (i Info) partitionSegment(size int64) (segment, error) {
 	disk, err := i.disk()
 	if err != nil {
@@ -204,7 +205,7 @@ func (i Info) partitionSegment(size int64) (segment, error) {
 	return segment{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, err
 }
 
-// segments are what a loop device shows, if that is known.
+// segments returns what a loop device shows, if that is known.
 func (l *loopDevice) segments() []segment {
 	if l.shows == (deviceID{}) {
 		return nil
@@ -216,8 +217,8 @@ func (l *loopDevice) segments() []segment {
 	return []segment{{end: on.end - on.start, on: on}}
 }
 
-// file is the file that a loop device shows, with the name that the kernel has for it,
-// if it shows a file that is known.
+// file returns the file that a loop device shows, under the name that the kernel has for
+// it; ok is false if it shows none or that is not known.
 func (l *loopDevice) file() (i Info, ok bool) {
 	if l.shows.block || l.shows == (deviceID{}) {
 		return Info{}, false
@@ -226,8 +227,9 @@ func (l *loopDevice) file() (i Info, ok bool) {
 	return i, true
 }
 
-// slaveSegments are the devices that a device lies on, as if it were scattered over them:
-// nothing else is known of it. A snapshot is scattered over its COW device alone.
+// slaveSegments returns the devices that a device lies on, as if it were scattered over
+// them, as nothing else is known about it. A snapshot is scattered over its COW device
+// alone.
 func (i Info) slaveSegments() (segments []segment, err error) {
 	slaves, err := i.slaves()
 	if err != nil {

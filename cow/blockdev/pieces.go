@@ -26,9 +26,9 @@ import (
 //	io_submit                            0.7                        5.1
 //	io_uring                             0.7                        4.3
 //
-// What is not in the page cache of a file is asked for by those reads that don't wait
-// for it (since Linux 5.9), so that the disk has all of it to do when the first one
-// waits. To submit those reads together makes a cold file no faster.
+// The reads that don't wait start reading what is not in the page cache (since Linux
+// 5.9), so that the disk has all of it to do when the first pread waits. Submitting
+// those reads together makes a cold file no faster.
 //
 // io_uring would be a little better; but it leaves a snapshot's reads to a few threads,
 // as the device mapper can't promise not to wait, it needs queues in shared memory, and
@@ -36,23 +36,21 @@ import (
 const (
 	piecesAtOnce = 256
 
-	// To give such a context back takes the kernel 30 to 130 ms, so that it pays only
-	// for many pieces.
+	// The kernel takes 30 to 130 ms to destroy a context of io_submit, so one is only
+	// made for a device of which many pieces are read.
 	piecesWorthABatch = 1 << 13
 
-	// A disk with a queue has enough to do with that many times piecesAtOnce.
+	// maxBatches times piecesAtOnce pieces keep any disk's queue full.
 	maxBatches = 4
 
-	// So many goroutines read from a device what io_submit did not.
+	// readersAtOnce goroutines read the pieces that io_submit did not read.
 	readersAtOnce = 32
 )
 
-// pieceSet tells for each of piecesAtOnce pieces whether it is filled.
+// pieceSet says for each of piecesAtOnce pieces whether it was filled.
 type pieceSet [piecesAtOnce]bool
 
-// ReadPieces fills each piece with what the device holds from its offset in bytes,
-// many of them at once. It returns how many it filled before the first that it could
-// not, and the error of that one.
+// ReadPieces implements layer.Pieces.
 func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
 	for n < len(pieces) {
 		count := min(piecesAtOnce, len(pieces)-n)
@@ -64,7 +62,7 @@ func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
 	return n, nil
 }
 
-// readSome is ReadPieces for at most piecesAtOnce of them.
+// readSome is ReadPieces for at most piecesAtOnce pieces.
 func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
 	var done pieceSet
 	switch {
@@ -88,12 +86,12 @@ func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
 	return len(pieces), nil
 }
 
-// readCached reads at most piecesAtOnce pieces of a file without waiting for what is
-// not in the page cache: that is asked for, and on its way when this returns.
+// readCached reads those of at most piecesAtOnce pieces of a file that are in the page
+// cache. For the others it starts the disk, and does not wait.
 func (d *Device) readCached(pieces [][]byte, offsets []int64, done *pieceSet) {
 	waits := d.waits.Load()
 	vector := make([][]byte, 1)
-	// If the file is closed, the read that follows says so.
+	// If the file is closed, the read that follows fails.
 	_ = d.raw.Control(func(fd uintptr) {
 		for i, p := range pieces {
 			if !waits {
@@ -111,16 +109,16 @@ func (d *Device) readCached(pieces [][]byte, offsets []int64, done *pieceSet) {
 	d.waits.Store(waits)
 }
 
-// batches are those of a device, of which there are at most maxBatches.
+// batches are the batches of a device, at most maxBatches of them.
 type batches struct {
 	file  syscall.RawConn
-	asked atomic.Int64  // for how many pieces so far
+	asked atomic.Int64  // how many pieces were asked for
 	inUse chan struct{} // has an element for each batch in use
 
 	mu   sync.Mutex
 	idle []*batch
-	// unable says that the device is closed, or that it, the kernel or this machine has
-	// no such reads.
+	// unable says that the device is closed, or that the device, the kernel or this
+	// machine has no asynchronous reads.
 	unable bool
 }
 
@@ -128,8 +126,8 @@ func newBatches(file syscall.RawConn) *batches {
 	return &batches{file: file, inUse: make(chan struct{}, maxBatches)}
 }
 
-// read reads at most piecesAtOnce pieces, and says which of them it filled. It may not
-// have tried.
+// read reads at most piecesAtOnce pieces, and marks in done those that it filled. There
+// may be none.
 func (s *batches) read(pieces [][]byte, offsets []int64, done *pieceSet) {
 	if s.asked.Add(int64(len(pieces))) <= piecesWorthABatch {
 		return
@@ -141,8 +139,8 @@ func (s *batches) read(pieces [][]byte, offsets []int64, done *pieceSet) {
 		return
 	}
 	able := true
-	// The file stays open meanwhile, and what this function holds stays where it is in
-	// memory. If the file is closed, the read that follows says so.
+	// Control keeps the file open meanwhile, and the pieces don't move in memory. If the
+	// file is closed, the read that follows fails.
 	_ = s.file.Control(func(fd uintptr) { able = b.read(fd, pieces, offsets, done) })
 	if !able {
 		s.close()
@@ -150,7 +148,7 @@ func (s *batches) read(pieces [][]byte, offsets []int64, done *pieceSet) {
 	s.giveBack(b)
 }
 
-// take returns a batch that nobody uses, and nil if there can be none.
+// take returns a batch that is not in use, nil if there can be none.
 func (s *batches) take() *batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +161,7 @@ func (s *batches) take() *batch {
 		return b
 	}
 	b, err := newBatch()
-	// The machine may have no more of them (fs.aio-max-nr), or none.
+	// The machine may have no room for more (fs.aio-max-nr), or none at all.
 	s.unable = err != nil
 	return b
 }
@@ -178,8 +176,8 @@ func (s *batches) giveBack(b *batch) {
 	}
 }
 
-// close frees the batches, and has no more of them made. One that is in use is freed
-// when it no longer is, which may be long after.
+// close frees the batches and prevents new ones. A batch in use is freed when it is
+// given back, which may be long after.
 func (s *batches) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,8 +188,8 @@ func (s *batches) close() {
 	s.idle = nil
 }
 
-// batch is a context of the kernel's asynchronous I/O, and the memory in which it is
-// asked and answers.
+// batch is a context of the kernel's asynchronous I/O, with memory for its requests and
+// answers.
 type batch struct {
 	context  uintptr
 	requests [piecesAtOnce]request
@@ -202,7 +200,7 @@ type batch struct {
 // request is struct iocb of linux/aio_abi.h.
 type request struct {
 	index  uint64
-	_      [2]uint32 // a key and flags, in an order that depends on the machine's
+	_      [2]uint32 // a key and flags, whose order depends on the machine's byte order
 	opcode uint16
 	_      int16
 	fd     uint32
@@ -236,15 +234,15 @@ func newBatch() (*batch, error) {
 	return b, nil
 }
 
-// destroy waits for what is under way, and gives the context back.
+// destroy waits for the reads that are under way, and frees the context.
 func (b *batch) destroy() {
 	_, _, _ = unix.Syscall(unix.SYS_IO_DESTROY, b.context, 0, 0)
 	b.context = 0
 }
 
-// read reads the pieces from the file, says which of them it filled, and returns when
-// the kernel has nothing more to do with them. It is not able to if the file or the
-// kernel has no such reads.
+// read reads the pieces from the file, marks in done those that it filled, and returns
+// when the kernel no longer uses any of them. able is false if the file or the kernel
+// has no asynchronous reads.
 func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSet) (able bool) {
 	for i, p := range pieces {
 		b.requests[i] = request{
@@ -271,7 +269,7 @@ func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSe
 			continue
 		}
 		if errno != 0 {
-			b.destroy() // nothing may write into the pieces any more
+			b.destroy() // the kernel must not write into the pieces any more
 			break
 		}
 		for _, a := range b.answers[:n] {
@@ -283,16 +281,16 @@ func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSe
 	return able
 }
 
-// readMissing reads the pieces that are not done, several at once, and each as
-// ReadAt does: what is wrong with one shows there.
+// readMissing reads the pieces that are not done, several at once. It reads each with
+// ReadAt, whose error says what is wrong.
 func (d *Device) readMissing(pieces [][]byte, offsets []int64, done *pieceSet) (n int, err error) {
 	errs := make([]error, len(pieces))
 	var failed atomic.Bool
 	var readers errgroup.Group
 	readers.SetLimit(readersAtOnce)
 	for i := range pieces {
-		// They begin in their order: those before one that failed are done, or under way.
-		// A disk that fails may take its time for each of those after it.
+		// The pieces are begun in order, so those before a failed one are done or under
+		// way. Those after it are not begun: a failing disk can take long for each.
 		if done[i] || failed.Load() {
 			continue
 		}

@@ -19,16 +19,16 @@ const deletedSuffix = " (deleted)"
 // loopDevice is a loop device that shows something.
 type loopDevice struct {
 	Info
-	// shows is the file or device that it shows, and its zero value if that is not
-	// known; name is the file's name when the loop device got it.
+	// shows is the file or device that it shows, or the zero value if that is not known.
+	// name is the name that the file had when it was attached.
 	shows deviceID
 	name  string
-	// start and length are the part that it shows, in bytes. It ends with what it
-	// shows if length is 0.
+	// start and length are the part that it shows, in bytes. A length of 0 means up to
+	// the end of the file or device.
 	start, length int64
 }
 
-// loopDevices are the loop devices that show something.
+// loopDevices returns the loop devices that show something.
 func loopDevices() ([]loopDevice, error) {
 	all, err := filepath.Glob(filepath.Join(blockDir, "loop*/loop/backing_file"))
 	if err != nil {
@@ -54,7 +54,7 @@ func loopDevices() ([]loopDevice, error) {
 	return loops, nil
 }
 
-// loopDevice tells what a loop device shows. It is nil for anything else, and for a
+// loopDevice returns what a loop device shows. It is nil for anything else, and for a
 // loop device that shows nothing.
 func (i Info) loopDevice() (*loopDevice, error) {
 	name, err := i.attribute("loop/backing_file")
@@ -83,16 +83,16 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	case errors.Is(err, unix.ENXIO):
 		return nil, nil // it was detached meanwhile
 	}
-	// A user who may not open it, or has no node of it, still has the file's name, which
-	// may be another file's by now, or none.
+	// A user who can't open the loop device still knows the name of its file. It may be
+	// another file's by now, or no file's.
 	if found, err := Lookup(name); err == nil {
 		l.shows = found.id()
 	}
 	return l, nil
 }
 
-// asked is what a loop device itself says that it shows. The name of its file would not
-// do: the file may have another by now, or none.
+// asked asks a loop device what it shows. The name in sysfs would not do: the file may
+// have another name by now, or none.
 func (i Info) asked() (deviceID, error) {
 	f, err := os.OpenFile(i.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -112,7 +112,8 @@ func (i Info) asked() (deviceID, error) {
 	return deviceID{dev: status.Device, inode: status.Inode}, nil
 }
 
-// lookup finds what the loop device shows by its name, nil if it has another by now.
+// lookup finds the file or device that the loop device shows by its name. It is nil if
+// the name leads elsewhere by now.
 func (l *loopDevice) lookup() *Info {
 	found, err := Lookup(l.name)
 	if err != nil || found.id() != l.shows {
@@ -121,7 +122,7 @@ func (l *loopDevice) lookup() *Info {
 	return &found
 }
 
-// loopPart is the part of a file that a loop device shows, "" if it is all of it.
+// loopPart returns the part of a file that a loop device shows, "" if it shows all of it.
 func (i Info) loopPart() string {
 	offset, offsetErr := i.attribute("loop/offset")
 	limit, limitErr := i.attribute("loop/sizelimit")

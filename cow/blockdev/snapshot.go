@@ -15,7 +15,7 @@ type Snapshot struct {
 	dm.Snapshot
 }
 
-// firstTarget is the first target of a mapped device, and the zero value for anything
+// firstTarget returns the first target of a mapped device, the zero value for anything
 // else.
 func (i Info) firstTarget() (dm.Target, error) {
 	if !i.IsDM() {
@@ -37,7 +37,7 @@ func (i Info) Kind() (string, error) {
 	return t.Type, err
 }
 
-// Snapshot tells what the device is a snapshot of. It is nil if it is none.
+// Snapshot returns the device with what its table says, nil if it is not a snapshot.
 func (i Info) Snapshot() (*Snapshot, error) {
 	t, err := i.firstTarget()
 	if err != nil || t.Type != dm.KindSnapshot {
@@ -50,8 +50,8 @@ func (i Info) Snapshot() (*Snapshot, error) {
 	return &Snapshot{i, s}, nil
 }
 
-// OriginDevice returns the device below the volume that this one is, or is a snapshot
-// of: itself, if it has no snapshots.
+// OriginDevice returns the device below the volume that this device is, or that it is a
+// snapshot of. A volume without snapshots is its own.
 func (i Info) OriginDevice() (dm.Number, error) {
 	t, err := i.firstTarget()
 	if err != nil || t.Type != dm.KindSnapshot && t.Type != dm.KindOrigin && t.Type != dm.KindMerge {
@@ -81,8 +81,8 @@ func (i Info) SnapshotOn() (*Snapshot, error) {
 }
 
 // SnapshotUUID returns the dm uuid of the snapshot whose COW device this is, "" if it
-// is not known. LVM's COW devices have the snapshot's with a suffix; of others, it
-// is that of the device that lies on it.
+// is not known. For LVM, the COW device has the snapshot's uuid with a suffix; otherwise
+// it is the uuid of the device that lies on the COW device.
 func (i Info) SnapshotUUID() string {
 	if uuid, ok := strings.CutSuffix(i.DMUUID(), "-cow"); ok {
 		return uuid
@@ -94,10 +94,10 @@ func (i Info) SnapshotUUID() string {
 	return holders[0].DMUUID()
 }
 
-// OriginUUID returns the dm uuid of the volume that this device is a snapshot of, or
-// that it is, if it has snapshots; "" if that is not known. The device below LVM's
-// volume has the volume's uuid with a suffix; of others, what that device has stands
-// for the volume.
+// OriginUUID returns the dm uuid of the volume that this device is, if it has snapshots,
+// or that it is a snapshot of; "" if that is not known. For LVM, the device below the
+// volume has the volume's uuid with a suffix; otherwise that device's uuid stands for
+// the volume.
 func (i Info) OriginUUID() string {
 	if n, err := i.OriginDevice(); err == nil {
 		if n == i.Number {
@@ -119,8 +119,8 @@ func (i Info) OriginUUID() string {
 	return ""
 }
 
-// MetadataBytes returns how much the header and the metadata chunks of the snapshot's
-// store take, as the device mapper has it now. It is 0 where that does not say.
+// MetadataBytes returns the size of the header and the metadata chunks of the snapshot's
+// store, as the device mapper reports it now. It is 0 if it does not.
 func (s *Snapshot) MetadataBytes() int64 {
 	targets, err := dm.Status(s.Number)
 	if err != nil {
@@ -140,11 +140,11 @@ func metadataBytes(targets []dm.Target) int64 {
 	return usage.Metadata * 512
 }
 
-// SnapshotError says that what is read from a snapshot can't be trusted.
+// SnapshotError says that data read from a snapshot can't be trusted.
 type SnapshotError struct {
 	Path string
-	// Status is what the kernel says of it, such as Overflow; "" if it is being merged
-	// into its origin.
+	// Status is the snapshot's status, such as Overflow; "" if it is being merged into
+	// its origin.
 	Status string
 }
 
@@ -156,8 +156,8 @@ func (e *SnapshotError) Error() string {
 }
 
 // CheckSnapshot returns a [SnapshotError] if the device is a snapshot whose status says
-// that it can't be trusted. The valid flag on its COW device does not always tell.
-// A device that is no snapshot is fine.
+// that it can't be trusted. The valid flag on its COW device does not always say so. For
+// a device that is not a snapshot it returns nil.
 func (i Info) CheckSnapshot() error {
 	if !i.IsDM() {
 		return nil

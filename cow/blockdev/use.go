@@ -21,8 +21,9 @@ type User struct {
 
 func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.command, u.pid) }
 
-// CheckProc returns an error if /proc is not mounted, as in a bare chroot: without it,
-// nothing tells who has a device open, and what is open can't be opened once more.
+// CheckProc returns an error if /proc is not mounted, as in a bare chroot. Without it,
+// the processes that have a device open can't be found, and an open file can't be opened
+// once more.
 func CheckProc() error {
 	if _, err := os.Stat("/proc/self/fd"); err != nil {
 		return fmt.Errorf("/proc is needed, and not mounted here (mount -t proc proc /proc): %w", err)
@@ -31,11 +32,11 @@ func CheckProc() error {
 }
 
 // UsersOf returns for each of the devices and files the other processes that have it
-// open, as far as this user may see. An open that claims nothing, such as a virtual
-// machine's, does not show in any other way.
+// open, as far as this user may see them. That is the only way to find a process that
+// has not claimed the device, such as a virtual machine.
 func UsersOf(infos []Info) ([][]User, error) {
 	if err := CheckProc(); err != nil {
-		return nil, err // it may be there and empty, as if nobody had anything open
+		return nil, err // an empty directory would look as if no process had anything open
 	}
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
@@ -61,9 +62,9 @@ func UsersOf(infos []Info) ([][]User, error) {
 	return users, nil
 }
 
-// openIn tells which of the wanted devices and files a process has open, given its
-// directory in /proc, and whether it may write to them. A process that ended, or that
-// this user may not look at, has none.
+// openIn returns which of the wanted devices and files a process has open, given its
+// directory in /proc, and whether it may write to them. It returns none for a process
+// that has ended, or that this user may not look at.
 func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	dir, err := os.Open(process + "/fd")
 	if err != nil {
@@ -74,7 +75,7 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	var opened map[deviceID]bool
 	for _, fd := range names {
 		var st unix.Statx_t
-		// Without a word to a server that may not answer.
+		// A stat must not ask the server of a network file system, which may not answer.
 		if err := unix.Statx(int(dir.Fd()), fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
 			continue
 		}
@@ -88,8 +89,8 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	return opened
 }
 
-// mayWrite tells whether a process may write to a file that it has open, by that file's
-// fdinfo. If it can't be read, the process may.
+// mayWrite reports whether a process may write to an open file, given the file's fdinfo
+// in /proc. It is true if that can't be read.
 func mayWrite(fdinfo string) bool {
 	text, err := os.ReadFile(fdinfo)
 	if err != nil {
@@ -112,7 +113,8 @@ func commandName(pid int) string {
 	return strings.TrimSpace(string(b))
 }
 
-// statxID is what an open file is, if it is a block device or a regular file.
+// statxID returns the identity of an open file; ok is false if it is neither a block
+// device nor a regular file.
 func statxID(st *unix.Statx_t) (id deviceID, ok bool) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFBLK:
@@ -123,23 +125,24 @@ func statxID(st *unix.Statx_t) (id deviceID, ok bool) {
 	return deviceID{}, false
 }
 
-// Counter is what the kernel counts of a device's or file's changes at no cost. Two
-// that differ say that somebody wrote in between. A block device's counts begin with
-// its instance.
+// Counter has the kernel's counts of changes to a device or file, which cost nothing to
+// read. Two that differ say that there was a write in between. The counts of a block
+// device begin with its instance.
 type Counter struct {
-	// Of a block device: sectors written since the boot with this id.
+	// BootID and WrittenSectors are a block device's: the sectors of 512 bytes that
+	// were written since the boot with this id.
 	BootID         string `json:"boot_id,omitempty"`
 	WrittenSectors uint64 `json:"written_sectors,omitempty"`
-	// Sectors discarded, which kernels before 4.18 don't count.
+	// DiscardedSectors is 0 on kernels before 4.18, which don't count them.
 	DiscardedSectors uint64 `json:"discarded_sectors,omitempty"`
-	// Of a regular file.
+	// Inode and the times of the last changes are a regular file's.
 	Inode       uint64 `json:"inode,omitempty"`
 	ModifiedNS  int64  `json:"modified_ns,omitempty"`
 	AttributeNS int64  `json:"changed_ns,omitempty"`
 }
 
-// Counter reads the counter of a device, or of an open file. If file is nil, a file's
-// counter is that of when it was looked up.
+// Counter reads the counter of a device, or of an open file. If file is nil, the counter
+// of a regular file is the one from when it was looked up.
 func (i Info) Counter(file *os.File) (Counter, error) {
 	if !i.Block {
 		st := &i.stat
@@ -181,11 +184,12 @@ func (i Info) Counter(file *os.File) (Counter, error) {
 	return c, nil
 }
 
-// Key names the device or file so that the name survives a rename of a
-// mapped device and, as [KeySurvivesReboot] tells, a reboot: the dm uuid, the
-// file that a loop device shows, what the hardware calls itself if no other disk has
-// that name, a link below /dev/disk or /dev/zvol by which it was opened, or the
-// resolved path. [Info.KeyAliases] has its other names.
+// Key returns a name for the device or file that survives a rename of a mapped device
+// and, if [KeySurvivesReboot] says so, a reboot. It is the first that there is of: the
+// dm uuid, the name of a mapped device, the file that a loop device shows, the
+// hardware's name if no other disk has the same, a link below /dev/disk or /dev/zvol by
+// which the device was opened, and the resolved path. [Info.KeyAliases] returns its
+// other names.
 func (i Info) Key() (string, error) {
 	if i.Block {
 		if uuid := i.DMUUID(); uuid != "" {

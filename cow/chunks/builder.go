@@ -6,8 +6,8 @@ import "slices"
 // is empty and ready.
 type Builder struct {
 	pages  map[uint64]*page
-	fresh  []page      // that are in no use yet
-	recent []keyedPage // by the low bits of the key, in front of the map
+	fresh  []page      // allocated and not in use yet
+	recent []keyedPage // a cache of pages, indexed by the low bits of the key
 }
 
 type keyedPage struct {
@@ -18,8 +18,7 @@ type keyedPage struct {
 // maxFresh is how many pages are allocated at once.
 const maxFresh = 256
 
-// maxRecent bounds the table in front of the map. Of 16 TiB in chunks of 4 KiB it
-// holds all pages.
+// maxRecent bounds the cache. It has room for all pages of 16 TiB in chunks of 4 KiB.
 const maxRecent = 1 << 16
 
 func (b *Builder) page(key uint64) *page {
@@ -31,7 +30,7 @@ func (b *Builder) page(key uint64) *page {
 	return b.findPage(key)
 }
 
-// findPage finds a page that is not in the table of recent ones.
+// findPage finds a page that is not in the cache, or makes it.
 func (b *Builder) findPage(key uint64) *page {
 	if b.pages == nil {
 		b.pages = make(map[uint64]*page)
@@ -43,8 +42,7 @@ func (b *Builder) findPage(key uint64) *page {
 		}
 		p, b.fresh = &b.fresh[0], b.fresh[1:]
 		b.pages[key] = p
-		// It grows with the pages: whatever their numbers, it takes little beside
-		// them.
+		// The cache grows with the pages, and always takes little beside them.
 		if n := len(b.recent); n < len(b.pages) && n < maxRecent {
 			b.recent = make([]keyedPage, max(1, 2*n))
 		}
@@ -53,13 +51,13 @@ func (b *Builder) findPage(key uint64) *page {
 	return p
 }
 
-// Add adds a chunk, below 2^63, and reports whether it was not there yet.
+// Add adds a chunk, below 2^63, and reports whether it was new.
 func (b *Builder) Add(chunk uint64) bool {
 	v := uint16(chunk % pageChunks)
 	return b.page(chunk/pageChunks).addRun(pageRun{v, v}) == pageChunks
 }
 
-// AddRange adds the chunks from first up to but not including end, and returns the
+// AddRange adds the chunks from first up to but not including end. It returns the
 // first of them that was there already, or end.
 func (b *Builder) AddRange(first, end uint64) (was uint64) {
 	was = end
@@ -74,7 +72,7 @@ func (b *Builder) AddRange(first, end uint64) (was uint64) {
 	return was
 }
 
-// AddSet adds all chunks of s: a union.
+// AddSet adds all chunks of s.
 func (b *Builder) AddSet(s *Set) {
 	for r := range s.Runs {
 		b.AddRange(r.Chunk, r.End())

@@ -8,12 +8,12 @@ import (
 	"io"
 )
 
-// setMagic begins a set that was written down: it, the chunk size in bytes as a
-// u64, and then for each run of chunks two uvarints, the gap since the end of the
-// run before and the run's length.
+// A set in a file begins with setMagic and the chunk size in bytes, a u64. For each run
+// of chunks two uvarints follow: the gap since the end of the run before, and the run's
+// length.
 const setMagic = "ddsfset1"
 
-// Write writes down a set of chunks of that size, compactly.
+// Write writes a set of chunks of that size to w, compactly.
 func Write(w io.Writer, s *Set, chunkBytes int64) error {
 	out := bufio.NewWriter(w)
 	head := binary.LittleEndian.AppendUint64([]byte(setMagic), uint64(chunkBytes))
@@ -59,7 +59,7 @@ func Read(r io.Reader) (s *Set, chunkBytes int64, err error) {
 			return b.Set(), int64(size), nil
 		}
 		n, errN := binary.ReadUvarint(in)
-		// A volume's size is an int64, and that many chunks take a bitmap at most.
+		// A volume's size is an int64.
 		limit := uint64(1) << 63 / size
 		if err := errors.Join(err, errN); err != nil {
 			return nil, 0, fmt.Errorf("set of chunks: %w", err)

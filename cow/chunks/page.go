@@ -6,9 +6,10 @@ const (
 	pageBits   = 16
 	pageChunks = 1 << pageBits
 
-	// Lists of these lengths take a fourth and half of what the bitmap does, and
-	// putting something into their middle is still cheap. Random members are put
-	// into a bitmap faster, hence the difference.
+	// A list of maxSparse members takes a fourth of what the bitmap does, one of
+	// maxRuns runs takes half, and inserting into the middle of either is still cheap.
+	// The first limit is the lower one because random members are added faster to a
+	// bitmap.
 	maxSparse = 1024
 	maxRuns   = 1024
 )
@@ -16,10 +17,10 @@ const (
 // page is a set of up to pageChunks numbers. It has a list, or a bitmap, or neither
 // if it has all or nothing.
 type page struct {
-	list  []uint16 // sorted: the members, or the first and the last of each run
+	list  []uint16 // sorted: the members, or the first and the last member of each run
 	dense *[pageChunks / 64]uint64
 	count int32
-	runs  bool // the list is one of runs, which are apart from each other
+	runs  bool // the list is one of runs, which don't touch each other
 }
 
 // pageRun is a run of adjacent members.
@@ -29,12 +30,12 @@ func (r pageRun) len() int { return int(r.last) - int(r.first) + 1 }
 
 func (p *page) full() bool { return p.count == pageChunks }
 
-// run is the i-th run of a list of runs.
+// run returns the i-th run of a list of runs.
 func (p *page) run(i int) pageRun { return pageRun{p.list[2*i], p.list[2*i+1]} }
 
-// replace replaces what the list has from at to before end by so many others, which
-// it returns to be filled. The list doubles: what it was before is garbage, and must
-// not be much beside what is there.
+// replace replaces the elements of the list from at to before end by others new ones,
+// and returns these to be filled. The list grows by doubling, so that the old lists,
+// which are garbage, don't amount to much.
 func (p *page) replace(at, end, others int) []uint16 {
 	before := len(p.list)
 	after := before + others - (end - at)
@@ -49,7 +50,7 @@ func (p *page) replace(at, end, others int) []uint16 {
 	return p.list[at : at+others]
 }
 
-// addRun adds a run, and returns the first of it that was there already, or
+// addRun adds a run, and returns the first member of it that was there already, or
 // pageChunks.
 func (p *page) addRun(r pageRun) (was int) {
 	switch {
@@ -71,7 +72,7 @@ func (p *page) addRun(r pageRun) (was int) {
 	return p.addToSparse(r)
 }
 
-// addToSparse adds a run to a list of members, which has the room.
+// addToSparse adds a run to a list of members. The list must have room for it.
 func (p *page) addToSparse(r pageRun) (was int) {
 	before := len(p.list)
 	at := before
@@ -91,7 +92,7 @@ func (p *page) addToSparse(r pageRun) (was int) {
 	for i := range into {
 		into[i] = r.first + uint16(i)
 	}
-	// Looked at whenever the list has doubled, which costs little.
+	// To try this whenever the list has doubled costs little.
 	if n := len(p.list); n >= 16 && bits.Len(uint(n)) != bits.Len(uint(before)) {
 		p.makeRuns(n / 4)
 	}
@@ -100,7 +101,7 @@ func (p *page) addToSparse(r pageRun) (was int) {
 
 // addToRuns adds a run to a list of runs.
 func (p *page) addToRuns(r pageRun) (was int) {
-	// Those from at to before end touch it, and become one with it.
+	// The runs from at to before end touch the new one, and are joined with it.
 	at, n := p.runAfter(r.first), len(p.list)/2
 	if at > 0 && int(p.run(at-1).last)+1 >= int(r.first) {
 		at--
@@ -150,9 +151,9 @@ func (p *page) addToDense(r pageRun) (was int) {
 	return was
 }
 
-// sparseRank is the number of members below v in a sorted list. Nothing in it
-// branches on what the members are: of random ones, half of the guesses would be
-// wrong.
+// sparseRank returns the number of members below v in a sorted list. It does not branch
+// on the members, as the processor would mispredict half of the branches on random
+// ones.
 func sparseRank(list []uint16, v uint16) int {
 	base, n := 0, len(list)
 	for n > 1 {
@@ -169,7 +170,7 @@ func sparseRank(list []uint16, v uint16) int {
 	return base
 }
 
-// runAfter is the index of the first run that begins behind v.
+// runAfter returns the index of the first run that begins after v.
 func (p *page) runAfter(v uint16) int {
 	end := len(p.list) / 2
 	if end == 0 || p.list[2*end-2] <= v {
@@ -186,8 +187,8 @@ func (p *page) runAfter(v uint16) int {
 	return at
 }
 
-// makeRuns makes runs of a list of members, unless these are more than limit: with a
-// fourth of the members, they take half of the room.
+// makeRuns turns a list of members into a list of runs, unless there are more than limit
+// runs. A fourth as many runs as members take half the room.
 func (p *page) makeRuns(limit int) bool {
 	count := 0
 	for i, v := range p.list {
@@ -224,7 +225,7 @@ func (p *page) makeDense() {
 	*p = with
 }
 
-// rank is the number of members below v.
+// rank returns the number of members below v.
 func (p *page) rank(v int) int {
 	switch {
 	case p.full():
@@ -259,7 +260,7 @@ func (p *page) contains(v uint16) bool {
 	return at < len(p.list) && p.list[at] == v
 }
 
-// at is the i-th member, which must exist.
+// at returns the i-th member, which must exist.
 func (p *page) at(i int) int {
 	switch {
 	case p.full():
@@ -289,9 +290,9 @@ func (p *page) at(i int) int {
 	return pageChunks
 }
 
-// next is the run of adjacent members that begins with the first member at or
-// above v; i is that member's index where the page is sparse. A run of 0 says
-// that there is none.
+// next returns the run of adjacent members that begins with the first member at or
+// above v. If the page is a list of members, i must be the index of that member. A run
+// of 0 says that there is none.
 func (p *page) next(v, i int) (first, run int) {
 	switch {
 	case p.full():

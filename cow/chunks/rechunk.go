@@ -1,7 +1,7 @@
 package chunks
 
-// Rechunk returns the chunks of toBytes that the chunks of fromBytes in s touch, on
-// a volume of volumeBytes, within which all of s must lie.
+// Rechunk returns the chunks of toBytes bytes that the chunks of s, which have fromBytes
+// bytes, touch. All of s must lie within the volume of volumeBytes bytes.
 func Rechunk(s *Set, fromBytes, toBytes, volumeBytes int64) *Set {
 	if fromBytes == toBytes {
 		return s

@@ -17,41 +17,40 @@ import (
 // Dir is where the nodes of mapped devices are.
 const Dir = "/dev/" + unix.DM_DIR
 
-// Device is a mapped device that is made, changed or removed. Its uuid stands for it in
-// each call: its number is another device's when it is gone, and its name may be.
+// Device is a mapped device that is made, changed or removed. Each call names it by its
+// uuid, as another device may get its number or its name when it is gone.
 type Device struct {
 	Name, UUID string
 	Number     Number
 }
 
-// State is what the device mapper says of a device beside its tables.
+// State is what the device mapper says about a device beside its tables.
 type State struct {
 	Suspended bool
 	Active    bool // it has a table
-	Loaded    bool // it has another one, which takes the place of that when it is resumed
+	Loaded    bool // it has another table, which is put to use when it is resumed
 	OpenCount int
 }
 
 const (
-	// What tells udev's rules what a change of a device is about, in the high half
-	// of its cookie (libdevmapper.h). Without the first, they take it for one of
-	// those that they must not act upon.
+	// Flags for udev's rules, in the high half of the cookie (libdevmapper.h). Without
+	// udevPrimary, the rules do nothing.
 	udevShift   = 16
 	udevPrimary = 0x40
 	udevHidden  = 0x02 | 0x04 | 0x08 // no scan, no links but that in /dev/mapper
 
-	// nodeTries times udevPause is how long udev may take for a device's node,
-	// busyTries times as long how long it may look into the device.
+	// udev may take nodeTries times udevPause to make a device's node, and may have the
+	// device open for busyTries times udevPause.
 	nodeTries = 100
 	busyTries = 20
 	udevPause = 100 * time.Millisecond
 )
 
-// plain are the characters that a name in /dev/mapper can have. The kernel takes others,
-// and udev then calls the node otherwise.
+// plain matches the names that udev leaves as they are. The kernel allows more
+// characters, which udev replaces in the name of the node.
 var plain = regexp.MustCompile(`^[0-9A-Za-z#+.:=@_-]*$`)
 
-// CheckName refuses what can't be the name of a device in /dev/mapper.
+// CheckName returns an error if no device in /dev/mapper can have that name.
 func CheckName(name string) error {
 	switch {
 	case name == "":
@@ -66,20 +65,20 @@ func CheckName(name string) error {
 	return nil
 }
 
-// CheckUUID refuses what can't be the uuid of a device.
+// CheckUUID returns an error if no device can have that uuid.
 func CheckUUID(uuid string) error {
 	if len(uuid) >= unix.DM_UUID_LEN {
 		return fmt.Errorf("the dm uuid %q has %d characters, and %d are allowed", uuid, len(uuid), unix.DM_UUID_LEN-1)
 	}
-	// The device mapper takes any; what is to be read back from sysfs is a line.
+	// The device mapper takes any uuid; but it is read from sysfs as a line.
 	if uuid == "" || strings.ContainsFunc(uuid, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fmt.Errorf("the dm uuid %q has other than visible ASCII characters, or none", uuid)
 	}
 	return nil
 }
 
-// Create makes a device without a table, which nobody can open yet. The error is
-// fs.ErrExist if there is a device of that name or uuid.
+// Create makes a device without a table, which can't be opened yet. The error is
+// fs.ErrExist if there is a device with that name or uuid.
 func Create(name, uuid string) (*Device, error) {
 	if err := errors.Join(CheckName(name), CheckUUID(uuid)); err != nil {
 		return nil, err
@@ -122,10 +121,10 @@ func (r *request) find(what string) (*Device, error) {
 	return r.device(), nil
 }
 
-// Path returns where the device's node is.
+// Path returns the path of the device's node.
 func (d *Device) Path() string { return filepath.Join(Dir, d.Name) }
 
-// call makes a call about the device, and says in its error what that was to do.
+// call makes a call about the device. Its error says what the call was for.
 func (d *Device) call(what string, command uintptr, r *request) error {
 	r.Uuid = byUUID(d.UUID).Uuid
 	if err := r.call(command, 0); err != nil {
@@ -147,8 +146,8 @@ func (d *Device) State() (State, error) {
 	}, nil
 }
 
-// Load gives the device a table, which takes the place of the one in use when the
-// device is resumed. The devices that it names are claimed from now on.
+// Load gives the device a table, which replaces the one in use when the device is
+// resumed. The devices that the table names are claimed from now on.
 func (d *Device) Load(readOnly bool, table ...Target) error {
 	r := request{data: encodeTargets(table)}
 	r.Target_count = uint32(len(table))
@@ -181,17 +180,17 @@ func (d *Device) targets(what string, flags uint32) ([]Target, error) {
 	return targets, nil
 }
 
-// Suspend lets what was written to the device end, and holds what comes from now
-// on. It asks nothing of the file system on the device: this is for another table that
-// shows the same.
+// Suspend waits for the reads and writes that are under way, and holds back those that
+// follow. It does not freeze the file system on the device, as the table is only
+// replaced by one that shows the same.
 func (d *Device) Suspend() error {
 	var r request
 	r.Flags = unix.DM_SUSPEND_FLAG | unix.DM_SKIP_LOCKFS_FLAG
 	return d.call("suspend it", unix.DM_DEV_SUSPEND, &r)
 }
 
-// Resume puts the table in use that was loaded, if one was, and goes on. Where udev
-// runs, it is told; of a hidden device, that it is nobody's business.
+// Resume puts the loaded table to use, if there is one, and lets reads and writes go on.
+// It tells udev, which leaves a hidden device alone.
 func (d *Device) Resume(hidden bool) error {
 	var r request
 	r.Event_nr = udevFlags(hidden)
@@ -214,7 +213,7 @@ func (d *Device) MakeNode() error {
 	if d.hasNode() {
 		return nil
 	}
-	// What is there is left from another device: the kernel has but one of the name.
+	// A node that is there is left from another device, as no two have the same name.
 	if err := d.removeNode(); err != nil {
 		return err
 	}
@@ -224,7 +223,7 @@ func (d *Device) MakeNode() error {
 	return nil
 }
 
-// hasNode tells whether the name in /dev/mapper leads to the device.
+// hasNode reports whether the name in /dev/mapper leads to the device.
 func (d *Device) hasNode() bool {
 	var st unix.Stat_t
 	return unix.Stat(d.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == d.Number.Dev()
@@ -237,8 +236,8 @@ func (d *Device) removeNode() error {
 	return nil
 }
 
-// Remove removes the device with its node. The error is syscall.EBUSY if somebody has
-// it open, and not just for a moment, as udev does to look into a new device.
+// Remove removes the device with its node. It waits if the device is open for a moment,
+// as when udev looks into a new device; after that the error is syscall.EBUSY.
 func (d *Device) Remove() error {
 	remove := func() error { return d.call("remove it", unix.DM_DEV_REMOVE, new(request)) }
 	err := remove()
@@ -249,7 +248,7 @@ func (d *Device) Remove() error {
 	if err != nil {
 		return err
 	}
-	// udev takes away what it made.
+	// udev removes the node that it made.
 	for try := 0; udevRuns() && try < busyTries; try++ {
 		if _, err := os.Lstat(d.Path()); err != nil {
 			return nil
@@ -259,7 +258,7 @@ func (d *Device) Remove() error {
 	return d.removeNode()
 }
 
-// udevRuns tells whether udev makes the nodes.
+// udevRuns reports whether udev runs, and so makes the nodes.
 func udevRuns() bool {
 	_, err := os.Stat("/run/udev/control")
 	return err == nil

@@ -9,19 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loop is an open loop device. The kernel detaches it when it is closed, and no device
+// Loop is an open loop device. The kernel detaches it once it is closed and no device
 // is stacked on it any more.
 type Loop struct {
 	*os.File
 	Number Number
 }
 
-// loopTries bounds how often a free one is asked for that somebody else then takes.
+// loopTries bounds how often a free device is asked for, if others keep taking it.
 const loopTries = 100
 
-// NewLoop shows an open file as a block device, which can be written to if writable
-// says so and the file was opened for that. The device ends with the file's last whole
-// sector.
+// NewLoop shows an open file as a block device, which ends with the file's last whole
+// sector. If writable is set, the file must be open for writing.
 func NewLoop(backing *os.File, writable bool) (*Loop, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -30,8 +29,7 @@ func NewLoop(backing *os.File, writable bool) (*Loop, error) {
 	defer control.Close()
 	for try := 1; ; try++ {
 		l, err := newLoop(control, backing, writable)
-		// Between the question and the answer's use, somebody else may have taken the
-		// device, or removed it.
+		// Another process may have taken the free device meanwhile, or removed it.
 		if again := errors.Is(err, syscall.EBUSY) || errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV); again && try < loopTries {
 			continue
 		}
@@ -60,8 +58,8 @@ func newLoop(control, backing *os.File, writable bool) (l *Loop, err error) {
 			f.Close()
 		}
 	}()
-	// Without direct I/O, all that goes through the device is in two caches. Most
-	// kernels do without where the file system can't, and some refuse.
+	// Without direct I/O, the data is cached twice. If the file system has no direct
+	// I/O, most kernels ignore the flag, and some fail.
 	err = configureLoop(f, backing, flags|unix.LO_FLAGS_DIRECT_IO)
 	if errors.Is(err, syscall.EINVAL) {
 		err = configureLoop(f, backing, flags)
@@ -77,8 +75,8 @@ func newLoop(control, backing *os.File, writable bool) (l *Loop, err error) {
 }
 
 func configureLoop(loop, backing *os.File, flags uint32) error {
-	// The block size is given so that it is the same with and without direct I/O:
-	// chunks can be as small as a sector.
+	// The block size is given because it would depend on direct I/O, and chunks can be
+	// as small as a sector.
 	return unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
 		Fd: uint32(backing.Fd()), Size: 512, Info: unix.LoopInfo64{Flags: flags},
 	})

@@ -11,7 +11,7 @@ import (
 // Number is the number of a block device.
 type Number struct{ Major, Minor uint32 }
 
-// ParseNumber reads a number as the kernel writes it, such as 254:3.
+// ParseNumber parses a number as the kernel writes it, such as 254:3.
 func ParseNumber(text string) (Number, error) {
 	major, minor, ok := strings.Cut(strings.TrimSpace(text), ":")
 	ma, majorErr := strconv.ParseUint(major, 10, 32)
@@ -28,5 +28,5 @@ func NumberOf(dev uint64) Number { return Number{unix.Major(dev), unix.Minor(dev
 // Dev returns the number as a dev_t.
 func (n Number) Dev() uint64 { return unix.Mkdev(n.Major, n.Minor) }
 
-// String writes the number as the kernel does.
+// String returns the number as the kernel writes it.
 func (n Number) String() string { return fmt.Sprintf("%d:%d", n.Major, n.Minor) }

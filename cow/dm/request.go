@@ -15,18 +15,18 @@ const (
 	control     = Dir + "/" + unix.DM_CONTROL_NODE
 	headerBytes = 312 // of a struct dm_ioctl
 
-	// Room for tables that are asked for: so much is tried first, and so much at most.
-	// A volume of many segments has a long table.
+	// answerBytes is the room for an answer at first, and maxAnswerBytes at most. A
+	// volume of many segments has a long table.
 	answerBytes    = 64 << 10
 	maxAnswerBytes = answerBytes * 8 * 8
 )
 
-// ErrNoMapper says that there is no device mapper to ask, as in a container. It is no
-// fs.ErrNotExist, which says that a device is not there.
+// ErrNoMapper says that there is no device mapper to ask, as in a container. It is not
+// an fs.ErrNotExist, which says that a device is not there.
 var ErrNoMapper = errors.New("there is none here (modprobe dm-mod)")
 
-// request is a call of the device mapper: a struct dm_ioctl, and what belongs to the
-// call after it. The answer takes its place.
+// request is a call of the device mapper: a struct dm_ioctl, followed by the data of the
+// call. The answer replaces both.
 type request struct {
 	unix.DmIoctl
 	data []byte
@@ -48,12 +48,12 @@ func byUUID(uuid string) *request {
 
 func byNumber(n Number) *request { return &request{DmIoctl: unix.DmIoctl{Dev: n.Dev()}} }
 
-// device is the device that an answer is about.
+// device returns the device that an answer is about.
 func (r *request) device() *Device {
 	return &Device{unix.ByteSliceToString(r.Name[:]), unix.ByteSliceToString(r.Uuid[:]), NumberOf(r.Dev)}
 }
 
-// call makes the call, whose answer may have so many bytes after its header.
+// call makes the call. Its answer may have up to room bytes after the header.
 func (r *request) call(command uintptr, room int) error {
 	f, err := os.OpenFile(control, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
@@ -80,15 +80,15 @@ func (r *request) encode(room int) []byte {
 	return b[:r.Data_size]
 }
 
-// appendNative appends a struct of the kernel's, all of whose fields have a fixed size,
-// so that there is no error.
+// appendNative appends one of the kernel's structs. As all its fields have a fixed size,
+// there is no error.
 func appendNative(b []byte, v any) []byte {
 	b, _ = binary.Append(b, binary.NativeEndian, v)
 	return b
 }
 
-// targets asks for the targets of the device, with their status unless the flags say
-// otherwise.
+// targets asks for the targets of the device, with their status or, if the flags say so,
+// with their parameters.
 func (r *request) targets(flags uint32) ([]Target, error) {
 	for room := answerBytes; room <= maxAnswerBytes; room *= 8 {
 		try := *r
@@ -109,8 +109,8 @@ func Table(n Number) ([]Target, error) { return byNumber(n).targets(unix.DM_STAT
 // Status returns the targets of the device with that number, with their status.
 func Status(n Number) ([]Target, error) { return byNumber(n).targets(0) }
 
-// OpenCount returns how often the device with that number is open: by any process, this
-// one as well, by other devices and by mounts.
+// OpenCount returns how often the device with that number is open: in any process, this
+// one included, by other devices and by mounts.
 func OpenCount(n Number) (int, error) {
 	r := byNumber(n)
 	err := r.call(unix.DM_DEV_STATUS, 0)

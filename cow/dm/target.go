@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The types of targets that matter here. LVM's devices of these types have one target
-// each.
+// The types of targets that matter here. LVM's devices of these types have a single
+// target.
 const (
 	KindSnapshot = "snapshot"
 	KindOrigin   = "snapshot-origin"
@@ -21,7 +21,7 @@ const (
 
 // Target is a part of a mapped device, and what the device mapper does there.
 type Target struct {
-	// The part, in sectors of 512 bytes.
+	// StartSector and Sectors are the part, in sectors of 512 bytes.
 	StartSector, Sectors uint64
 	Type                 string
 	// Params are the target's parameters in a table, and its status otherwise.
@@ -30,8 +30,8 @@ type Target struct {
 
 const targetBytes = 40 // of a struct dm_target_spec
 
-// encodeTargets encodes a table for the kernel, which takes the place of each target
-// from the one before, and not from the first as in its own answers.
+// encodeTargets encodes a table for the kernel. In a table, Next is the distance from
+// one target to the next; in the kernel's answers it is that from the first target.
 func encodeTargets(targets []Target) (b []byte) {
 	for _, t := range targets {
 		// The parameters end in a NUL, and each target begins at a multiple of 8.
@@ -44,7 +44,7 @@ func encodeTargets(targets []Target) (b []byte) {
 	return b
 }
 
-// parseTargets reads count targets, each with its parameters after it.
+// parseTargets parses count targets, each of which is followed by its parameters.
 func parseTargets(b []byte, count uint32) (targets []Target, err error) {
 	at := uint32(0)
 	for range count {
@@ -66,8 +66,8 @@ func parseTargets(b []byte, count uint32) (targets []Target, err error) {
 	return targets, nil
 }
 
-// Below returns the device that the target names first: what a linear mapping shows,
-// and the origin of a snapshot, a merge, or an origin.
+// Below returns the first device that the target names: the device that a linear mapping
+// shows, or the origin of a snapshot, of a merge, or of an origin's target.
 func (t Target) Below() (Number, error) {
 	first, _, _ := strings.Cut(t.Params, " ")
 	return ParseNumber(first)
@@ -75,15 +75,15 @@ func (t Target) Below() (Number, error) {
 
 // Snapshot is what the table of a snapshot says.
 type Snapshot struct {
-	// Origin is the device below the volume, which for LVM is the hidden one whose name
-	// ends in -real. COW has the exception store.
+	// Origin is the device below the volume; LVM hides it, under a name that ends in
+	// -real. COW is the device with the exception store.
 	Origin, COW Number
 	// Persistent says that the store is on the COW device, and not in memory.
 	Persistent bool
 }
 
-// Snapshot reads the parameters of a target of type snapshot, which
-// Documentation/admin-guide/device-mapper/snapshot.rst describes.
+// Snapshot parses the parameters of a target of type snapshot
+// (Documentation/admin-guide/device-mapper/snapshot.rst).
 func (t Target) Snapshot() (s Snapshot, err error) {
 	fields := strings.Fields(t.Params)
 	if len(fields) < 4 {
@@ -99,7 +99,7 @@ func (t Target) Snapshot() (s Snapshot, err error) {
 	return s, nil
 }
 
-// Failed tells whether the status of a snapshot's target says that it failed.
+// Failed reports whether the status of a snapshot's target says that it failed.
 func (t Target) Failed() bool {
 	switch t.Params {
 	case "Invalid", "Overflow", "Merge failed", "Unknown":
@@ -108,18 +108,19 @@ func (t Target) Failed() bool {
 	return false
 }
 
-// Usage is how many sectors of a snapshot's store are in use.
+// Usage is how many sectors of a snapshot's store are in use, and how many of these hold
+// metadata.
 type Usage struct{ Used, Metadata int64 }
 
-// Usage reads the status of a target of type snapshot or snapshot-merge. What the
-// kernel says of one that failed is an error.
+// Usage parses the status of a target of type snapshot or snapshot-merge. It fails if
+// the status says that the target failed.
 func (t Target) Usage() (Usage, error) {
 	var u Usage
 	var total int64
 	if t.Failed() {
 		return Usage{}, fmt.Errorf("the kernel says %q", t.Params)
 	}
-	// Sscanf would take what follows the last number.
+	// Without the semicolon, Sscanf would accept anything after the last number.
 	if _, err := fmt.Sscanf(t.Params+";", "%d/%d %d;", &u.Used, &total, &u.Metadata); err != nil || u.Used < 0 || u.Metadata < 0 {
 		return Usage{}, fmt.Errorf("the kernel says %q, which is no status of a snapshot", t.Params)
 	}

@@ -14,8 +14,8 @@ type Version [3]uint32
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
 
 // Versions returns the version of the device mapper's interface, and that of each type
-// of target that is loaded: a module is loaded when it is used first. The error is
-// [ErrNoMapper] where there is none to ask.
+// of target that is loaded; a target's module is loaded when it is first used. The error
+// is [ErrNoMapper] if there is no device mapper.
 func Versions() (mapper Version, targets map[string]Version, err error) {
 	var r request
 	if err := r.call(unix.DM_VERSION, 0); err != nil {
@@ -31,7 +31,7 @@ func Versions() (mapper Version, targets map[string]Version, err error) {
 
 const versionBytes = 16 // of a struct dm_target_versions, whose name follows
 
-// parseVersions reads the targets' versions, the last of which has none after it.
+// parseVersions parses the list of the targets' versions.
 func parseVersions(b []byte) (map[string]Version, error) {
 	versions := map[string]Version{}
 	for {

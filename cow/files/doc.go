@@ -1,8 +1,8 @@
-// Package files changes files in an order that no crash can break, and with care for
-// what else the host has in its page cache.
+// Package files changes files and devices in an order that survives a crash at any
+// moment, and spares the host's page cache.
 //
-// All changes go through a [Storage], where tests stop or fail each one in turn.
-// [Replace] gives a file new contents or leaves it as it was. A [Trail] follows a
-// writer or a reader, so that the disk works meanwhile and nothing stays cached that
-// nobody reads again; [Once] is a reading of that kind.
+// All changes go through a [Storage], so that tests can stop or fail each of them in
+// turn. [Replace] gives a file new contents or leaves it as it was. A [Trail] follows a
+// writer or a reader: it keeps the disk busy, and drops from the page cache what nobody
+// reads again. [ReadOnce] reads a volume that way.
 package files

@@ -16,9 +16,9 @@ import (
 	"ddsfs/cow/blockdev"
 )
 
-// Storage is every way in which a merge changes what is on disk. What is durable
-// before what is overwritten hangs on the order of these calls, so tests put a
-// Storage of their own in its place that stops or fails at any of them.
+// Storage is every way in which a merge changes what is on disk. The order of these
+// calls decides what is durable before something else is overwritten, so tests use a
+// Storage of their own that stops or fails at any of them.
 type Storage interface {
 	// Open opens an existing device or file.
 	Open(path string, how Access) (File, error)
@@ -33,17 +33,17 @@ type Storage interface {
 	SyncDir(path string) error
 }
 
-// Access is how a device or file is opened: for what, and whether a block device is
+// Access is the way in which a device or file is opened, and whether a block device is
 // claimed.
 type Access int
 
-// The ways to open one.
+// The ways to open a device or file.
 const (
-	// ToWrite is for what is written to.
+	// ToWrite claims the device, and writes to it.
 	ToWrite Access = syscall.O_RDWR | syscall.O_EXCL
-	// ToRead is for what leaves the writing to the kernel, if anything is written.
+	// ToRead claims the device, and leaves any writing to the kernel.
 	ToRead Access = syscall.O_RDONLY | syscall.O_EXCL
-	// ToWatch is for a target that a device of ours has claimed.
+	// ToWatch is for a target that one of ddsfs's own devices has claimed.
 	ToWatch Access = syscall.O_RDONLY
 )
 
@@ -54,20 +54,20 @@ type File interface {
 	io.Closer
 	// Sync makes all that was written durable.
 	Sync() error
-	// PunchHole makes a part of a regular file read as zeros without taking
-	// room. It is errors.ErrUnsupported where that can't be.
+	// PunchHole makes a part of a regular file read as zeros and frees its blocks. The
+	// error is errors.ErrUnsupported if the file system can't do that.
 	PunchHole(off, bytes int64) error
-	// WillRead has the disk get a part of the file, and does not wait for it.
+	// WillRead starts reading a part of the file into the page cache, without waiting
+	// for it.
 	WillRead(off, bytes int64)
-	// StartWriteback has the kernel begin to write out a part of the file, and does
-	// not wait for it. No error of the writing is reported here, so that Sync
-	// reports it.
+	// StartWriteback starts writing out a part of the file, without waiting for it. It
+	// reports no error of the writing, so Sync does.
 	StartWriteback(off, bytes int64) error
-	// DropCached waits until what is being written out of a part of the file is,
-	// and takes the part out of the page cache. That makes nothing durable, but an
+	// DropCached waits until the writing that was started in a part of the file is
+	// done, and drops the part from the page cache. That makes nothing durable. But an
 	// error is as final as that of Sync, which will not report it any more.
 	DropCached(off, bytes int64) error
-	// OS is the operating system's file.
+	// OS returns the operating system's file.
 	OS() *os.File
 }
 
@@ -80,9 +80,9 @@ func (Disk) Open(path string, how Access) (File, error) {
 	if err := CheckKind(path); err != nil {
 		return nil, err
 	}
-	// Without O_CREATE: a name typed wrong must not become a file. O_EXCL claims a
-	// block device, and says nothing of a file. O_NONBLOCK: a FIFO must not make
-	// us wait for its other end.
+	// There is no O_CREATE, so that a mistyped name does not become a file. O_EXCL
+	// claims a block device, and means nothing for a file. With O_NONBLOCK, the open of
+	// a FIFO does not wait for its other end.
 	f, err := os.OpenFile(path, int(how)|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -90,8 +90,8 @@ func (Disk) Open(path string, how Access) (File, error) {
 	return OSFile{f}, nil
 }
 
-// CheckKind refuses what is neither a block device nor a regular file, before it is opened: opening a character
-// device can do things by itself.
+// CheckKind returns an error if path is neither a block device nor a regular file. It is
+// for before an open, as opening a character device can have effects.
 func CheckKind(path string) error {
 	fi, err := os.Stat(path)
 	if err == nil && !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
@@ -157,8 +157,8 @@ var _ File = OSFile{}
 
 func (f OSFile) OS() *os.File { return f.File }
 
-// WriteAt implements io.WriterAt. That of os.File does not count what a call wrote
-// before it failed, such as up to where the room ended.
+// WriteAt implements io.WriterAt. Unlike os.File's, it counts what was written before an
+// error, as when the disk is full.
 func (f OSFile) WriteAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		m, err := unix.Pwrite(int(f.Fd()), p[n:], off+int64(n))
@@ -183,7 +183,7 @@ func (f OSFile) PunchHole(off, bytes int64) error {
 }
 
 func (f OSFile) WillRead(off, bytes int64) {
-	// Without it, the disk gets it later.
+	// If it fails, the read is slower.
 	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_WILLNEED)
 }
 
@@ -192,7 +192,7 @@ func (f OSFile) StartWriteback(off, bytes int64) error {
 }
 
 func (f OSFile) DropCached(off, bytes int64) error {
-	// What is still being written out would stay.
+	// Pages that are still being written out would stay.
 	if err := f.syncRange(off, bytes, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (f OSFile) DropCached(off, bytes int64) error {
 	return nil
 }
 
-// Written waits until what is being written out is, and fails if it could not be.
+// Written waits until all writing that was started is done, and returns its error.
 func (f OSFile) Written() error { return f.syncRange(0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE) }
 
 func (f OSFile) syncRange(off, bytes int64, flags int) error {
@@ -209,19 +209,19 @@ func (f OSFile) syncRange(off, bytes int64, flags int) error {
 		err = unix.SyncFileRange(int(f.Fd()), off, bytes, flags)
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
-		return nil // so the flush has all to do
+		return nil // the flush will do all of it
 	}
 	return err
 }
 
-// Drop takes what is clean in a part of a file out of the page cache.
+// Drop drops the clean pages of a part of a file from the page cache.
 func Drop(f *os.File, off, bytes int64) {
-	// It can only be of no use.
+	// If it fails, the pages stay.
 	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_DONTNEED)
 }
 
-// The names of files that are not complete have partInfix, a random text and
-// PartSuffix behind the name that they are to have.
+// A file that is not complete has the name that it will have, followed by partInfix, a
+// random text and PartSuffix.
 const (
 	partInfix  = "."
 	PartSuffix = ".part"
@@ -229,7 +229,7 @@ const (
 
 // RemoveParts removes what Replace left beside path when the process was killed.
 func RemoveParts(s Storage, path string) error {
-	// A directory that can't be listed may be one that can be written to.
+	// A directory that can't be listed may still be writable.
 	entries, _ := os.ReadDir(filepath.Dir(path))
 	for _, e := range entries {
 		random, isPart := strings.CutPrefix(e.Name(), filepath.Base(path)+partInfix)
@@ -252,9 +252,9 @@ func isRandom(text string) bool {
 	return len(text) == len(rand.Text()) && strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// Replace gives path the contents that write writes, or leaves it as it was:
-// the new file is durable before it takes the name, and the name is durable when
-// Replace returns.
+// Replace gives path the contents that write writes, or leaves it as it was. The new
+// file is durable before it takes the name, and the name is durable when Replace
+// returns.
 func Replace(s Storage, path string, write func(File) error) (err error) {
 	f, err := s.Create(path)
 	if err != nil {
@@ -284,13 +284,14 @@ func Replace(s Storage, path string, write func(File) error) (err error) {
 	return nil
 }
 
-// Unnamed makes a file in a directory that has no name: nothing is left of it however
-// this process ends.
+// Unnamed makes a file without a name in a directory. It is gone when this process ends,
+// however that happens.
 func Unnamed(dir string) (*os.File, error) {
 	f, err := openUnnamed(dir)
 	if err == nil || !hasNoUnnamed(err) {
 		return f, err
 	}
+	// The file system has no unnamed files.
 	if f, err = os.CreateTemp(dir, "ddsfs-spool-"); err != nil {
 		return nil, err
 	}

@@ -7,35 +7,34 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// windowBytes is how much is written or read before the kernel is told to get going
-// with it.
+// windowBytes is the size of a Trail's window, unless it says otherwise.
 const windowBytes = 16 << 20
 
-// Trail follows a writer or a reader of a file, so that the disk works while more is
-// written, the flush at the end has little left to do, and the file takes two windows
-// of the page cache and not all of it: what else the host has there is of more use
-// than what nobody reads again.
+// Trail follows a writer or a reader of a file, a window at a time. It starts writing
+// out each window when it is full, so that the disk works while more is written and the
+// flush at the end has little left to do. It drops a window from the page cache when
+// the next one is full, so that the file takes two windows of the cache and does not
+// push out what the host needs more.
 //
-// Where it waits, it hears of what could not be written, and the flush then does not
-// any more: the kernel says so once to each that has the file open. So an error here
-// is that of a flush that failed, and ends what is going on just the same.
+// The kernel reports an error of the writing once to each open file. If a Trail gets it,
+// the flush does not any more. So the error of a Trail is as final as that of a flush.
 type Trail struct {
-	// WriteOut has the kernel begin to write out a part of the file. It is nil where
-	// the file is only read.
+	// WriteOut starts writing out a part of the file. It is nil if the file is only
+	// read.
 	WriteOut func(off, bytes int64) error
-	// Drop takes a part out of the page cache.
+	// Drop drops a part of the file from the page cache.
 	Drop func(off, bytes int64) error
-	// WindowBytes is how far it stays behind, 16 MiB if it is 0.
+	// WindowBytes is the size of a window; 0 stands for 16 MiB.
 	WindowBytes int64
 
-	// bytes is how much of the window that is being filled has passed.
+	// bytes is how much of the current window was passed.
 	bytes int64
-	// The parts that passed in this window, and in the one before, whose writing out
+	// filling spans the current window, and started the one before, whose writing out
 	// was started.
 	filling, started span
 }
 
-// Behind is a Trail of what is written to a file.
+// Behind returns a Trail that follows a writer of f.
 func Behind(f File, windowBytes int64) Trail {
 	return Trail{WriteOut: f.StartWriteback, Drop: f.DropCached, WindowBytes: windowBytes}
 }
@@ -45,7 +44,7 @@ type span struct{ off, end int64 }
 
 func (s span) bytes() int64 { return s.end - s.off }
 
-// add makes it reach over another one as well.
+// add extends the span over another one.
 func (s *span) add(off, end int64) {
 	switch {
 	case off == end:
@@ -56,8 +55,8 @@ func (s *span) add(off, end int64) {
 	}
 }
 
-// Passed notes that so many bytes at off were written, or read, and are not needed
-// any more.
+// Passed notes that bytes bytes at off were written or read, and are not needed any
+// more.
 func (t *Trail) Passed(off, bytes int64) error {
 	t.filling.add(off, off+bytes)
 	if t.bytes += bytes; t.bytes < cmp.Or(t.WindowBytes, windowBytes) {
@@ -73,7 +72,7 @@ func (t *Trail) Passed(off, bytes int64) error {
 	return t.drop(before)
 }
 
-// Flushed notes that the file was flushed.
+// Flushed notes that the file was flushed, and drops the rest from the page cache.
 func (t *Trail) Flushed() error {
 	t.started.add(t.filling.off, t.filling.end)
 	all := t.started
@@ -88,7 +87,8 @@ func (t *Trail) drop(s span) error {
 	return t.Drop(s.off, s.bytes())
 }
 
-// Once is a reading of a volume that nobody reads again.
+// Once is a volume whose parts are dropped from the page cache soon after they were
+// read.
 type Once struct {
 	v     layer.Volume
 	mu    sync.Mutex
@@ -97,13 +97,13 @@ type Once struct {
 
 var _ layer.Pieces = (*Once)(nil)
 
-// ReadOnce reads a volume, and has drop take what was read out of the page cache, or
-// off the disk, a window after the reader.
+// ReadOnce returns v as a volume that is to be read once. It calls drop for each part, a
+// window after it was read, to drop that from the page cache or to free its blocks.
 func ReadOnce(v layer.Volume, drop func(off, bytes int64)) *Once {
 	return &Once{v: v, trail: Trail{Drop: func(off, bytes int64) error { drop(off, bytes); return nil }}}
 }
 
-// Size is that of the volume.
+// Size implements [layer.Volume].
 func (o *Once) Size() int64 { return o.v.Size() }
 
 // ReadAt implements io.ReaderAt.
@@ -111,7 +111,7 @@ func (o *Once) ReadAt(p []byte, off int64) (int, error) {
 	n, err := o.v.ReadAt(p, off)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	_ = o.trail.Passed(off, int64(n)) // it only drops
+	_ = o.trail.Passed(off, int64(n)) // nothing is written, so there is no error
 	return n, err
 }
 

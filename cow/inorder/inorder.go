@@ -1,5 +1,5 @@
-// Package inorder does work on several processors, or ahead of its consumer, whose
-// results come in order.
+// Package inorder does jobs on several processors, or ahead of the consumer of their
+// results, and delivers the results in the order of the jobs.
 package inorder
 
 import (
@@ -7,16 +7,16 @@ import (
 	"sync/atomic"
 )
 
-// Each does the jobs and yields their results in the order of the jobs. Workers of
-// them run at the same time, each with a buffer that nobody else uses until the loop's
-// body has ended for its result: so there are never more results than buffers, and
-// with one more of them than workers, the workers go on while the loop takes a result.
+// Each does the jobs and yields their results in the order of the jobs. Up to workers
+// jobs run at the same time. Each has a buffer that no other job gets before the loop's
+// body has ended for its result. So there are never more results than buffers, and with
+// one buffer more than workers, all workers go on while the loop handles a result.
 //
-// With a single worker a job is done before the next one is asked for, so that what is
-// to be done next may follow from it.
+// With a single worker a job is done before the next one is asked for, so the next job
+// may depend on it.
 //
-// An error is the last that is yielded: the jobs after it are not begun, unless they
-// were already. When the loop ends, for whatever reason, no job is running any more.
+// Each yields nothing after an error, and begins no more jobs. When the loop ends, for
+// whatever reason, no job is running any more.
 func Each[B, R any](workers int, buffers []B, jobs iter.Seq[func(B) (R, error)]) iter.Seq2[R, error] {
 	return func(yield func(R, error) bool) {
 		type result struct {
@@ -28,7 +28,7 @@ func Each[B, R any](workers int, buffers []B, jobs iter.Seq[func(B) (R, error)])
 		for _, b := range buffers {
 			free <- b
 		}
-		// Of jobs that were begun. There is room for one of each buffer.
+		// The results of the jobs that were begun: at most one for each buffer.
 		order := make(chan chan result, len(buffers))
 		running := make(chan struct{}, workers)
 		stop := make(chan struct{})

@@ -14,8 +14,8 @@ type Layer struct {
 	// VolumeBytes is the size of the volume in its newer state. Its last chunk may be
 	// partial.
 	VolumeBytes int64
-	// Content holds the changed chunks, each at its place on the volume. The rest of it
-	// is not read.
+	// Content holds the changed chunks, each at its place on the volume. Nothing else of
+	// it is read.
 	Content Volume
 }
 

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Overlay is a volume with layers over it: what each chunk holds is what the last
-// layer holds that has it, or the volume below them. Making one reads nothing.
+// Overlay is a volume with layers over it. Each chunk is read from the last layer that
+// has it, or from the volume below if none has.
 type Overlay struct {
 	sizeBytes int64
 	below     Volume
@@ -21,21 +21,21 @@ type Overlay struct {
 
 var _ Pieces = (*Overlay)(nil)
 
-// page says of units that follow each other which layer is on top, counted from 1: 0
-// is the volume below.
+// page says for each of pageUnits adjacent units which layer is on top, counted from 1.
+// 0 is the volume below.
 type page [pageUnits]uint16
 
 const (
-	// pageUnits is how many look-ups in each layer's set are made at once. For a
-	// sequential reader it is one in many reads, whatever the number of layers.
+	// pageUnits is how many units are looked up in each layer's set at once. A
+	// sequential reader then seldom waits for that, even over many layers.
 	pageUnits = 4096
-	// maxPages bounds what is remembered: 8 MiB.
+	// maxPages bounds the memory of the pages: 8 MiB.
 	maxPages = 1024
 )
 
-// NewOverlay puts layers over a volume, each over those before it. The result has
-// sizeBytes bytes: where it is larger than the volume below, layers must have the
-// rest.
+// NewOverlay puts layers over a volume, each over those before it. It reads nothing. The
+// result has sizeBytes bytes; if that is more than the volume below has, the layers
+// must have the rest.
 func NewOverlay(sizeBytes int64, below Volume, layers ...Layer) (*Overlay, error) {
 	if len(layers) > math.MaxUint16 {
 		return nil, fmt.Errorf("overlay: %d layers are more than %d", len(layers), math.MaxUint16)
@@ -50,7 +50,7 @@ func NewOverlay(sizeBytes int64, below Volume, layers ...Layer) (*Overlay, error
 	return o, nil
 }
 
-// Size is how many bytes it has.
+// Size returns the size in bytes.
 func (o *Overlay) Size() int64 { return o.sizeBytes }
 
 // ReadAt implements io.ReaderAt.
@@ -101,10 +101,11 @@ func (o *Overlay) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error
 type wanted struct {
 	parts   [][]byte
 	offsets []int64
-	pieces  []int // the number of the piece that each is a part of
+	pieces  []int // for each part, the index of its piece
 }
 
-// split adds the parts of a piece to what is wanted of each layer.
+// split splits a piece at the borders of layers, and adds the parts to what is wanted
+// of each.
 func (o *Overlay) split(all map[int]*wanted, piece int, p []byte, off int64) {
 	for len(p) > 0 {
 		from, bytes := o.at(off, int64(len(p)))
@@ -119,7 +120,7 @@ func (o *Overlay) split(all map[int]*wanted, piece int, p []byte, off int64) {
 	}
 }
 
-// at tells what is on top at a byte, and for how many bytes, at most limit.
+// at returns which layer is on top at a byte, and for how many bytes, at most limit.
 func (o *Overlay) at(off, limit int64) (from int, bytes int64) {
 	if len(o.layers) == 0 {
 		return 0, limit
@@ -138,8 +139,7 @@ func (o *Overlay) at(off, limit int64) (from int, bytes int64) {
 	if last := o.layers[from-1].VolumeBytes; off < last {
 		return from, min(bytes, last-off)
 	}
-	// The layer's volume ends within this unit. The rest of it is what the layers below
-	// have there.
+	// The layer's volume ends within this unit. The layers below have the rest of it.
 	for from--; from > 0; from-- {
 		if l := o.layers[from-1]; off < l.VolumeBytes && l.Changed.Contains(uint64(off/l.ChunkBytes)) {
 			return from, min(bytes, l.VolumeBytes-off)
@@ -165,8 +165,8 @@ func (o *Overlay) page(number uint64) *page {
 	return p
 }
 
-// paint finds out which layer is on top in each unit of a page: the later ones cover
-// those before them.
+// paint finds out which layer is on top in each unit of a page: later layers cover
+// earlier ones.
 func (o *Overlay) paint(number uint64) *page {
 	p := new(page)
 	begin, end := number*pageUnits, (number+1)*pageUnits

@@ -9,30 +9,30 @@ import (
 // readers may use it at once.
 type Volume interface {
 	io.ReaderAt
-	// Size is how many bytes it has.
+	// Size returns the size in bytes, which does not change.
 	Size() int64
 }
 
 // Pieces is a volume that reads many pieces at once, such as a device with a queue.
 type Pieces interface {
 	Volume
-	// ReadPieces fills each piece with what the volume holds from its offset in bytes.
-	// It returns how many it filled before the first that it could not, and the error
-	// of that one.
+	// ReadPieces fills each piece from its offset in bytes. It returns how many pieces
+	// it filled before the first one that it could not fill, and the error of that one.
 	ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
 }
 
-// Late is a volume that has work to do with what was read, such as taking digests, for
-// which the reader need not wait.
+// Late is a volume that works on what was read, such as taking digests, while the reader
+// need not wait for that.
 type Late interface {
 	Volume
-	// ReadFirst is ReadAt without that work. Each one that fills p is followed by a
-	// Finish with the same p and off, when the reader has its answer.
+	// ReadFirst is ReadAt without that work. Each ReadFirst that fills p must be
+	// followed by a Finish with the same p and off, once the reader has its answer.
 	ReadFirst(p []byte, off int64) (n int, err error)
+	// Finish does the work that ReadFirst left.
 	Finish(p []byte, off int64)
 }
 
-// ReadPieces is ReadPieces of a volume that may not be able to read many at once.
+// ReadPieces reads pieces as [Pieces] does, one by one if v can't read many at once.
 func ReadPieces(v Volume, pieces [][]byte, offsets []int64) (n int, err error) {
 	if many, ok := v.(Pieces); ok && len(pieces) > 0 {
 		return many.ReadPieces(pieces, offsets)
@@ -45,8 +45,8 @@ func ReadPieces(v Volume, pieces [][]byte, offsets []int64) (n int, err error) {
 	return len(pieces), nil
 }
 
-// ReadFull fills p with what the volume holds from byte off, or fails: an end that
-// comes too early is an io.ErrUnexpectedEOF. The error says at which byte.
+// ReadFull fills p from byte off of v, or fails. If v ends too early, the error is an
+// io.ErrUnexpectedEOF. The error says at which byte the read began.
 func ReadFull(v io.ReaderAt, p []byte, off int64) error {
 	n, err := v.ReadAt(p, off)
 	switch {

@@ -22,9 +22,9 @@ type Report struct {
 	DataBytes   int64 `json:"data_bytes"`
 	TotalBytes  int64 `json:"total_bytes"`
 
-	// Of a sealed delta: how many of its exceptions only the new snapshot's store
-	// had, what it was made of, its size with the trailer, and its digest if that
-	// was read.
+	// The rest is set for a sealed delta: how many of its exceptions only the new
+	// snapshot's store had, what it was made of, its size with the trailer, and its
+	// digest if the trailer was read.
 	NewOnly     int64  `json:"new_only,omitempty"`
 	Base        string `json:"base,omitempty"`
 	New         string `json:"new,omitempty"`
@@ -33,10 +33,16 @@ type Report struct {
 	Digest      string `json:"delta,omitempty"`
 }
 
+<<<<<<< HEAD:cow/report/report.go
 // Of returns the report of a store whose list was read, as if its chunks were laid out
 // without a gap.
 func Of(s *cow.Store) Report {
 	r := New(s.Header, s.Areas, s.Changed.Len())
+=======
+// Report returns the report of a store, as if its chunks were laid out without a gap.
+func (s *Store) Report() Report {
+	r := NewReport(s.Header, s.Areas, s.Changed.Len())
+>>>>>>> c9f6edb (cow, fs: comments in plain English, and package docs that draw the house):cow/report.go
 	if s.Seal != nil {
 		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
 		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
@@ -69,12 +75,12 @@ func New(h cow.Header, areas, exceptions int64) Report {
 	return r
 }
 
-// Line is a line of a header or a report: a name in dds's words, and its value.
+// Line is a line of a header or a report: a name, as dds has it, and its value.
 type Line struct{ Name, Value string }
 
 func (l Line) String() string { return l.Name + " " + l.Value + "\n" }
 
-// HeaderLines are the snapshot header.
+// HeaderLines returns the snapshot header.
 func (r Report) HeaderLines() []Line {
 	valid := "no"
 	if r.Valid {
@@ -88,7 +94,7 @@ func (r Report) HeaderLines() []Line {
 	}
 }
 
-// Lines are what dds reports.
+// Lines returns what dds reports.
 func (r Report) Lines() []Line {
 	return []Line{
 		{"Exception chunks", fmt.Sprint(r.Areas)},
@@ -99,7 +105,7 @@ func (r Report) Lines() []Line {
 	}
 }
 
-// HeaderText is the snapshot header as text.
+// HeaderText returns the snapshot header as text.
 func (r Report) HeaderText() string {
 	var b strings.Builder
 	for _, l := range r.HeaderLines() {
@@ -108,7 +114,7 @@ func (r Report) HeaderText() string {
 	return b.String()
 }
 
-// Text is what dds reports, and then what it did not say.
+// Text returns what dds reports, and then what ddsfs adds to it.
 func (r Report) Text() string {
 	var b strings.Builder
 	for _, l := range r.Lines() {
@@ -135,8 +141,8 @@ func (r Report) Text() string {
 	return b.String()
 }
 
-// SizeText is a number of bytes as dds writes it: in KB of 1024 bytes; in bytes
-// where that would not be exact.
+// SizeText formats a number of bytes as dds does: in KB of 1024 bytes, or in bytes if
+// that would not be exact.
 func SizeText(bytes int64) string {
 	if bytes%1024 != 0 {
 		return fmt.Sprintf("%d B", bytes)

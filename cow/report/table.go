@@ -11,9 +11,9 @@ import (
 const (
 	tableColumn = 15
 
-	// TableLineBytes is the length of a line of a [Table], its newline included:
-	// two columns of 15 digits. A power of two, so that lines don't straddle the
-	// blocks that dd or a page cache work with.
+	// TableLineBytes is the length of a line of a [Table] with its newline: two columns
+	// of 15 digits. It is a power of two, so that no line straddles the blocks of dd or
+	// the page cache.
 	TableLineBytes = 2 * (tableColumn + 1)
 
 	// maxTableNumber is the highest number that a column can show; a volume of
@@ -21,10 +21,16 @@ const (
 	maxTableNumber = 999_999_999_999_999
 )
 
+<<<<<<< HEAD:cow/report/table.go
 // Table is the exception map of a [cow.Delta] as text, computed as it is read: line i
 // says where exception i is, in two columns that are aligned to the right, its
 // chunk on the volume (old_chunk) and the chunk of the delta that holds its data
 // (new_chunk). It begins at byte i * TableLineBytes.
+=======
+// Table is the exception map of a [Delta] as text, computed as it is read. Line i, at
+// byte i * TableLineBytes, has two right-aligned columns: the chunk of exception i on
+// the volume (old_chunk), and the chunk of the delta that holds its data (new_chunk).
+>>>>>>> c9f6edb (cow, fs: comments in plain English, and package docs that draw the house):cow/table.go
 type Table struct {
 	layout  cow.Layout
 	changed *chunks.Set
@@ -42,7 +48,7 @@ func NewTable(d *cow.Delta) (*Table, error) {
 	return &Table{layout, changed}, nil
 }
 
-// Size is the size of the text in bytes.
+// Size returns the size of the text in bytes.
 func (t *Table) Size() int64 { return t.layout.Exceptions() * TableLineBytes }
 
 // ReadAt implements io.ReaderAt.
@@ -74,7 +80,7 @@ func (t *Table) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// putNumber writes v to the right end of column, which is filled with spaces.
+// putNumber writes v right-aligned into column.
 func putNumber(column []byte, v uint64) {
 	for at := len(column) - 1; at >= 0; at-- {
 		if v == 0 && at < len(column)-1 {

@@ -11,14 +11,15 @@ import (
 	"ddsfs/cow/dm"
 )
 
-// members are what the device mapper says the devices of a pair are to each other.
+// members are the devices of a pair, and how they are related according to the device
+// mapper.
 type members struct {
-	// base is the snapshot whose store says what changed. It is nil if the store is
-	// a copy of one, or on a device whose snapshot is not active.
+	// base is the snapshot whose store says what changed. It is nil if the store is a
+	// copy, or if its snapshot is not active.
 	base      *blockdev.Snapshot
 	baseBytes int64
-	// kind is the type of the source's device-mapper target, "" if it has none that
-	// is known; new is the source if it is a snapshot.
+	// kind is the type of the source's device-mapper target, "" if it has none or that
+	// is not known. new is the source if it is a snapshot.
 	kind string
 	new  *blockdev.Snapshot
 	// live says that the source is the volume itself.
@@ -63,7 +64,7 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	return s, nil
 }
 
-// baseGone says what to do where the base can't be used any more.
+// baseGone adds to an error what to do if the base can't be used any more.
 func baseGone(err error) error {
 	var gone *blockdev.SnapshotError
 	switch {
@@ -75,7 +76,7 @@ func baseGone(err error) error {
 	return fmt.Errorf("%w: it overflowed, or its disk failed, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger", err)
 }
 
-// newGone says what to do where the new snapshot can't be used any more.
+// newGone adds to an error what to do if the new snapshot can't be used any more.
 func newGone(err error) error {
 	var gone *blockdev.SnapshotError
 	switch {
@@ -95,7 +96,8 @@ func errThin(path string) error {
 	return fmt.Errorf("%s is a thin volume: what changed is in its pool, and not on a COW device: ddsfs takes snapshots that have a size of their own (lvcreate -s -L)", path)
 }
 
-// notToBeAsked tells that the device mapper does not answer this user, or not here.
+// notToBeAsked reports whether an error says that the device mapper does not answer this
+// user, or is not there.
 func notToBeAsked(err error) bool {
 	return errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper)
 }
@@ -117,7 +119,7 @@ func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
 	return on, nil
 }
 
-// findNew tells what the source is, and refuses what makes no pair with the base.
+// findNew finds out what the source is, and fails if it makes no pair with the base.
 func (m *members) findNew(source *blockdev.Device, o Options) error {
 	info := source.Info()
 	if m.base != nil {
@@ -153,7 +155,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		return fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless; if nobody writes to it, --allow-live-origin takes it", info.Path)
 	}
 	if m.base == nil || kind == "" && !m.live {
-		return nil // a copy of a snapshot, for what can be known
+		return nil // as far as is known, it is a copy of a snapshot
 	}
 	origin, err := info.OriginDevice()
 	if err != nil {
@@ -168,9 +170,9 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 	return nil
 }
 
-// readNewStore reads the list of what was written to the volume since the new
-// snapshot was made, and of what was written to the snapshot. It is nil where there
-// is none to be read.
+// readNewStore reads the new snapshot's store. It lists what was written to the volume
+// since the snapshot was made, and what was written to the snapshot. It is nil if there
+// is none that can be read.
 func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
 	if m.new == nil {
 		return nil, nil
@@ -197,22 +199,22 @@ func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
 	return store, nil
 }
 
-// changes are the chunks of a delta, and where they are from.
+// changes are the chunks of a delta, and where they come from.
 type changes struct {
 	chunks   *chunks.Set
 	extended int64 // those from the base's end on
 	newOnly  int64 // those that only the new snapshot's store has
-	// unexplained are the chunks of the new snapshot's store, in units of its
-	// chunks or of the base's if those are larger, of which the base's store has no
-	// part. What the volume gets goes to the stores of all snapshots that it has at
-	// the time: so they were written to the new snapshot, or it is the older one.
+	// unexplained is the number of chunks in the new snapshot's store of which the
+	// base's store has no part, counted in the larger of the two chunk sizes. A write
+	// to the volume goes to the stores of all snapshots that it has at the time. So
+	// these chunks were written to the new snapshot, or that is the older one.
 	unexplained int64
-	// reversed says that the new snapshot's store has all that the base's has.
+	// reversed says that the new snapshot's store has all chunks of the base's.
 	reversed bool
 }
 
-// union adds to the base's changed chunks those of the new snapshot, and all from
-// the base's end on if the volume is larger than that.
+// union returns the base's changed chunks together with those of the new snapshot and,
+// if the volume has grown, all from the base's end on.
 func union(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly bool) changes {
 	c := changes{chunks: base.Changed}
 	var all chunks.Builder
@@ -235,7 +237,7 @@ func union(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly boo
 	all.AddSet(chunks.Rechunk(new.Changed, new.ChunkBytes, unit, volumeBytes))
 	c.unexplained = all.Set().Len() - known.Len()
 	if c.unexplained == 0 && newIsReadOnly {
-		return c // its chunks are larger than what was written to the volume
+		return c // its chunks are larger, and only seem to have more
 	}
 	c.reversed = base.Changed.Len() > 0 && written.ContainsAll(base.Changed)
 	before := c.chunks.Len()
@@ -246,8 +248,8 @@ func union(base, new *cow.Store, baseBytes, volumeBytes int64, newIsReadOnly boo
 	return c
 }
 
-// checkOrder tells what the stores of two snapshots say about which is the older
-// one.
+// checkOrder returns what the stores of the two snapshots say about their order: a
+// warning if that may be wrong, or an error if it is.
 func (m *members) checkOrder(c changes, newIsReadOnly bool, o Options) (warning string, err error) {
 	switch {
 	case c.unexplained == 0:

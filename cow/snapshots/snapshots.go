@@ -1,11 +1,15 @@
-// Package snapshots makes a delta out of devices: the COW device of a base snapshot,
-// which says what changed, and the new snapshot, which holds what is there now.
+// Package snapshots makes a delta of a pair of snapshots that the user names. The COW
+// device of the base snapshot says which chunks of the volume changed, and the new
+// snapshot holds what is in them now; together they are the layer that the delta
+// encodes. Without a base, the layer is the whole volume. The package also finds out
+// whether the two belong together and in which order they were made, whether they are
+// valid, and by which identities a delta names them.
 //
-// The order matters. What a delta needs is on the COW device before the new
-// snapshot exists: making a snapshot flushes the origin, and the kernel writes an
-// exception down before it lets the write to the origin through. So the new
-// snapshot is made first and the base's store is read then; what it gets after
-// that is superfluous and never wrong.
+// The order matters. All exceptions that a delta needs are on the COW device before
+// the new snapshot exists: making a snapshot flushes the origin, and the kernel writes
+// an exception to the disk before it lets the write to the origin through. So the base's
+// store is read after the new snapshot was made. Exceptions that it gets later are
+// superfluous and never wrong.
 package snapshots
 
 import (
@@ -21,9 +25,9 @@ import (
 	"ddsfs/cow/report"
 )
 
-// The chunk size of a delta of a whole volume: no snapshot says one. With 64 KiB,
-// its metadata is 0.02 % of it. For a volume beyond 16 TiB they are larger, so that
-// their number stays the same.
+// The delta of a whole volume has chunks of fullChunkBytes, as no snapshot says a size.
+// Its metadata is then 0.02 % of it. The chunks of a volume beyond 16 TiB are larger, so
+// that there are no more than about maxFullChunks.
 const (
 	fullChunkBytes = 64 << 10
 	maxFullChunks  = 1 << 28
@@ -39,22 +43,22 @@ func fullChunkSize(volumeBytes int64) int64 {
 
 // Options say what to make a delta of.
 type Options struct {
-	// Base is the base snapshot, by a name that [blockdev.Find] finds. COW, in its
-	// place, is its COW device, or a copy of one.
+	// Base is the base snapshot, by a name that [blockdev.Find] finds. COW, which may
+	// be set instead, is the base's COW device or a copy of one.
 	Base, COW string
-	// Source is the new snapshot, by such a name, or a file.
+	// Source is the new snapshot, by a name that [blockdev.Find] finds, or a file.
 	Source string
-	// Full takes all of Source, and no COW.
+	// Full asks for all of Source, without Base or COW.
 	Full bool
 	// BaseCheck adds digests of what the base held to the trailer. The base, or its
-	// COW device, stays open then.
+	// COW device, then stays open.
 	BaseCheck bool
-	// AllowLiveOrigin takes the volume itself for the source, and NewWasWritten a
+	// AllowLiveOrigin allows the volume itself as Source. NewWasWritten allows a
 	// snapshot whose store says that it is older than the base or was written to.
 	AllowLiveOrigin, NewWasWritten bool
-	// BaseID and NewID name the snapshots, if the devices don't do that.
+	// BaseID and NewID name the snapshots if the devices have no identity.
 	BaseID, NewID string
-	// Progress is told how much of the exception list was read.
+	// Progress is called with the number of exceptions that were read.
 	Progress func(exceptions int64)
 }
 
@@ -63,14 +67,14 @@ type Pair struct {
 	Delta *cow.Sealed
 	// Unsealed is the delta as dds writes it: without seal and trailer.
 	Unsealed *cow.Delta
-	// Warnings are what the user should know of the devices.
+	// Warnings are what the user should know about the devices.
 	Warnings []string
 
 	report   report.Report
 	table    *report.Table
 	members  members
 	source   *blockdev.Device
-	unread   blockdev.Counter // of the source, before anything of it was read
+	unread   blockdev.Counter // of the source, before any of it was read
 	cow      *blockdev.Device // nil if it was closed
 	baseData *blockdev.Device // for the base check
 	readFrom []blockdev.Info
@@ -78,9 +82,8 @@ type Pair struct {
 	extended int64
 }
 
-// Open opens the devices and reads the base's exception list. Nothing of the base
-// stays open, unless it is needed for the base check: while somebody has it open,
-// the snapshot can't be removed.
+// Open opens the devices and reads the base's exception list. It then closes the base,
+// unless that is needed for the base check, as a snapshot that is open can't be removed.
 func Open(o Options) (*Pair, error) {
 	path, err := blockdev.Find(o.Source)
 	if err != nil {
@@ -98,9 +101,9 @@ func Open(o Options) (*Pair, error) {
 	return p, nil
 }
 
-// OpenError says why no delta can be made of a pair. If data is at fault, it is that of
-// the kernel's own store, as of a snapshot that overflowed, and not of a delta that was
-// sent.
+// OpenError says why no delta can be made of a pair. If it is a [cow.ErrBadData], the
+// kernel's own store is at fault, as when a snapshot overflowed, and not a delta that
+// was sent.
 type OpenError struct{ err error }
 
 func (e *OpenError) Error() string { return e.err.Error() }
@@ -128,7 +131,7 @@ func (p *Pair) open(o Options) (err error) {
 		return err
 	}
 	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Origin: info.OriginUUID(), Verify: p.CheckSource}
-	// The volume's own name is none of a state.
+	// The volume's own identity names no state of it.
 	if seal.New == "" && !p.members.live {
 		seal.New = info.DMUUID()
 	}
@@ -177,7 +180,8 @@ func (p *Pair) open(o Options) (err error) {
 	return err
 }
 
-// openCOW opens the COW device, and finds its snapshot, or the other way round.
+// openCOW opens the COW device that the options name and finds its snapshot, or finds
+// the COW device of the snapshot that they name.
 func (p *Pair) openCOW(o Options) (err error) {
 	path := o.COW
 	if o.Base != "" {
@@ -210,8 +214,8 @@ func (p *Pair) openCOW(o Options) (err error) {
 	return nil
 }
 
-// readChanges reads which chunks changed. The new snapshot's list is read first:
-// what it has then is in the base's, read afterwards, unless somebody wrote to it.
+// readChanges reads which chunks changed. It reads the new snapshot's list first: all of
+// that is then in the base's list, unless something was written to the new snapshot.
 func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 	m := &p.members
 	new, err := m.readNewStore(p.source)
@@ -241,8 +245,8 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 	return store, c, nil
 }
 
-// baseContent is what the base held in the changed chunks. The snapshot knows, and
-// of a copy of its store, the data in it.
+// baseContent returns what the base held in the changed chunks. It is read from the
+// snapshot or, if there is only a copy of its store, from that.
 func (p *Pair) baseContent(store *cow.Store, c changes) (layer.Volume, error) {
 	base := p.members.base
 	switch {
@@ -280,10 +284,10 @@ func (p *Pair) warnOfSource() {
 	}
 }
 
-// ReadStore reads the exception store on a COW device, in a copy of one or in a delta,
-// by a name that [blockdev.Find] finds, as [cow.ReadStore] does; that of a snapshot is
-// on its COW device. A device that another one lies on is taken for live. Of a sealed
-// delta it reads the digest that names it as well.
+// ReadStore reads an exception store as [cow.ReadStore] does, by a name that
+// [blockdev.Find] finds. The name can be that of a snapshot, of a COW device, of a copy
+// of one, or of a delta. A device that another one lies on is taken to be live. The
+// trailer of a sealed delta is read as well.
 func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
 	path, err := storePath(name)
 	if err != nil {
@@ -304,8 +308,8 @@ func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
 	return store, nil
 }
 
-// storePath is the path of the device or file that has the exception store of what a
-// name means.
+// storePath returns the path of the device or file that has the exception store of the
+// device with that name.
 func storePath(name string) (string, error) {
 	path, err := blockdev.Find(name)
 	if err != nil {
@@ -342,8 +346,8 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 	if err != nil {
 		return nil, fmt.Errorf("COW device: %w", err)
 	}
-	// The store's own valid flag does not tell of everything, and not while it is
-	// being read.
+	// The store's own valid flag does not tell everything, and may change while the
+	// store is read.
 	check := func() error {
 		for _, h := range holders {
 			if err := h.CheckSnapshot(); err != nil {
@@ -356,8 +360,8 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 		return nil, err
 	}
 	o.Live = len(holders) > 0
-	// Where the device mapper does not tell, the store is read twice instead. It has
-	// to be asked first: what the store has then is what has to be found.
+	// The device mapper is asked before the store is read, as all that is in the store
+	// at that time must be found. If it does not say, the store is read twice.
 	if on, err := device.Info().SnapshotOn(); err == nil && on != nil && len(holders) == 1 {
 		o.MetadataBytes = on.MetadataBytes()
 	}
@@ -368,7 +372,7 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 	return store, check()
 }
 
-// IsMadeOf tells whether the delta is read from that device or file.
+// IsMadeOf reports whether the delta is read from that device or file.
 func (p *Pair) IsMadeOf(info blockdev.Info) bool {
 	for _, i := range p.readFrom {
 		if i.Same(info) {
@@ -381,10 +385,10 @@ func (p *Pair) IsMadeOf(info blockdev.Info) bool {
 // Table is the delta's exception map.
 func (p *Pair) Table() *report.Table { return p.table }
 
-// HeaderText is the delta's header.
+// HeaderText returns the delta's header as text.
 func (p *Pair) HeaderText() string { return p.report.HeaderText() }
 
-// ReportText is the delta's report, and what it was made of.
+// ReportText returns the delta's report as text, with what the delta was made of.
 func (p *Pair) ReportText() string {
 	var b strings.Builder
 	seal := p.Delta.Seal()
@@ -420,9 +424,9 @@ func (p *Pair) closeCOW(baseCheck bool) error {
 	return err
 }
 
-// CheckSource tells whether what was read of the source can be trusted: its
-// snapshot is valid, and nobody wrote to it since. The sealed delta asks by itself
-// before it gives its trailer.
+// CheckSource returns an error if what was read of the source can't be trusted, because
+// its snapshot is invalid or was written to since Open. The sealed delta checks that
+// itself before it serves its trailer.
 func (p *Pair) CheckSource() error {
 	info := p.source.Info()
 	if err := info.CheckSnapshot(); err != nil {
@@ -434,7 +438,7 @@ func (p *Pair) CheckSource() error {
 		}
 	}
 	if !info.Block {
-		return nil // two readings of it are compared where there are two
+		return nil // only two readings of the same part of a file can tell
 	}
 	now, err := p.source.Counter()
 	if err != nil {
