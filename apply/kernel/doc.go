@@ -13,6 +13,6 @@
 //
 // The files, from the bottom up: devices.go (what the kernel is asked for, and what a
 // table lies on), merger.go (the target, and how it is handed over), store.go (what the
-// kernel merges from), attach.go, follow.go (waiting, and the end), kernel.go (a merge from
-// its beginning).
+// kernel merges from), shown.go (whether a device shows what it should), attach.go,
+// follow.go (waiting, and the end), kernel.go (a merge from its beginning).
 package kernel
