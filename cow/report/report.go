@@ -33,16 +33,10 @@ type Report struct {
 	Digest      string `json:"delta,omitempty"`
 }
 
-<<<<<<< HEAD:cow/report/report.go
 // Of returns the report of a store whose list was read, as if its chunks were laid out
 // without a gap.
 func Of(s *cow.Store) Report {
 	r := New(s.Header, s.Areas, s.Changed.Len())
-=======
-// Report returns the report of a store, as if its chunks were laid out without a gap.
-func (s *Store) Report() Report {
-	r := NewReport(s.Header, s.Areas, s.Changed.Len())
->>>>>>> c9f6edb (cow, fs: comments in plain English, and package docs that draw the house):cow/report.go
 	if s.Seal != nil {
 		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
 		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()

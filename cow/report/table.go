@@ -21,16 +21,9 @@ const (
 	maxTableNumber = 999_999_999_999_999
 )
 
-<<<<<<< HEAD:cow/report/table.go
-// Table is the exception map of a [cow.Delta] as text, computed as it is read: line i
-// says where exception i is, in two columns that are aligned to the right, its
-// chunk on the volume (old_chunk) and the chunk of the delta that holds its data
-// (new_chunk). It begins at byte i * TableLineBytes.
-=======
-// Table is the exception map of a [Delta] as text, computed as it is read. Line i, at
+// Table is the exception map of a [cow.Delta] as text, computed as it is read. Line i, at
 // byte i * TableLineBytes, has two right-aligned columns: the chunk of exception i on
 // the volume (old_chunk), and the chunk of the delta that holds its data (new_chunk).
->>>>>>> c9f6edb (cow, fs: comments in plain English, and package docs that draw the house):cow/table.go
 type Table struct {
 	layout  cow.Layout
 	changed *chunks.Set
