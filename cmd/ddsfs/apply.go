@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// defaultStateDir is where it is recorded what targets hold.
+	// defaultStateDir has the records of what targets hold.
 	defaultStateDir = "/var/lib/ddsfs"
 	// defaultSpoolDir is where a delta from a pipe waits until it is verified.
 	defaultSpoolDir = "/var/tmp"
@@ -203,7 +203,7 @@ func (m *merge) summary(target string, r apply.Result, took time.Duration) strin
 	return text
 }
 
-// done says what became of the chunks.
+// done says what was done to the chunks.
 func (m *merge) done(r apply.Result, took time.Duration) string {
 	switch {
 	case r.DryRun:

@@ -108,7 +108,7 @@ func detach(ready *os.File) error {
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}
-	// For ps and killall, which would know it as "exe".
+	// Otherwise ps and killall would know it as "exe".
 	if err := os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}

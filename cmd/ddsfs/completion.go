@@ -31,8 +31,8 @@ func completeDirectories(*cobra.Command, []string, string) ([]string, cobra.Shel
 	return nil, cobra.ShellCompDirectiveFilterDirs
 }
 
-// shortenDescriptions leaves shells the first clause of what a flag means, without the
-// marks of its value.
+// shortenDescriptions shortens what completions say about a flag to its first clause,
+// without the quotes around the name of its value.
 func shortenDescriptions(c *cobra.Command, _ []string) {
 	if c.Name() != cobra.ShellCompRequestCmd {
 		return

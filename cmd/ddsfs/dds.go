@@ -63,7 +63,7 @@ type dds struct {
 	verbose           bool
 }
 
-// flags are those of dds, and where ddsfs keeps what.
+// flags are those of dds, and the directories that ddsfs uses.
 func (d *dds) flags() *pflag.FlagSet {
 	flags := newFlags(ddsName)
 	flags.BoolVar(&d.extract, "extract", false, "write a delta")
@@ -160,7 +160,7 @@ func (d *dds) runMerge() error {
 	return d.print(os.Stdout, result.Report)
 }
 
-// print prints the header and the report to the letter as dds did.
+// print prints the header and the report exactly as dds did.
 func (d *dds) print(out io.Writer, r report.Report) error {
 	var b strings.Builder
 	lines := func(heading string, lines []report.Line) {

@@ -124,7 +124,7 @@ func unbroken(roff []byte) []byte {
 
 var textLine = regexp.MustCompile(`(?m)^[^.\n].*$`)
 
-// others are all pages but this one, and some of other programs.
+// others returns all pages but this one, and some of other programs.
 func others(p page, pages map[string]page) string {
 	all := []string{"**dmsetup**(8)", "**lvcreate**(8)", "**mount**(8)"}
 	for name, other := range pages {
@@ -162,8 +162,8 @@ func scriptManual(script string) (*cobra.Command, error) {
 	return &cobra.Command{Use: usage, Short: strings.ToLower(short[:1]) + short[1:], Long: text, Example: example}, nil
 }
 
-// mountOptionsTable says what the options of mount.ddsfs mean that are flags of mount.
-// The flags that they mention are options as well.
+// mountOptionsTable explains those options of mount.ddsfs that are flags of mount. The
+// flags that the explanations mention are written as options.
 func mountOptionsTable() string {
 	set := pflag.NewFlagSet("", pflag.ContinueOnError)
 	for name, f := range mountOptions() {
@@ -176,10 +176,10 @@ func mountOptionsTable() string {
 
 var optionValue = regexp.MustCompile(`(?m)^(  \w+) \b`)
 
-// Title is the name of the page.
+// Title returns the name of the page.
 func (p page) Title() string { return strings.ReplaceAll(p.CommandPath(), " ", "-") }
 
-// Synopsis is a line for each form of the arguments.
+// Synopsis returns a line for each form of the arguments.
 func (p page) Synopsis() string {
 	name := "**" + p.CommandPath() + "** "
 	if p.HasParent() {
@@ -198,9 +198,9 @@ var (
 	row   = regexp.MustCompile(`(?m)^ +(\S+(?: \S+)*)  +(\S.*(?:\n {5,}[^-\s].*)*)\n?`)
 )
 
-// Text is a text as help has it: paragraphs, and what is indented. That is a list if it is
-// a table of two columns, as flags are, stays as it is if it has other gaps, and else is a
-// paragraph as well.
+// Text converts a text of a help: paragraphs, and indented parts. An indented part
+// becomes a list if it is a table of two columns, such as that of flags. It stays as it
+// is if it has other gaps, and becomes a paragraph if it has none.
 func (p page) Text(text string) string {
 	// The arguments, without the values of flags.
 	arguments := p.Use
@@ -230,7 +230,7 @@ func (p page) Text(text string) string {
 	return b.String()
 }
 
-// Code is lines that stay as they are.
+// Code returns lines that stay as they are.
 func (page) Code(lead, lines string) string {
 	return "\n" + lead + strings.ReplaceAll(strings.TrimSpace(lines), "\n", "\n"+lead) + "\n"
 }

@@ -38,7 +38,7 @@ func usageError(format string, args ...any) error {
 	return &usage{fmt.Sprintf(format, args...)}
 }
 
-// reported is the error of a process that has said what is wrong itself.
+// reported is an error of which the user was told already.
 type reported struct{ code int }
 
 func (r *reported) Error() string { return fmt.Sprintf("exit code %d", r.code) }
@@ -60,7 +60,7 @@ func exitCode(err error) int {
 	case errors.As(err, &refused):
 		return exitRefused
 	case errors.As(err, &source):
-		// A snapshot that overflowed is none of the data that is sent or received.
+		// An overflowed snapshot is a failure: no delta that was sent is at fault.
 		return exitFailed
 	case errors.Is(err, cow.ErrBadData):
 		return exitDiffers

@@ -68,12 +68,11 @@ func (x *extract) run(args []string) error {
 	return x.write(p)
 }
 
-// toStdout tells whether the delta goes to stdout.
+// toStdout reports whether the delta goes to stdout.
 func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
 
-// write writes the delta to the output. Nobody has all of it before the source was
-// asked whether it can be trusted: callers of dds look at no exit code of this end
-// of the pipe.
+// write writes the delta to the output. It checks the source before it writes the last
+// of the delta, as callers of dds don't look at the exit code of this end of the pipe.
 func (x *extract) write(p *snapshots.Pair) error {
 	if !x.toStdout() {
 		if err := x.checkOutput(p); err != nil {
@@ -83,7 +82,7 @@ func (x *extract) write(p *snapshots.Pair) error {
 	var delta layer.Volume = p.Delta
 	if x.unsealed {
 		delta = p.Unsealed
-		// A reader that hangs up is an error of the write then, and not the end.
+		// A reader that hangs up then makes the write fail instead of ending the process.
 		signal.Ignore(syscall.SIGPIPE)
 	}
 	bar := newProgress("extracting", x.quiet)
@@ -122,7 +121,7 @@ func (x *extract) copy(out io.Writer, delta layer.Volume, p *snapshots.Pair, pro
 	return nil
 }
 
-// checkOutput refuses to write the delta over what it is made of.
+// checkOutput refuses to write the delta over a device or file that it is read from.
 func (x *extract) checkOutput(p *snapshots.Pair) error {
 	out, err := blockdev.Lookup(x.output)
 	if err != nil {

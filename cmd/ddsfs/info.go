@@ -48,7 +48,7 @@ ddsfs info delta.cow`,
 			_, printErr := fmt.Print(headerHeading, report.HeaderText())
 			return errors.Join(err, printErr)
 		}
-		// A store that the kernel uses up can be looked at as well.
+		// The store may be one that the kernel is merging from.
 		return errors.Join(store.CheckList(), printReport(os.Stdout, report.Of(store), *asJSON))
 	}
 	return c

@@ -1,5 +1,6 @@
-// Command ddsfs replicates block devices by what changed between two snapshots.
-// See README.md, and ddsfs help.
+// Command ddsfs replicates block devices by what changed between two snapshots. It has
+// one file for each subcommand, with its flags, messages and exit codes; the packages
+// below cow, fs and apply do the work. See README.md, and ddsfs help.
 package main
 
 import (
@@ -20,9 +21,9 @@ import (
 	_ "ddsfs/cmd/ddsfs/openfiles"
 )
 
-// The kernel gives a process's signals to its first thread, and waits for it where it
-// waits for a device that does not answer. So that a mount can be ended all the same,
-// that thread runs nothing but main, which serves no reads.
+// The kernel delivers a process's signals to its first thread, even while that waits for
+// a device that does not answer. So that a mount can always be ended, that thread runs
+// nothing but main, which serves no reads.
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -126,7 +127,7 @@ tool can copy, and merges the copy on another host.`,
 	return root
 }
 
-// takes checks the number of a command's arguments.
+// takes returns a check of the number of a command's arguments.
 func takes(least, most int, what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
@@ -169,7 +170,7 @@ func untilSignal() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
-// warn says on stderr what the user should know, and goes on.
+// warn prints a warning on stderr.
 func warn(message string) { fmt.Fprintf(os.Stderr, "ddsfs: warning: %s\n", message) }
 
 func indent(text string) string {

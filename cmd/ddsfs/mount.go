@@ -116,8 +116,8 @@ func (m *mount) run(args []string) error {
 	}
 	// It is closed by the end of the process: Close could wait for a read that
 	// hangs.
-	// Until here a signal just ends the process, also while it waits for a slow
-	// device. From here on a mount that just appeared must not be left behind.
+	// Until here a signal just ends the process, even while it waits for a slow device.
+	// From here on a signal must not leave a mount without a server.
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	mounted, err := fs.Mount(args[0], deltaFiles(p), fs.Options{
@@ -179,8 +179,8 @@ func deltaFiles(p *snapshots.Pair) []fs.File {
 	}
 }
 
-// systemLog is where a process in the background logs to: syslog, or where none
-// runs, the kernel's log.
+// systemLog returns the log of a process in the background: syslog or, if that does not
+// run, the kernel's log.
 func systemLog() io.Writer {
 	if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_ERR, "ddsfs"); err == nil {
 		return w

@@ -80,12 +80,12 @@ func mountHelper(args []string, out io.Writer) error {
 // helped is what mount(8) asks its helper for.
 type helped struct {
 	device, mountpoint string
-	others             []string // that the pair is made of, beside the device
+	others             []string // the pair's other devices
 	arguments          []string // of the command mount
-	nofail             bool     // what is not there is no failure
+	nofail             bool     // an absent device is no failure
 }
 
-// absent is the first of the devices that is not there, "" if all are.
+// absent returns the first of the devices that is not there, "" if all are.
 func (h *helped) absent() string {
 	for _, name := range append([]string{h.device}, h.others...) {
 		if _, err := blockdev.Find(name); errors.Is(err, os.ErrNotExist) {
@@ -95,9 +95,9 @@ func (h *helped) absent() string {
 	return ""
 }
 
-// remount changes nothing, as nothing of a mount can be changed. It is fine where it
-// asks for what is so already, with the names of the pair, which mount(8) takes from
-// fstab.
+// remount succeeds if it asks for options that the mount has already, and for the names
+// of the pair, which mount(8) takes from fstab. It changes nothing, as no option of a
+// mount can be changed.
 func (h *helped) remount(options []string) error {
 	mounted, err := fs.MountedWith(h.mountpoint)
 	if err != nil {
@@ -117,8 +117,8 @@ func (h *helped) remount(options []string) error {
 	return nil
 }
 
-// splitOptions splits a list of options at its commas, but for those in quotes, which
-// the context of SELinux may have.
+// splitOptions splits a list of options at its commas, except those in quotes, which a
+// context of SELinux may have.
 func splitOptions(list string) []string {
 	quoted := false
 	return strings.FieldsFunc(list, func(r rune) bool {
@@ -144,9 +144,9 @@ func mountHelperExitCode(err error) int {
 	return mountExitSystem
 }
 
-// parse finds the arguments of the command mount that amount to the device and the
-// options of mount(8). In each of the forms the pair is called what mount(8) calls the
-// device, by which mount -a knows what is mounted already.
+// parse translates the device and the options of mount(8) into arguments of the command
+// mount. In each form the mount's source is called what mount(8) calls the device, so
+// that mount -a sees that it is mounted already.
 func (h *helped) parse(options []string, sloppy bool) error {
 	known := mountOptions()
 	var pairs [][]string
@@ -201,7 +201,7 @@ func mountOptions() map[string]*pflag.Flag {
 	return options
 }
 
-// pairOptions name the devices, beside the one that mount(8) has an argument for.
+// pairOptions name the devices, except the one that is an argument of mount(8).
 var pairOptions = []string{"new", "full", "cow"}
 
 var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet"}
@@ -209,10 +209,9 @@ var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet"}
 // mountOptionName is spelled as the other options of mount(8) are.
 func mountOptionName(f *pflag.Flag) string { return strings.ReplaceAll(f.Name, "-", "_") }
 
-// isGenericOption tells whether an option is for mount(8), systemd or other readers of
-// fstab, or asks of every file system what can make no difference to one that
-// is read-only, nosuid, nodev and noexec. It includes rw, which mount(8) passes
-// unless told otherwise.
+// isGenericOption reports whether an option is for mount(8), systemd or other readers of
+// fstab, or makes no difference to a file system that is read-only, nosuid, nodev and
+// noexec. It includes rw, which mount(8) passes by default.
 func isGenericOption(name string) bool {
 	return slices.Contains(genericOptions, name) || strings.HasPrefix(strings.ToLower(name), "x-")
 }
@@ -226,8 +225,8 @@ var genericOptions = []string{
 	"noiversion", "mand", "nomand", "silent", "loud", "symfollow", "nosymfollow",
 }
 
-// selinuxOptions go to the kernel as they are. mount(8) leaves them out where SELinux
-// is not in use; other callers of the helper may not.
+// selinuxOptions go to the kernel as they are. mount(8) leaves them out if SELinux is
+// not in use; other callers of the helper may not.
 var selinuxOptions = []string{"context", "fscontext", "defcontext", "rootcontext", "seclabel"}
 
 func hasSELinux() bool {
@@ -244,7 +243,7 @@ func enterMountNamespace(path string) error {
 	}
 	defer ns.Close()
 	runtime.LockOSThread()
-	// Not while the working directory is shared with other threads.
+	// The kernel refuses that while the working directory is shared with other threads.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("mount namespace %s: %w", path, err)
 	}

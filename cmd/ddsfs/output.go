@@ -63,7 +63,7 @@ func writeInPlace(path string, mode fs.FileMode, write func(io.Writer) error) er
 		f.Close()
 		return err
 	}
-	// A pipe can't be flushed, and needs not be.
+	// A pipe can't be flushed, and need not be.
 	err = f.Sync()
 	if errors.Is(err, syscall.EINVAL) {
 		err = nil

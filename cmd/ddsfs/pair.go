@@ -8,8 +8,8 @@ import (
 	"ddsfs/cow/snapshots"
 )
 
-// pairUsage are the forms in which mount and extract take their devices, before
-// their other arguments.
+// pairUsage are the forms of the devices on the command lines of mount and extract,
+// before the other arguments.
 var pairUsage = []string{"BASE NEW", "--cow COW --source SRC", "--full SRC"}
 
 // withPair are the forms of a command with other arguments after the pair, a line each.
@@ -21,7 +21,7 @@ func withPair(name, others string) string {
 	return strings.Join(forms, "\n")
 }
 
-// pairHelp says what those are.
+// pairHelp explains these forms.
 const pairHelp = `
 BASE and NEW are snapshots of the same volume, of LVM's (not thin ones) or plain
 device-mapper ones: VG/LV, a device's path, or an LV's uuid. BASE is the older one,
@@ -71,7 +71,7 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 	return args, nil
 }
 
-// name is what the pair is called in the list of mounts.
+// name returns the name of the pair in the list of mounts.
 func (p *pairFlags) name() string {
 	if p.base != "" {
 		return p.base
@@ -79,8 +79,8 @@ func (p *pairFlags) name() string {
 	return p.source
 }
 
-// open opens the devices, and warns of what they are. The bar shows how much of the
-// exception list was read.
+// open opens the devices, and prints the warnings about them. A progress bar shows how
+// much of the exception list was read.
 func (p *pairFlags) open(quiet bool) (*snapshots.Pair, error) {
 	bar := newCounter("reading the exception list", quiet)
 	opened, err := snapshots.Open(snapshots.Options{

@@ -12,9 +12,9 @@ import (
 	"ddsfs/apply"
 )
 
-// progress shows on stderr how far long work is, if that is a terminal; its
-// methods do nothing if not. A nil progress does nothing either. Other
-// output to the terminal must wait for its end, or it would be written over.
+// progress shows on stderr how far work is, if that is a terminal. The methods of a nil
+// progress do nothing. Other output to the terminal must wait for its end, or it would
+// be overwritten.
 type progress struct {
 	bars  *mpb.Progress
 	bar   *mpb.Bar
@@ -58,7 +58,7 @@ func newCounter(what string, quiet bool) *progress {
 	)}
 }
 
-// name says what is being done from now on.
+// name sets the text that says what is being done.
 func (p *progress) name(what string) {
 	if p != nil {
 		p.what.Store(what)
@@ -73,7 +73,7 @@ func (p *progress) of(total int64) {
 	}
 }
 
-// set says how much is done.
+// set sets how much is done.
 func (p *progress) set(done int64) {
 	if p != nil {
 		p.bar.SetCurrent(done)
@@ -88,7 +88,7 @@ func (p *progress) finish() {
 	p.stop()
 }
 
-// stop takes the bar away, however far it is.
+// stop takes the bar away, even before its end.
 func (p *progress) stop() {
 	if p != nil {
 		p.bar.Abort(true)
@@ -123,11 +123,12 @@ func (s *stages) set(stage apply.Stage, done, total int64) {
 	s.bar.set(done)
 }
 
-// isWriting tells whether a stage is one of the two that take turns: what was written
-// is flushed now and then.
+// isWriting reports whether a stage is one of the two that take turns, as the target is
+// flushed now and then while it is written.
 func isWriting(stage apply.Stage) bool { return stage == apply.Writing || stage == apply.Flushing }
 
-// warner returns what warns of something where the bar does not write over it.
+// warner returns a function that takes the bar away before it calls warn, so that the
+// bar does not overwrite the warning.
 func (s *stages) warner(warn func(message string)) func(message string) {
 	return func(message string) {
 		s.mu.Lock()

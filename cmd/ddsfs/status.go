@@ -68,7 +68,7 @@ ddsfs status --json`,
 	return c
 }
 
-// problemOf is the error of targets that somebody must look at.
+// problemOf returns an error if a target needs the administrator's attention.
 func problemOf(targets []apply.TargetStatus) error {
 	code := exitDone
 	for _, t := range targets {

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// bytesText is a number of bytes for people, in a unit of which there is one at least.
+// bytesText formats a number of bytes for people, in the largest unit of which there is
+// at least one.
 func bytesText(bytes int64) string {
 	const units = "KMGTPE"
 	if bytes < 1024 {
@@ -19,7 +20,8 @@ func bytesText(bytes int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[unit])
 }
 
-// rateText is how long a number of bytes took, and how many that is in a second.
+// rateText formats the time that a number of bytes took, and how many that is in a
+// second.
 func rateText(bytes int64, took time.Duration) string {
 	text := took.Round(time.Second).String()
 	if took < time.Minute {

@@ -10,7 +10,7 @@ import (
 	"ddsfs/fs"
 )
 
-// slowUnmount is after how long the user is told what unmount waits for.
+// slowUnmount is the time after which unmount says what it is waiting for.
 const slowUnmount = 10 * time.Second
 
 func unmountCommand() *cobra.Command {

@@ -14,10 +14,10 @@ import (
 	"ddsfs/cow/dm"
 )
 
-// version is what the first line of --version says.
+// version is the version in the first line of --version.
 const version = "0.1.0"
 
-// printVersion says what this program is and what it finds here, a line each that
+// printVersion prints what this program is and what it finds on this machine. Each line
 // begins with a word for scripts.
 func printVersion(out io.Writer) {
 	fmt.Fprintf(out, "ddsfs %s\n", version)
@@ -29,7 +29,7 @@ func printVersion(out io.Writer) {
 	fmt.Fprintf(out, "device-mapper %s\n", mapperFound(dm.Versions()))
 }
 
-// commitOf is the commit that a program was built from, and when that was made.
+// commitOf returns the commit that a program was built from, and when that was made.
 func commitOf(info *debug.BuildInfo) string {
 	settings := map[string]string{}
 	if info != nil {
@@ -58,7 +58,7 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(name.Release[:])
 }
 
-// fuseFound tells whether something can be mounted.
+// fuseFound says whether this user can mount.
 func fuseFound() string {
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err == nil {
@@ -72,8 +72,8 @@ func fuseFound() string {
 	return fmt.Sprintf("no: /dev/fuse: %v", err)
 }
 
-// mapperFound tells which of the targets that ddsfs reads or makes devices of the
-// device mapper has loaded.
+// mapperFound says which versions the device mapper and those of its targets have that
+// ddsfs uses and that are loaded.
 func mapperFound(mapper dm.Version, targets map[string]dm.Version, err error) string {
 	if err != nil {
 		return fmt.Sprintf("no: %v", err)

@@ -2,9 +2,9 @@
 // open. A package that it needs, go-fuse's splice, opens a pipe when the program starts,
 // before main runs, and panics if it can't.
 //
-// The language has packages made ready in the order of their import paths, each as soon
-// as all that it imports is, so that this one comes before that: it imports less, and its
-// path is the lesser one.
+// Go initializes packages in the order of their import paths, each once all that it
+// imports is initialized. So this package comes before go-fuse's: it imports less, and
+// its path sorts first.
 package openfiles
 
 import (
