@@ -12,8 +12,8 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// What a base held in the chunks that changed is in its store, wherever the kernel
-// has put each of them.
+// A base's store holds what the base held in the changed chunks, wherever the kernel has
+// put each of them.
 func TestBase(t *testing.T) {
 	r := rand.New(rand.NewPCG(61, 62))
 	for round := range 60 {
@@ -61,7 +61,7 @@ func TestBase(t *testing.T) {
 	}
 }
 
-// An error tells of the first piece that could not be read.
+// An error is that of the first piece that could not be read.
 func TestBaseErrors(t *testing.T) {
 	const c = 512
 	before := randomBytes(7, 100*c)

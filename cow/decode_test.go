@@ -134,7 +134,7 @@ func TestDecoderRuns(t *testing.T) {
 	}
 }
 
-// All data before an error is returned before it, and nothing behind it.
+// All data before an error is returned before it, and nothing after it.
 func TestDecoderErrorComesLast(t *testing.T) {
 	const c, perArea = 512, 512 / EntryBytes
 	list := make([]uint64, 2*perArea)
@@ -216,7 +216,7 @@ func TestDecoderRefuses(t *testing.T) {
 	}
 }
 
-// Why a pipe could not be read is told, wherever that was.
+// The error of a pipe that can't be read is returned, wherever it occurs.
 func TestDecoderOfAPipeThatFails(t *testing.T) {
 	const c = 512
 	store := buildStore(c, inOrder(c, 1, 2, 9), func(exception) []byte { return randomBytes(1, c) })

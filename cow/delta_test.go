@@ -294,7 +294,7 @@ func BenchmarkDelta(b *testing.B) {
 	})
 }
 
-// What a read is split into, anywhere in the delta, without reading it.
+// BenchmarkDeltaSplit splits reads anywhere in a delta, without reading the source.
 func BenchmarkDeltaSplit(b *testing.B) {
 	benchmarkDeltas(b, func(b *testing.B, d *Delta) {
 		p := make([]byte, 1<<20)

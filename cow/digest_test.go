@@ -8,8 +8,7 @@ import (
 	"lukechampine.com/blake3"
 )
 
-// A block's digest is the hash function's own, whatever the pieces and their
-// order.
+// A block's digest is the hash function's own, for any parts in any order.
 func TestBlockHash(t *testing.T) {
 	r := rand.New(rand.NewPCG(17, 18))
 	for _, bytes := range []int{1025, 1536, 2048, 2049, 4096, 15 << 10, 16 << 10, 17 << 10, 200 << 10, 200<<10 + 512, 512 << 10, 513 << 10, 1<<20 - 512, 1 << 20} {

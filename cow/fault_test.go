@@ -21,7 +21,7 @@ func everyReader(b []byte) map[string]error {
 	return map[string]error{"seal": seal, "store": store, "live": live, "piped": piped, "decoder": decoder, "decoder of a file": decoderAt}
 }
 
-// What is given in place of a delta is named, with what to do.
+// An error names what was given instead of a delta, and says what to do.
 func TestForeign(t *testing.T) {
 	long := strings.Repeat("x", 5000)
 	for name, c := range map[string]struct{ b, says string }{
@@ -59,7 +59,7 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// An error of reading is none of the data, whatever was read before.
+// A failed read is not the data's fault, whatever was read before.
 func TestReadErrorIsNotTheDatas(t *testing.T) {
 	good := smallSealed(t)
 	end := bytes.LastIndex(good, []byte(footerMagic)) + footerBytes

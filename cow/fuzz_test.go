@@ -26,8 +26,8 @@ func addStores(f *testing.F) {
 	f.Add(buildStore(1024, inOrder(1024, 1<<40, 7), nothing))
 }
 
-// FuzzReadStore: whatever is taken is a set that a delta can be laid out over, and
-// reads the same as a live device and from a pipe.
+// FuzzReadStore checks that a delta can be made of each store that is accepted, and that
+// the store reads the same as a live device and from a pipe.
 func FuzzReadStore(f *testing.F) {
 	addStores(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -69,7 +69,8 @@ func (zeros) ReadAt(p []byte, _ int64) (int, error) {
 	return len(p), nil
 }
 
-// FuzzDecoder: whatever a pipe can follow is the same from a file.
+// FuzzDecoder checks that each delta that can be decoded from a pipe is the same when
+// decoded from a file.
 func FuzzDecoder(f *testing.F) {
 	addStores(f)
 	f.Fuzz(func(t *testing.T, b []byte) {

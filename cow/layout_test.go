@@ -99,7 +99,7 @@ func TestLayoutCoversTheStore(t *testing.T) {
 	}
 }
 
-// A chunk of the store, which may lie anywhere in it, and what follows from it.
+// BenchmarkLayout locates chunks anywhere in a store, and then what they hold.
 func BenchmarkLayout(b *testing.B) {
 	l, err := NewLayout(4096, 1<<28)
 	if err != nil {

@@ -107,7 +107,7 @@ func randomBytes(seed uint64, n int64) []byte {
 	return b
 }
 
-// chunkOf is a chunk of a volume, with zeros behind the volume's end.
+// chunkOf is a chunk of a volume, with zeros after the volume's end.
 func chunkOf(volume []byte, chunk uint64, chunkBytes int) []byte {
 	b := make([]byte, chunkBytes)
 	copy(b, volume[chunk*uint64(chunkBytes):])

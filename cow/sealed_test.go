@@ -301,7 +301,7 @@ func TestSealHoldsEveryBit(t *testing.T) {
 			if err := stream(b); !errors.Is(err, ErrBadData) {
 				t.Fatalf("bit %d of byte %d, from a pipe: %v", bit, at, err)
 			}
-			// Who reads only the list is told of all but the data.
+			// A reader of the list alone finds all damage but that of the data.
 			if _, err := ReadStoreFrom(bytes.NewReader(b)); at < 512 || at >= 5*512 {
 				if !errors.Is(err, ErrBadData) {
 					t.Fatalf("bit %d of byte %d, the list from a pipe: %v", bit, at, err)
@@ -377,7 +377,7 @@ func TestDigestsOfATarget(t *testing.T) {
 type badBlocks struct {
 	io.ReaderAt
 	bad       []int64
-	following chan struct{} // closed when one behind the first was asked for
+	following chan struct{} // closed when one after the first was asked for
 	reads     atomic.Int64
 }
 
@@ -394,8 +394,8 @@ func (b *badBlocks) ReadAt(p []byte, off int64) (int, error) {
 	return 0, fmt.Errorf("block %d is bad", off/BlockBytes)
 }
 
-// Of a body of more blocks than are waiting at once, the first that can't be read is
-// told, and those far behind it are not read.
+// If a body has more blocks than are read at once, the error is that of the first that
+// can't be read, and those far after it are not read.
 func TestVerifyErrors(t *testing.T) {
 	const c, count = BlockBytes, 2 * digestsAtOnce
 	var set chunks.Builder
@@ -602,7 +602,7 @@ func BenchmarkSealed(b *testing.B) {
 }
 
 // With a seal that fits, the list must still be the one that the layout says: a
-// chunk may not come from behind the trailer, where no digest is.
+// chunk may not come from after the trailer, where no digest is.
 func TestSealedListIsCanonical(t *testing.T) {
 	const chunk = 512
 	exceptions := func(change func(list []exception)) []byte {
@@ -639,8 +639,7 @@ func TestSealedListIsCanonical(t *testing.T) {
 	}
 }
 
-// What the trailer itself reads of the source is read before the source is asked
-// whether it can be trusted.
+// The trailer reads the source before it asks whether the source can be trusted.
 func TestSealedAsksBehindItsOwnReads(t *testing.T) {
 	bad := errors.New("overflowed")
 	v := &volume{data: randomBytes(1, 1<<20)}

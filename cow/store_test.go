@@ -251,7 +251,7 @@ func TestReadStoreFromRefusesTruncated(t *testing.T) {
 }
 
 // growing is a COW device that a kernel works on: at certain reads it fills an
-// area, having cleared the next one as the kernel does. Behind that is what an
+// area, having cleared the next one as the kernel does. After that one there is what an
 // older store left.
 type growing struct {
 	t       *testing.T
@@ -324,8 +324,8 @@ func TestReadStoreOfALiveDevice(t *testing.T) {
 
 // However the reads of a window overtake each other and the kernel's writes, the list
 // has all that was there when the reading began, or when the kernel said how much is in
-// use, and nothing of the older store in the areas behind. What is known to be in use
-// is read once.
+// use, and nothing of the older store in the later areas. Areas that are known to be in
+// use are read once.
 func TestReadStoreOfALiveDeviceInAnyOrder(t *testing.T) {
 	const areas, perArea = 40, growingChunk / 16
 	old := make([]uint64, areas*perArea)
@@ -427,7 +427,7 @@ func (h *held) release(i int) {
 	close(wait)
 }
 
-// What was read before an error is checked first.
+// Metadata that was read before an error is checked first.
 func TestReadStoreTellsWhatCameBeforeAReadError(t *testing.T) {
 	const c, perArea = 512, 32
 	chunks := make([]uint64, 20*perArea)
@@ -460,7 +460,7 @@ func TestReadStoreNamesTheArea(t *testing.T) {
 	}
 }
 
-// A bad sector where no exceptions are yet is none of the list.
+// A bad sector after the end of the list is no error.
 func TestReadStoreWithABadSectorBehindIt(t *testing.T) {
 	const c, perArea = 512, 32
 	old := make([]uint64, 3*perArea+5)

@@ -11,7 +11,7 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// readThrough takes all pieces, and keeps what they were.
+// readThrough returns all that Through yields.
 func readThrough(v layer.Volume) (all []byte, err error) {
 	for p, pieceErr := range Through(v) {
 		all, err = append(all, p...), pieceErr
@@ -58,7 +58,7 @@ func TestThrough(t *testing.T) {
 	}
 }
 
-// What was read before an error is there, and nothing after it.
+// The data before an error is yielded, and nothing after it.
 func TestThroughError(t *testing.T) {
 	const c = 4096
 	data := randomBytes(4, 2000*c)
@@ -107,7 +107,7 @@ func TestThroughAfterAnError(t *testing.T) {
 	}
 }
 
-// A consumer that has enough of it leaves nothing running.
+// A consumer that stops early leaves nothing running.
 func TestThroughClosed(t *testing.T) {
 	const c = 4096
 	v := &volume{data: make([]byte, 5000*c)}

@@ -246,7 +246,7 @@ func TestMountpoint(t *testing.T) {
 	}
 }
 
-// An automount is such a mount. What is unmounted is the one on top, and only that.
+// An automount is such a mount. Only the mount on top is unmounted.
 func TestOnAnEmptyMount(t *testing.T) {
 	dir := t.TempDir()
 	must(t, unix.Mount("some", dir, "tmpfs", 0, ""))

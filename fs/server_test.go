@@ -61,8 +61,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is the other process: it says ready once the mount is there and unmounts
-// when its stdin ends, be it that the test died.
+// serve is the other process. It says ready once the mount is there, and unmounts when
+// its stdin ends, which it also does if the test dies.
 func serve(s string) error {
 	var what spec
 	if err := json.Unmarshal([]byte(s), &what); err != nil {

@@ -1,7 +1,6 @@
-// Package replicate tests ddsfs-replicate where no kernel is needed: LVM's commands
-// are stood in for by scripts over a directory, and the line to the target by another
-// one. ddsfs, its deltas, its record and the target are real. The lab runs it with a
-// real LVM.
+// Package replicate tests ddsfs-replicate without a device mapper. Scripts over a
+// directory stand in for LVM's commands, and another one for ssh. ddsfs, its deltas, its
+// record and the target are real. The lab runs it with a real LVM.
 package replicate
 
 import (
@@ -301,7 +300,7 @@ func (l *lab) send(t *testing.T, args ...string) (end func() *result, hold *os.F
 	ended := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
-		// Should nobody have read of it, whoever waits for that is let go.
+		// If nothing was read from it, this ends the wait for that.
 		if f, openErr := os.OpenFile(fifo, os.O_RDWR, 0); openErr == nil {
 			f.Close()
 		}
@@ -407,8 +406,7 @@ func (l *lab) lock(t *testing.T, name string) *os.File {
 	return f
 }
 
-// Of one replication a second run is refused, and of one volume a second replication
-// waits.
+// A second run of a replication is refused; another replication of the same volume waits.
 func TestLocks(t *testing.T) {
 	l := newLab(t)
 	l.target(t, "other")
@@ -509,8 +507,8 @@ func TestLostExitCode(t *testing.T) {
 	l.holds(t, "target", "here-base")
 }
 
-// What a record says is read from JSON of any form, and what is being merged is not
-// what is held.
+// A record is read from JSON of any form, and a state that is being merged is not taken
+// for the one that the target holds.
 func TestRecord(t *testing.T) {
 	l := newLab(t)
 	l.run(t, "--first", "here").ok()
@@ -552,7 +550,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// The new snapshot does not stay behind a failure, and nothing else goes.
+// The new snapshot is removed after a failure, and nothing else is.
 func TestNothingStays(t *testing.T) {
 	l := newLab(t)
 	l.run(t, "--first", "here").ok()
@@ -738,7 +736,7 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
-// What is wrong in a configuration is said with its line, before anything is done.
+// An error in a configuration is reported with its line, before anything is done.
 func TestConfiguration(t *testing.T) {
 	const good = "VOLUME=vg/data\nHOST=here\nTARGET=/target\nSNAPSHOT_SIZE=12M\n"
 	for name, c := range map[string]struct {

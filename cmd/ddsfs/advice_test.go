@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// What fails for a reason that the user can do something about says what that is.
+// Failures that the user can do something about say what that is.
 
 // limited runs ddsfs with so many open files at most.
 func limited(t *testing.T, limit string, arguments ...string) result {
@@ -139,7 +139,7 @@ func TestAbsentTarget(t *testing.T) {
 	}
 	nothingIn(t, state)
 
-	// What it says is what to do.
+	// The message says what to do, and that works.
 	run(t, "sh", "-c", advice).ok()
 	ddsfs(t, "apply", "--quiet", "--state-dir", state, delta, target).ok()
 	if !bytes.Equal(read(t, target), volume) {
@@ -165,7 +165,7 @@ func TestWithoutProc(t *testing.T) {
 			return run(t, args("chroot", dir, "/ddsfs", arguments)...)
 		}
 		const help = "mount -t proc proc /proc"
-		// What can be done is done.
+		// Commands that need no /proc work.
 		there("extract", "--full", "/volume", "-o", "/delta").ok()
 		if got, want := read(t, dir, "delta"), ddsfs(t, "extract", "--full", filepath.Join(fixtures, "plain-4k", "new")).ok(); string(got) != want {
 			t.Error("extract writes something else")

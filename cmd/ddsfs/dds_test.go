@@ -220,8 +220,8 @@ func TestDDSMergesPlainStores(t *testing.T) {
 	run(t, r.ddsMerge("--cow", filepath.Join(fixtures, "overflow", "cow"))...).fails(4, "overflow")
 }
 
-// largeArea makes a store of one full area, the empty one behind it being larger than
-// a pipe can be made small.
+// largeArea makes a store of one full area, followed by an empty one that is larger than
+// the smallest pipe.
 func largeArea(t *testing.T) (pair []string, dataEnd, end int) {
 	t.Helper()
 	const chunkBytes, exceptions = 16 << 10, 1 << 10
@@ -289,8 +289,8 @@ func TestDDSHangUp(t *testing.T) {
 	}
 }
 
-// Wherever the delta is cut off, the target is as it was, nothing is recorded of it,
-// and trying again is all it takes.
+// Wherever the delta is cut off, the target is as it was and nothing is recorded, and
+// another try succeeds.
 func TestDDSBrokenPipe(t *testing.T) {
 	r := newReplica(t)
 	must(t, os.WriteFile(r.target, r.base, 0o600))
@@ -321,7 +321,7 @@ func TestDDSBrokenPipe(t *testing.T) {
 	r.holds(r.after)
 }
 
-// What ddsfs sealed is verified.
+// A sealed delta is verified.
 func TestDDSMergesSealedDeltas(t *testing.T) {
 	r := newReplica(t)
 	must(t, os.WriteFile(r.target, r.base, 0o600))
@@ -369,10 +369,10 @@ func TestDDSAndTheRecord(t *testing.T) {
 	r.holds(r.after)
 	nameless()
 
-	// Half merged, which ddsfs lets nothing but the same delta finish.
+	// The target is half merged; ddsfs would let only the same delta finish that.
 	r.apply(full, r.target).ok()
 	cut := read(t, next)
-	cut = cut[:len(cut)/10*9] // behind what is read, and written, at once
+	cut = cut[:len(cut)/10*9] // after what is read, and written, at once
 	runWith(t, func(c *exec.Cmd) { c.Stdin = bytes.NewReader(cut) }, executable, "apply", "--state-dir", r.path("state"), "--stream", "-", r.target).fails(4, "HALF MERGED", fmt.Sprintf("after %d of", len(cut)))
 	run(t, r.ddsMerge("--cow", unsealed)...).ok()
 	r.holds(r.after)

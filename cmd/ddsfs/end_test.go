@@ -125,8 +125,8 @@ func TestSignalDuringTheStart(t *testing.T) {
 				t.Fatalf("%d processes", len(both))
 			}
 			must(t, cmd.Process.Signal(signal))
-			// The kernel may keep the signal until the read is done. What must not
-			// be tried is which of the two is faster.
+			// The kernel may keep the signal until the read is done. The test must not
+			// depend on which of the two is faster.
 			eventually(t, "the signal was passed on", func() bool {
 				for _, p := range both {
 					if p.pid != cmd.Process.Pid && !p.signalled(t) {

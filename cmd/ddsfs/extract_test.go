@@ -201,7 +201,7 @@ func TestOutputThatCantBeWritten(t *testing.T) {
 	for _, command := range [][]string{args("extract", pair("empty")), {"info", filepath.Join(fixtures, "empty", "cow")}, {"info", "--json", filepath.Join(fixtures, "empty", "cow")}} {
 		runWith(t, func(c *exec.Cmd) { c.Stdout = full }, args(executable, command)...).fails(1, unix.ENOSPC.Error())
 	}
-	// Whoever stops reading is told nothing, and says nothing.
+	// A reader that stops early causes no message.
 	r := run(t, "sh", "-c", `"$@" | head -c 1 | wc -c`, "sh", executable, "extract", "--full", filepath.Join(fixtures, "plain-4k", "new"))
 	if strings.TrimSpace(r.ok()) != "1" {
 		t.Errorf("%q", r.stdout)

@@ -87,7 +87,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("installed %s, want %s", got, want)
 	}
 
-	// Who installs again, and who takes it away, keeps what he told it.
+	// The configuration survives another installation, and the removal.
 	conf := filepath.Join(to, "etc/ddsfs/data.conf")
 	must(t, os.WriteFile(conf, nil, 0o600))
 	runMake(t, args("install", variables)...)
@@ -255,7 +255,7 @@ func TestPackage(t *testing.T) {
 	read(t, state)
 }
 
-// What is linked into the binary is named with its license.
+// Each library in the binary is named with its license.
 func TestCopyright(t *testing.T) {
 	info, err := buildinfo.ReadFile(executable)
 	must(t, err)

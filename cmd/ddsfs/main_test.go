@@ -179,8 +179,7 @@ func (r result) fails(code int, says ...string) {
 	}
 }
 
-// mountpoint is a new directory. What is mounted on it goes when the test ends,
-// however it ends.
+// mountpoint is a new directory. A mount on it goes when the test ends, however it ends.
 func mountpoint(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

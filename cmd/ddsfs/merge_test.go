@@ -193,8 +193,8 @@ func TestVerifyCommand(t *testing.T) {
 	piped.ok()
 }
 
-// What comes in place of a delta is named, with the way out, wherever it comes from and
-// whoever looks at it; nothing is written.
+// Each command names what it got instead of a delta, from a file or a pipe, and says what
+// to do; nothing is written.
 func TestNoDelta(t *testing.T) {
 	r := newReplica(t)
 	delta := read(t, r.delta("delta", pair("plain-4k")))

@@ -193,8 +193,8 @@ func TestOverflowIsRefused(t *testing.T) {
 	}
 }
 
-// What stands in the background has let go of all that it shared with whoever
-// started it, and of the COW device, without which the snapshot can't be removed.
+// The process in the background has closed all files that it shared with its caller, and
+// the COW device, as the snapshot can't be removed while that is open.
 func TestBackground(t *testing.T) {
 	m := mountpoint(t)
 	lock := filepath.Join(t.TempDir(), "lock")

@@ -189,7 +189,7 @@ func TestFstab(t *testing.T) {
 	u.umount(owner, noauto)
 }
 
-// What is mounted has the type fuse.ddsfs in all lists, and that can be mounted as well.
+// A mount has the type fuse.ddsfs in all lists, and mount(8) takes that type as well.
 func TestMountTypeOfTheLists(t *testing.T) {
 	u := newHost(t)
 	source := filepath.Join(fixtures, "empty", "new")
@@ -267,8 +267,8 @@ func TestNofail(t *testing.T) {
 	u.umount(root, m)
 }
 
-// A kernel without SELinux knows none of its options, and mount(8) passes them only
-// where it is in use; whoever calls the helper by itself may not look.
+// A kernel without SELinux knows none of its options. mount(8) passes them only if it is
+// in use; other callers of the helper may not check that.
 func TestMountTypeWithSELinuxOptions(t *testing.T) {
 	u := newHost(t)
 	m := u.mountpoint()

@@ -174,7 +174,7 @@ func TestProgress(t *testing.T) {
 		warnings []string // what they say, one after the other
 	}{
 		{"sealed", []string{"--base-id", "a", "--new-id", "b"}, []string{"receiving", "saving", "flushing"}, []string{"nothing is recorded"}},
-		// What it warns of comes when a bar is there.
+		// The warnings come while a bar is there.
 		{"unsealed", []string{"--unsealed"}, []string{"saving", "flushing"}, []string{"not sealed", "nothing is recorded"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -90,7 +90,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("whole: %+v", whole)
 	}
 
-	// A delta that stops in the middle, and whoever applies it waits.
+	// The delta stops in the middle, and apply waits for the rest.
 	whatComes := read(t, next)
 	in, out, err := os.Pipe()
 	must(t, err)

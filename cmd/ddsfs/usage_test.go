@@ -149,7 +149,7 @@ func TestFailures(t *testing.T) {
 	pipe := filepath.Join(dir, "pipe")
 	must(t, unix.Mkfifo(pipe, 0o600))
 	t.Cleanup(func() {
-		// Whoever waits for a writer of the pipe would wait on behind the test.
+		// A command that waits for a writer of the pipe would outlive the test.
 		if fd, err := unix.Open(pipe, unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
 			unix.Close(fd)
 		}

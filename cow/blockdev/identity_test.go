@@ -333,7 +333,7 @@ func TestKeys(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Error(err)
 			}
-			// What is not empty is not only ours.
+			// A directory that is not empty has other files than this test's.
 			for dir := filepath.Dir(path); dir != devDir && os.Remove(dir) == nil; dir = filepath.Dir(dir) {
 			}
 		})

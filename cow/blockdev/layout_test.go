@@ -97,7 +97,7 @@ func labLayout() layout {
 	table(12, target(0, 50*sectors, dm.KindThin, "254:10 2"))
 	table(13, target(0, 20*sectors, dm.KindLinear, "254:12 2048"))
 	table(14, target(0, 20*sectors, dm.KindLinear, "254:12 43008"))
-	// What a second mapping of the same sectors as 0, and as the end of 1, is.
+	// A second mapping of the same sectors as 0, and as the end of 1.
 	table(15, target(0, 10*sectors, dm.KindLinear, "253:0 4096"))
 	table(16, target(0, 1*sectors, dm.KindLinear, "253:0 53248"))
 	return l
@@ -163,7 +163,7 @@ func TestBelowLayout(t *testing.T) {
 	}
 }
 
-// What is read while it changes may be a ring, or hold numbers that make no sense.
+// Tables that change while they are read may form a ring, or hold senseless numbers.
 func TestLayoutWithoutSense(t *testing.T) {
 	l := make(layout)
 	a, b := dmNumber(1), dmNumber(2)

@@ -231,7 +231,7 @@ func TestBatchesComeAndGo(t *testing.T) {
 	}
 }
 
-// What is in use when the device is closed is given back afterwards.
+// A batch that is in use when the device is closed is freed afterwards.
 func TestBatchInUseAtClose(t *testing.T) {
 	f, _ := randomFile(t, 1<<20)
 	d := devices(t, f)["loop"]
@@ -249,8 +249,8 @@ func TestBatchInUseAtClose(t *testing.T) {
 	}
 }
 
-// What is not in the page cache is on its way from the disk, all of it, before the
-// first piece is waited for.
+// The disk is asked for all that is not in the page cache before the first piece is
+// waited for.
 func TestReadCachedAsksForAll(t *testing.T) {
 	const pieceBytes = 4096
 	f, content := randomFile(t, 8<<20)

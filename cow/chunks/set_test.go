@@ -173,9 +173,8 @@ func TestSetRange(t *testing.T) {
 	}
 }
 
-// Runs of all lengths, into pages of each form: the set is what a list of all chunks
-// says, and what
-// was there already is told.
+// Runs of all lengths are added to pages of each form. The set has what a list of all
+// chunks has, and AddRange returns the first chunk that was there already.
 func TestSetAddRange(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for round := range 60 {

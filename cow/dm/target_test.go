@@ -37,8 +37,8 @@ func TestParseTargets(t *testing.T) {
 	}
 }
 
-// What is encoded is what the kernel would read: the next target is where the one
-// before says, counted from that one.
+// A table is encoded as the kernel reads it: each target says how far it is to the next
+// one.
 func TestEncodeTargets(t *testing.T) {
 	want := []Target{
 		{0, 8192, "snapshot", "7:0 7:1 P 8"},

@@ -36,8 +36,8 @@ func TestReadOnce(t *testing.T) {
 	var _ layer.Volume = once
 }
 
-// A trail of what is written starts the writing out, and drops what the flush made
-// durable; its errors end it.
+// A trail of a writer starts the writing out, and drops what the flush made durable. An
+// error ends it.
 func TestTrail(t *testing.T) {
 	var wrote, gone []span
 	fails := errors.New("injected")

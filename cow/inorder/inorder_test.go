@@ -75,8 +75,8 @@ func TestOneWorker(t *testing.T) {
 	}
 }
 
-// The first error in the jobs' order is the last result, all before it are there, and
-// what is far after it is not begun.
+// The first error in the order of the jobs is the last result. All results before it are
+// yielded, and jobs far after it are not begun.
 func TestErrors(t *testing.T) {
 	bad := errors.New("injected")
 	for _, workers := range []int{1, 3} {

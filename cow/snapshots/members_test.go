@@ -102,7 +102,7 @@ func TestUnion(t *testing.T) {
 	}
 }
 
-// What the user can do depends on which of the two is gone, and on why.
+// The advice depends on which of the two snapshots is gone, and why.
 func TestGone(t *testing.T) {
 	overflow := fmt.Errorf("some: %w", &blockdev.SnapshotError{Path: "vg/x", Status: "Overflow"})
 	merging := &blockdev.SnapshotError{Path: "vg/x"}

@@ -230,7 +230,7 @@ func TestBaseCheckOfACopy(t *testing.T) {
 	}
 }
 
-// What a copy of a store does not say makes no base check.
+// There is no base check of chunks that a copy of a store does not hold.
 func TestNoBaseCheck(t *testing.T) {
 	o := copyOf(t, "plain-4k")
 	o.BaseCheck = true
@@ -351,8 +351,7 @@ func TestReadStore(t *testing.T) {
 	}
 }
 
-// Of a sealed delta, the store has the seal and the digest that names the delta, which
-// is part of what is checked.
+// The store of a sealed delta has the seal and the name, and its trailer is checked.
 func TestReadStoreOfADelta(t *testing.T) {
 	o := copyOf(t, "plain-4k")
 	o.BaseID, o.NewID = "a", "b"
@@ -395,7 +394,7 @@ func TestReadStoreErrors(t *testing.T) {
 	}
 }
 
-// What the device mapper's refusal to answer means is no error; other ones are.
+// It is no error if the device mapper refuses to answer; other failures are errors.
 func TestNotToBeAsked(t *testing.T) {
 	for err, want := range map[error]bool{fs.ErrPermission: true, dm.ErrNoMapper: true, fs.ErrNotExist: false, io.ErrUnexpectedEOF: false} {
 		if got := notToBeAsked(fmt.Errorf("some: %w", err)); got != want {
@@ -404,8 +403,8 @@ func TestNotToBeAsked(t *testing.T) {
 	}
 }
 
-// A copy of the base's store may have been made before the new snapshot was, so that its
-// order with the new one's is told and not judged.
+// A copy of the base's store may be older than the new snapshot, so a wrong order is a
+// warning and no error.
 func TestOrderOfACopy(t *testing.T) {
 	m := members{new: &blockdev.Snapshot{Info: blockdev.Info{Path: "vg/new"}}}
 	for _, readOnly := range []bool{false, true} {
@@ -417,7 +416,7 @@ func TestOrderOfACopy(t *testing.T) {
 	}
 }
 
-// A device that somebody writes to while it is read gives no trailer.
+// A device that is written to while it is read gives no trailer.
 func TestWrittenSource(t *testing.T) {
 	o := copyOf(t, "plain-4k")
 	f, err := os.OpenFile(o.Source, os.O_RDWR, 0)

@@ -105,7 +105,7 @@ func run() error {
 			return err
 		}
 		defer device.Close()
-		// It is the file's page cache that is behind it, and not the disk.
+		// The loop device reads from the file's page cache, and not from the disk.
 		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_DIRECT_IO, 0); err != nil {
 			return fmt.Errorf("%s: direct I/O off: %w", device.Name(), err)
 		}
@@ -227,15 +227,15 @@ func (b *bench) pattern(p pattern) (err error) {
 	return b.measure(bytes, append(writing, rivals...))
 }
 
-// rivals are the other tools that are installed. What they merge is made beforehand,
-// where they have such a thing.
+// rivals are the other tools that are installed. The deltas of those that have such a
+// thing are made beforehand.
 func (b *bench) rivals(runs [][2]int64) (ways []way, err error) {
 	has := func(tool string) bool {
 		_, err := exec.LookPath(tool)
 		return err == nil
 	}
 	add := func(name, script string) {
-		// They leave the flush to whoever wants one.
+		// These tools don't flush by themselves.
 		ways = append(ways, way{name: name, run: func() error { return b.shell(script + " && sync target") }})
 	}
 	if has("lvmsync") {
@@ -396,8 +396,8 @@ func processTime(pid int) (sum time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// proc(5): behind the command in parentheses, utime and stime are the 12th and
-	// the 13th, in hundredths of a second.
+	// proc(5): after the command in parentheses, utime and stime are the 12th and the
+	// 13th field, in hundredths of a second.
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(rest)
 	for _, i := range []int{11, 12} {
@@ -481,8 +481,8 @@ func (b *bench) writeStore(changed *chunks.Set) error {
 	return nil
 }
 
-// openSource opens the source, and a block device as one has to that others write
-// below: past its page cache.
+// openSource opens the source. A block device is opened with O_DIRECT, as others write
+// to it beneath its page cache.
 func (b *bench) openSource() (*os.File, error) {
 	flags := os.O_RDONLY
 	if b.device {

@@ -23,8 +23,8 @@ import (
 type scale struct {
 	name        string
 	volumeBytes int64
-	// Of the 1<<bits runs of runChunks that the volume has, one each strideChunks, so
-	// many changed, in no order.
+	// The volume has 1<<bits runs of runChunks, one each strideChunks. So many of them
+	// changed, in no order.
 	runChunks, strideChunks, bits, changedRuns uint64
 }
 

@@ -70,10 +70,10 @@ func (uml) command(root string, memoryMiB int, disks []Disk, args, tests []strin
 	return cmd, pin(cmd)
 }
 
-// pin has a guest run on one of the machine's processors, on which no other guest
-// runs, whoever started it, as long as there are enough of them. Its kernel and its
-// programs are processes that wait for each other at every system call and page
-// fault, and to wake somebody on another processor takes three times as long.
+// pin has a guest run on one of the machine's processors, on which no other guest runs,
+// as long as there are enough of them. Its kernel and its programs are processes that
+// wait for each other at every system call and page fault, and waking a process on
+// another processor takes three times as long.
 func pin(cmd *exec.Cmd) error {
 	var all unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
@@ -148,8 +148,7 @@ func (qemu) command(root string, memoryMiB int, disks []Disk, args, tests []stri
 	if len(kernels) != 1 {
 		return nil, fmt.Errorf("%d kernels in %s, want one", len(kernels), filepath.Join(root, "boot"))
 	}
-	// What Linux calls a lockup, or a dead timer, is an emulated machine on a
-	// busy host.
+	// On a busy host, Linux takes the emulation's pauses for a lockup or a dead timer.
 	args = append([]string{"console=ttyS0", "nowatchdog", "no_timer_check"}, append(append(args, "--"), tests...)...)
 	line := []string{
 		"-nodefaults", "-display", "none", "-no-reboot",

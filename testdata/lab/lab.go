@@ -39,8 +39,8 @@ import (
 	"ddsfs/testdata/lab/dm"
 )
 
-// Disk is a drive of the guest, which finds it as dm.Disk(t, Name). What the guest's
-// kernel calls it, follows from its place among the others.
+// Disk is a drive of the guest, which finds it as dm.Disk(t, Name). The guest's kernel
+// names it by its place among the others.
 type Disk struct {
 	Name   string // letters, digits and -
 	Path   string // a raw image

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the host tells a guest is on its kernel's command line.
+// The host passes its arguments to a guest on the kernel's command line.
 
 // DiskArgument is what stands there before the device of the disk of that name.
 func DiskArgument(name string) string { return "lab.disk." + name + "=" }

@@ -147,7 +147,7 @@ func CreateTable(t testing.TB, name string, table []string, options ...string) *
 	return d
 }
 
-// Load gives the device another table, at once and for whoever has it open.
+// Load gives the device another table, at once, even while it is open.
 func (d *Device) Load(t testing.TB, table ...string) {
 	t.Helper()
 	dmsetup(t, table, "load", d.Name)

@@ -69,8 +69,8 @@ func StatesOf(base, new []byte, chunkBytes int64) *States {
 	return s
 }
 
-// NewFileSystems are two states of a volume with an ext4 on it, each of them as a crash
-// leaves it: whoever mounts it to write to it, replays its journal.
+// NewFileSystems are two states of a volume with an ext4 on it, each as a crash leaves
+// it: a writable mount replays the journal.
 func NewFileSystems(t testing.TB) *States {
 	t.Helper()
 	const bytes = 8 << 20

@@ -12,9 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Volume is a snapshot origin, built as LVM builds one: the data lie on
-// NAME-real, and what everybody writes to is NAME. Image holds what the volume
-// should hold, known without reading it.
+// Volume is a snapshot origin, built as LVM builds one: the data is on NAME-real, and all
+// writes go to NAME. Image has what the volume should hold, without reading it.
 type Volume struct {
 	*Device
 	Sectors int64
@@ -195,7 +194,7 @@ func ReadPart(t testing.TB, path string, offset int64, bytes int) []byte {
 }
 
 // Wipe zeroes the first 4 KiB of a device, as lvcreate does, so that the kernel
-// makes a new store there. What an older one left behind them stays.
+// makes a new store there. An older store stays after these.
 func Wipe(t testing.TB, d *Device) {
 	t.Helper()
 	Run(t, "dd", "if=/dev/zero", "of="+d.Path, "bs=4096", "count=1", "oflag=direct", "conv=notrunc")

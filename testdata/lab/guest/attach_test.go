@@ -171,8 +171,7 @@ func TestAttachWritable(t *testing.T) {
 	dm.Holds(t, "the target, untouched", target, base)
 	dm.Equal(t, "the delta, untouched", dm.Read(t, m.Forth, false), delta)
 
-	// What was written is gone, and where there is no room for it, only the view
-	// fails.
+	// The writes are gone, and if there was no room for them, only the view failed.
 	small := smallFS(t, 512)
 	before = kernelDevices(t)
 	m.attach(t, "--writable", "--overlay", small, m.Forth, target, "view")
@@ -185,7 +184,7 @@ func TestAttachWritable(t *testing.T) {
 	if err = errors.Join(err, file.Sync()); err == nil {
 		t.Error("more was written than there is room for")
 	}
-	// What is left to be written out fails once more.
+	// The rest fails once more when it is written out.
 	_ = file.Close()
 	dm.Ddsfs(t, "detach", "view")
 	nothingLeft(t, before)
@@ -198,7 +197,7 @@ func TestAttachShapes(t *testing.T) {
 		name           string
 		sectors, chunk int64 // of the volume
 		changed        int
-		more           int64 // sectors of the target behind the volume
+		more           int64 // sectors of the target after the volume
 		file           bool  // the target is a file
 		device         bool  // the delta is on a block device
 		mapped         bool  // the target is a device-mapper device
@@ -252,7 +251,7 @@ func TestAttachShapes(t *testing.T) {
 	}
 }
 
-// What can't be attached or detached, and leaves nothing.
+// A failed attach or detach leaves nothing.
 func TestAttachRefuses(t *testing.T) {
 	m := newMerges(t)
 	target := block(t, m.Base)

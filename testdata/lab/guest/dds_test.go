@@ -86,7 +86,7 @@ func TestOpenSVC(t *testing.T) {
 	}
 	o.full(t)
 	for round, chunks := range []int{11, 256, 700} {
-		// Whoever read the list buffered would get this again.
+		// A buffered read of the list would return this again.
 		dm.Read(t, o.cowPath(), false)
 		for c := range int64(chunks) {
 			o.write(t, fmt.Sprint("round ", round), 8*(c*3+int64(round)), 8)
@@ -133,8 +133,8 @@ func TestOpenSVC(t *testing.T) {
 	o.holds(t, "snap1")
 }
 
-// Of extract's exit code nobody hears. So a new snapshot that has overflowed must show
-// in the delta, even if all of it can still be read from the page cache.
+// Nothing looks at extract's exit code. So it must show in the delta that the new
+// snapshot has overflowed, even if all of it can still be read from the page cache.
 func TestDDSOverflow(t *testing.T) {
 	l := newLogical(t, "ddsover")
 	l.snapshot(t, "base", "24M")

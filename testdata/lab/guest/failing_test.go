@@ -17,7 +17,7 @@ type failing struct {
 	disk string
 }
 
-// What fails, and what is around it.
+// The part that fails, and its surroundings.
 const (
 	badSector  = mergeSectors / 2
 	badSectors = 128

@@ -101,8 +101,8 @@ func TestTargetWrittenHalfMerged(t *testing.T) {
 	}
 }
 
-// A merge of what streams in, of which nobody knew what it would write, is killed when
-// half of it has come. What comes again finishes it, unless others wrote meanwhile.
+// A merge of a delta that streams in, whose chunks were not known before, is killed when
+// half of it has come. The same delta finishes it, unless others wrote meanwhile.
 func TestTargetStreamed(t *testing.T) {
 	base := dm.Fill("base", 0, dm.ChainBytes/dm.SectorSize)
 	new := bytes.Clone(base)
@@ -165,7 +165,7 @@ func TestTargetStreamed(t *testing.T) {
 	m.refuses(t, "streamed to", target, m.args(m.Forth, target)...)
 }
 
-// What monitoring sees of a merge that runs, and of one that was killed.
+// Monitoring sees a merge that runs, and one that was killed.
 func TestTargetStatus(t *testing.T) {
 	m := newMerges(t)
 	target := newSlow(t, "seen", 0)

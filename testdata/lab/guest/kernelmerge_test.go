@@ -47,7 +47,7 @@ func TestKernelMerge(t *testing.T) {
 		name           string
 		sectors, chunk int64 // of the volume
 		changed        int
-		more           int64  // sectors of the target behind the volume
+		more           int64  // sectors of the target after the volume
 		file           bool   // the target is a file
 		way            string // how the delta comes, if not from a file that is copied
 	}{
@@ -390,7 +390,7 @@ func TestKernelMergeSignal(t *testing.T) {
 }
 
 // ddsfs is killed, and the device goes, as it does with the kernel that made it.
-// What is left is the record, the store, and a target that is half merged.
+// The record, the store, and a target that is half merged are left.
 func TestKernelMergeGone(t *testing.T) {
 	m := newMerges(t).onDisk(t)
 	target, other := newSlow(t, "slow", 5), block(t, m.Base)
@@ -459,7 +459,7 @@ func TestKernelMergeGone(t *testing.T) {
 	dm.Fails(t, nil, 3, []string{target.Path, "nobody watched"}, m.args(m.Back, target.Path)...)
 	m.apply(t, m.Full, target.Path)
 
-	// What was written to it, is in the store and in the target.
+	// The write is in the store and in the target.
 	m.Forth = good
 	written := bytes.Clone(m.New)
 	gone(syscall.SIGKILL, func() {
@@ -491,7 +491,8 @@ func TestKernelMergeFails(t *testing.T) {
 	m := newMerges(t).onDisk(t)
 	target := newFailing(t, "failing")
 	m.apply(t, m.Full, target.Path)
-	// What can't be read or flushed is refused before. This can't be written to.
+	// A device that can't be read or flushed is refused before the merge. This one can't
+	// be written to.
 	writes := dm.Create(t, "writes-fail", badSectors, "error")
 	before := kernelDevices(t)
 	target.breaks(t, fmt.Sprintf("delay %[1]s %[2]d 0 %[3]s 0 0 %[1]s %[2]d 0", target.disk, badSector, writes.Path))
@@ -523,7 +524,7 @@ func TestKernelMergeFails(t *testing.T) {
 	dm.Holds(t, "the target, merged back", target.Path, m.Base)
 }
 
-// What is refused or fails before the kernel begins leaves all as it was.
+// A merge that is refused, or fails before the kernel begins, changes nothing.
 func TestKernelMergeRefuses(t *testing.T) {
 	m := newMerges(t).onDisk(t)
 	target := block(t, m.Base)

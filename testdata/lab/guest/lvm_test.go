@@ -15,8 +15,8 @@ import (
 	"ddsfs/testdata/lab/dm"
 )
 
-// What an administrator does, with LVM's names: two read-only snapshots of a
-// logical volume and a delta; the older one goes as soon as its list is read.
+// The work of an administrator, with LVM's names: two read-only snapshots of a logical
+// volume and a delta. The older snapshot goes as soon as its list is read.
 func TestLVM(t *testing.T) {
 	disk := dm.Blank(t, 256<<20/dm.SectorSize)
 	dm.Run(t, "vgcreate", "vg", disk)

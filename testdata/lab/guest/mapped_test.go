@@ -133,8 +133,7 @@ func info(t *testing.T, path string) blockdev.Info {
 	return i
 }
 
-// Of the device mapper, --version says its own version, and those of the targets that
-// are loaded.
+// --version prints the version of the device mapper, and those of the loaded targets.
 func TestVersion(t *testing.T) {
 	newPair(t, 8192, 8, 10)
 	if got := dm.Ddsfs(t, "--version"); !regexp.MustCompile(`(?m)^device-mapper 4\.\d+\.\d+, snapshot 1\.\d+\.\d+, snapshot-origin 1\.`).MatchString(got) {

@@ -54,7 +54,7 @@ func TestNames(t *testing.T) {
 	dm.Fails(t, nil, 1, []string{"dash-es-/none", "active logical volume"}, "info", "dash-es-/none")
 	dm.Equal(t, "a full delta by name", extract("--full", "dash-es-/n--ew"), extract("--full", "/dev/mapper/"+new))
 
-	// What it is made of is no place for it.
+	// The delta can't be written to a device that it is made of.
 	for _, path := range []string{"/dev/dash-es-/n--ew", dmNode(t, base), dmNode(t, base+"-cow")} {
 		before := dm.Read(t, path, true)
 		dm.Fails(t, nil, 1, []string{path, "what the delta is made of"}, "extract", "dash-es-/ba-se", "dash-es-/n--ew", "-o", path)
@@ -159,7 +159,7 @@ func forms(base, cow, new string) [][]string {
 	return [][]string{{base, new}, {"--cow", cow, "--source", new}}
 }
 
-// What makes no pair is refused by a name of its own, whichever way it is named.
+// Devices that make no pair are refused with the reason, in each form of their names.
 func TestNoPair(t *testing.T) {
 	l := newLogical(t, "no")
 	l.write(t, "base", 0, 1024)
@@ -208,7 +208,7 @@ func TestNoPair(t *testing.T) {
 		dm.Ddsfs(t, "apply", "--assume-base", "--state-dir", t.TempDir(), delta, target)
 		dm.Holds(t, "the target", target, dm.Read(t, "/dev/no/data", true))
 
-		// Who writes meanwhile has to do it again.
+		// A write meanwhile spoils the delta.
 		m := t.TempDir()
 		dm.Ddsfs(t, "mount", "--allow-live-origin", "no/base", "no/data", m)
 		l.write(t, "later", 4096, 8)
@@ -233,8 +233,7 @@ func TestThin(t *testing.T) {
 	dm.Ddsfs(t, "verify", delta, "/dev/thin/snap")
 }
 
-// What was written to the new snapshot, as a journal that is replayed, is part of
-// what it holds.
+// Writes to the new snapshot, such as the replay of a journal, are part of the new state.
 func TestNewWasWritten(t *testing.T) {
 	for _, chunk := range []string{"4k", "64k"} {
 		t.Run("chunk="+chunk, func(t *testing.T) {
@@ -259,7 +258,7 @@ func TestNewWasWritten(t *testing.T) {
 			dm.Ddsfs(t, "apply", "--state-dir", state, delta, target)
 			dm.Holds(t, "the target", target, dm.Read(t, l.path("new"), true))
 
-			// Whoever writes while it is read spoils it, and is noticed.
+			// A write while it is read spoils the delta, and is noticed.
 			m := t.TempDir()
 			dm.Ddsfs(t, "mount", "written/base", "written/new", m)
 			writeTo(t, l.path("new"), "too late", 6000, 8)

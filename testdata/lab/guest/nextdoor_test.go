@@ -35,7 +35,7 @@ func opened(t *testing.T, path string, flags int) (close func()) {
 }
 
 // A target whose sectors are another device's is refused while that is in use, and
-// taken when it is only there. What is beside it is nobody's reason to refuse it.
+// taken when it is only there. Devices beside it don't matter.
 func TestTargetInUseNextDoor(t *testing.T) {
 	m := newMerges(t)
 	disk := dm.Blank(t, 4*mergeSectors)

@@ -162,8 +162,8 @@ func TestStaleCache(t *testing.T) {
 	p.apply(t, extracted)
 }
 
-// A device that held an older store: behind the live areas its entries are
-// still there, whole areas of them.
+// A device that held an older store: after the live areas the old entries are still
+// there, whole areas of them.
 func TestReusedStore(t *testing.T) {
 	for _, live := range []int{100, 256, 300} {
 		t.Run(fmt.Sprintf("live=%d", live), func(t *testing.T) {
@@ -294,7 +294,7 @@ func TestOverflow(t *testing.T) {
 		t.Errorf("extract left a delta of %d bytes", info.Size())
 	}
 	failsBoth(t, []string{p.base.Path, "it overflowed", "only a first sync helps (--full)", "larger"}, p.base.Path, p.new.Path)
-	// Whoever refused them holds none of them.
+	// The refused devices are not left open.
 	p.new.Remove(t)
 	p.base.Remove(t)
 }

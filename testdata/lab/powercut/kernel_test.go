@@ -21,7 +21,7 @@ type kernelCut struct {
 	cut
 	slot    int
 	merged  bool // all is merged, and the record does not say so yet
-	consume bool // the delta itself is used up, on a device in the slot behind
+	consume bool // the delta itself is used up, on a device in the next slot
 	written bool // somebody wrote to the device of the merge
 }
 

@@ -78,8 +78,8 @@ func slice(t *testing.T, name, disk string, i int, sectors int64, uuid string) *
 }
 
 // gated is a device on another one, the gate. While that is suspended, the writes to the
-// sectors behind the first open ones wait. Reads and flushes don't: a merge reads the
-// target, and flushes what others wrote, before it begins.
+// sectors after the first open ones wait. Reads and flushes don't: a merge reads the
+// target, and flushes the writes of others, before it begins.
 func gated(t *testing.T, name, disk string, i int, sectors, open int64, uuid string) (device, gate *dm.Device) {
 	start := int64(i) * sectors
 	gate = slice(t, name+"-gate", disk, i, sectors, "gate-"+uuid)
@@ -333,7 +333,7 @@ func (c cut) recover(t *testing.T, s *dm.States, target string) {
 	}
 }
 
-// again is the interrupted command. What was undone is merged anew: its undo file
+// again is the interrupted command. A merge that was undone is done anew: its undo file
 // was for the merge before.
 func (c cut) again(delta, target string) []string {
 	if c.revert {

@@ -27,7 +27,7 @@ func newChain(t *testing.T, states int) (c *dm.Chain, dir string) {
 func serial(t *testing.T, disk string) string {
 	t.Helper()
 	for _, file := range []string{"serial", "wwid", "device/serial", "device/wwid"} {
-		// Of some drives, the kernel cannot read it.
+		// The kernel can't read it from some drives.
 		id, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(disk), file))
 		if err == nil && strings.TrimSpace(string(id)) != "" {
 			return strings.TrimSpace(string(id))

@@ -61,8 +61,8 @@ func (h half) table(s *dm.States, disk, gate string) []string {
 }
 
 // A volume that was left alone takes the next delta after a reboot and under another
-// disk's name. Of merges that the power failure interrupted, the one whose file system
-// was mounted since is not finished, whoever did the merging, and the other is.
+// disk's name. A merge that the power failure interrupted is finished unless the file
+// system was mounted since, both by ddsfs and by the kernel.
 func TestVolumes(t *testing.T) {
 	c, dir := newChain(t, 3)
 	state := filepath.Join(dir, "state")
