@@ -1,5 +1,5 @@
-# ddsfs: see README.md. Everything that a target needs beside Go and make on a
-# Debian machine, it installs (as root) or names.
+# ddsfs: see README.md. Apart from Go and make, a target installs what it needs from
+# Debian if it runs as root, and names it otherwise.
 
 GO         ?= go
 BIN        ?= bin
@@ -8,7 +8,7 @@ STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The go command leaves folders named testdata out of ./...
 PACKAGES = ./... ./testdata/lab/... ./testdata/bench ./testdata/harness
 
-# What ddsfs builds for, all of 64 bits; the last one is big-endian.
+# The machines that ddsfs is built for. All have 64 bits; the last one is big-endian.
 MACHINES = amd64 arm64 riscv64 ppc64le s390x
 
 # Where to install, below DESTDIR.
@@ -25,7 +25,7 @@ CONFIG        ?= /etc/ddsfs
 # mount(8) looks for its helpers here, and nowhere else.
 MOUNT_HELPERS ?= /sbin
 
-# What is built dates from the last commit: the same sources give the same files.
+# Files are dated by the last commit, so that the same sources give the same files.
 ifndef SOURCE_DATE_EPOCH
 SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y go.mod)
 endif
@@ -42,7 +42,7 @@ $(BIN)/ddsfs: FORCE
 
 FORCE:
 
-# What runs on this machine, whatever machine ddsfs is built for.
+# Runs a program on this machine, even if ddsfs is built for another one.
 HERE = env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO)
 
 # The manual pages and the completions, from the texts of --help.
@@ -67,7 +67,7 @@ install: build documentation
 	for unit in ddsfs-replicate@.service ddsfs-replicate@.timer; do \
 	  sed 's|/usr/sbin|$(SBIN)|' cmd/ddsfs-replicate/$$unit | install -m 644 /dev/stdin $(DESTDIR)$(UNITS)/$$unit; done
 
-# Not what ddsfs-replicate was told, nor what targets hold.
+# The configuration of ddsfs-replicate and the records of targets stay.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(SBIN)/,ddsfs ddsfs-replicate dds) \
 	  $(addprefix $(DESTDIR)$(MOUNT_HELPERS)/,mount.ddsfs mount.fuse.ddsfs) \
@@ -83,7 +83,7 @@ MAINTAINER ?= $(shell git log -1 --format='%an <%ae>')
 
 DEB = $(abspath $(BIN)/deb)
 
-# Debian calls the architectures as Go does, but for the end of ppc64le.
+# Debian's names of the architectures are Go's, except for ppc64le.
 deb:
 	rm -rf $(DEB)
 	$(MAKE) install GO_LDFLAGS='-s -w' DESTDIR=$(DEB) PREFIX=/usr MOUNT_HELPERS=/usr/sbin ZSH_COMPLETE=/usr/share/zsh/vendor-completions
@@ -120,7 +120,7 @@ lint:
 	$(GO) vet -tags shells,documentation $(PACKAGES)
 	$(STATICCHECK) -tags shells,documentation $(PACKAGES)
 
-# What tests take from Debian, as PROGRAM:PACKAGE.
+# The programs from Debian that tests need, as PROGRAM:PACKAGE.
 need = @missing=; \
 	for pair in $(1); do \
 	  PATH=$$PATH:/usr/sbin:/sbin command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair\#*:}"; \
@@ -129,14 +129,14 @@ need = @missing=; \
 	  { apt-get install -y --no-install-recommends $$missing || \
 	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >/dev/null; }
 
-# A timeout is for what hangs for good: a machine with much else to do is slow.
+# The timeout is for tests that hang, as a busy machine is slow.
 unit:
 	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc \
 	  /usr/share/bash-completion/bash_completion:bash-completion)
 	$(GO) test -race -count=1 -timeout 2h ./...
 	$(GO) test -count=1 -timeout 2h -run "^TestHistories$$" ./apply
 
-# The completions in shells that not everybody has.
+# The completions in shells that are not everywhere.
 completions:
 	$(call need,zsh:zsh fish:fish)
 	$(GO) test -count=1 -tags shells -run '^Test(Fish|Zsh)Completion$$' ./cmd/ddsfs
@@ -158,7 +158,7 @@ fuzz:
 	$(GO) test ./cow/chunks -run '^$$' -fuzz FuzzRead -fuzztime 3m -fuzzminimizetime 2s
 	$(GO) test ./apply/record -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
 
-# Has a kernel write the stores of testdata/stores again.
+# Makes a kernel write the stores of testdata/stores again.
 fixtures:
 	$(GO) run ./testdata/lab/fixtures
 

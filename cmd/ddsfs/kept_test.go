@@ -11,9 +11,9 @@ import (
 	"ddsfs/apply"
 )
 
-// What ddsfs 0.1.0 wrote, of the store chunk512: a delta with a base check, before deltas
-// ended with zeros up to a block; the undo file of its merge; and the record of the
-// target, with the chunks that were written. Every later version must go on reading it.
+// Every version must read the files that ddsfs 0.1.0 wrote from the store chunk512: a
+// delta with a base check, without the zeros at its end; the undo file of its merge; and
+// the record of the target, with the chunks that were written.
 const (
 	keptDelta = "60f1e691e64e177ffd6ddc26713f4c4627877c79ea8947fa8b1d102f778b2950"
 	keptUndo  = "52937923deb94dc4c3db95ece1a1cf6f323b75dddc8b0eb11249331b0c786655"

@@ -24,13 +24,13 @@ const ChunkBytes = 512
 // Rig is a target with deltas to merge into it, in a directory of its own.
 type Rig struct {
 	T   *testing.T
-	Dir string // to be removed by whoever is done with it
+	Dir string // the caller removes it
 	// Base and After are what the target holds before and after Delta, which is from the
 	// state "base" to "new". Full is a delta of all of Base.
 	Base, After []byte
 	Delta, Full string
 	Target      string
-	Undo        string // where there is nothing yet
+	Undo        string // a path without a file yet
 }
 
 // Must ends the test if there is an error.
@@ -58,13 +58,13 @@ func New(t *testing.T, volumeBytes int) *Rig {
 	return r
 }
 
-// StateDir is where it is recorded what the target holds.
+// StateDir is the state directory.
 func (r *Rig) StateDir() string { return filepath.Join(r.Dir, "state") }
 
-// State is the records there.
+// State returns the records in the state directory.
 func (r *Rig) State() record.Dir { return record.Dir{Path: r.StateDir(), Storage: files.Disk{}} }
 
-// Record is what is recorded of the target.
+// Record returns the target's record.
 func (r *Rig) Record() *record.Record {
 	r.T.Helper()
 	records, err := r.Records()
@@ -74,8 +74,8 @@ func (r *Rig) Record() *record.Record {
 	return records[0]
 }
 
-// Blind has the record's counters agree with the target, as they do when they begin
-// anew.
+// Blind makes the counters in the record agree with the target, as they do when counting
+// begins anew.
 func (r *Rig) Blind() {
 	r.T.Helper()
 	recorded := r.Record()
@@ -103,13 +103,13 @@ func (r *Rig) MustRead(path string) []byte {
 	return b[:len(r.Base)]
 }
 
-// Records are what is recorded of targets.
+// Records are the records of targets.
 func (r *Rig) Records() ([]*record.Record, error) {
 	records, damaged, err := r.State().List()
 	return records, errors.Join(append(damaged, err)...)
 }
 
-// TargetIs tells whether the target holds that in the volume.
+// TargetIs reports whether the target holds that volume.
 func (r *Rig) TargetIs(want []byte) bool { return bytes.Equal(r.MustRead(r.Target), want) }
 
 // MustReadAll reads all of a file.
@@ -167,14 +167,14 @@ func Change(volume []byte, seed uint64, chunks int) []byte {
 	return changed
 }
 
-// Feed is the other end of a pipe, into which b is written. What is left of it is not
-// waited for.
+// Feed returns the reading end of a pipe into which b is written. The writing does not
+// keep the test from ending.
 func Feed(t *testing.T, b []byte) *os.File {
 	t.Helper()
 	out, in, err := os.Pipe()
 	Must(t, err)
 	go func() {
-		_, _ = in.Write(b) // fails where the reader has enough
+		_, _ = in.Write(b) // fails if the reader stops early
 		in.Close()
 	}()
 	return out

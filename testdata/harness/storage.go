@@ -15,10 +15,10 @@ import (
 // ErrStopped is the error of every operation once a Storage has stopped.
 var ErrStopped = errors.New("stopped")
 
-// Loss is what a power cut does to what was written since the last flush.
+// Loss is what a power cut does to the writes since the last flush.
 type Loss int
 
-// What it does.
+// The losses.
 const (
 	LoseNothing Loss = iota
 	LoseAll
@@ -37,7 +37,7 @@ type Storage struct {
 	dirs  []string       // in which a file was made
 }
 
-// Step counts an operation, and says whether it is to fail.
+// Step counts an operation, and returns its error if it must fail.
 func (s *Storage) Step() error {
 	s.Count++
 	switch {
@@ -127,7 +127,7 @@ func (s *Storage) SyncDir(path string) error {
 	return s.Disk.SyncDir(path)
 }
 
-// Crash leaves of the files what a power cut would.
+// Crash leaves the files as a power cut would.
 func (s *Storage) Crash(l Loss, r *rand.Rand) error {
 	for _, f := range s.Files {
 		if len(f.pending) == 0 || f.path == "" || l == LoseNothing {
@@ -147,7 +147,7 @@ func (s *Storage) Crash(l Loss, r *rand.Rand) error {
 		return nil
 	}
 	for _, dir := range s.dirs {
-		// After it, there is another boot.
+		// The pages are those of one boot, and another one follows.
 		pages, err := filepath.Glob(filepath.Join(dir, "*.page"))
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ func (s *Storage) Crash(l Loss, r *rand.Rand) error {
 			}
 		}
 	}
-	// Names change in their order: what is lost is the last of them.
+	// Names change in order, so the last changes are those that are lost.
 	keep := 0
 	if l == LoseSome && len(s.names) > 0 {
 		keep = r.IntN(len(s.names) + 1)
@@ -226,8 +226,8 @@ func (f *File) StartWriteback(off, n int64) error {
 	return f.File.StartWriteback(off, n)
 }
 
-// dropCached waits for the disk to take what was written, which a power cut may undo
-// all the same.
+// DropCached waits until the writes have reached the disk. A power cut may still undo
+// them.
 func (f *File) DropCached(off, n int64) error {
 	if err := f.storage.Step(); err != nil {
 		return err

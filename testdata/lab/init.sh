@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The guest's process 1: loads the modules, runs the tests on the second serial
 # port, where no kernel message gets between their lines, and powers off. Its
-# arguments are the tests', from behind the -- of the kernel's command line. In this
+# arguments are the tests', from after the -- of the kernel's command line. In this
 # shell, all programs are busybox's.
 
 /bin/busybox mkdir -p /busybox /proc /sys /dev /tmp /run /root /var

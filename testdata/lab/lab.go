@@ -44,27 +44,27 @@ import (
 type Disk struct {
 	Name   string // letters, digits and -
 	Path   string // a raw image
-	Serial string // letters and digits, at most 20; a drive without one where it is empty
+	Serial string // letters and digits, at most 20; "" makes a drive without one
 }
 
 // Config says what to boot.
 type Config struct {
 	Package  string            // the package whose tests run in the guest
-	Run      string            // which of them, as in go test -run; all where it is empty
-	Skip     string            // and which not, as in go test -skip
+	Run      string            // which of them to run, as in go test -run; "" is all
+	Skip     string            // which of them to skip, as in go test -skip
 	Binaries map[string]string // packages to build into the guest's /bin, by name
 	Scripts  []string          // files to put there as well
 	Links    map[string]string // what links in the guest's /bin point to, by name
-	Kernel   Kernel            // UML where it is nil
+	Kernel   Kernel            // nil is UML
 	Disks    []Disk
-	Memory   int       // in MiB; 1024 where it is 0
+	Memory   int       // in MiB; 0 is 1024
 	Log      io.Writer // gets what the guest prints as it comes; may be nil
 
 	boot int // its number, which Boots counts
 }
 
-// silence is how long a guest prints nothing before it is taken to hang for good.
-// A machine with much else to do is slow, and no test is silent for so long on it.
+// silence is how long a guest may print nothing before it is taken to hang. No test is
+// silent for so long, even on a busy machine.
 const silence = time.Hour
 
 // Guest is a running kernel.
@@ -84,17 +84,17 @@ type Guest struct {
 	ended   bool
 }
 
-// Result is what a guest came to.
+// Result is the outcome of a guest.
 type Result struct {
 	Tests   []Test // in the order in which they started
 	Console string // what the kernel printed
 	Output  string // what the tests printed
-	// Err says why the tests' own results are not the whole truth: the kernel
-	// crashed, or the guest ended or was killed before they were done.
+	// Err says why the tests' own results are not all: the kernel crashed, or the
+	// guest ended or was killed before they were done.
 	Err error
 }
 
-// Test is a test of the guest. Its name has a slash where it is a subtest.
+// Test is a test of the guest. The name of a subtest has a slash.
 type Test struct {
 	Name    string
 	Passed  bool
@@ -103,8 +103,8 @@ type Test struct {
 	Output  string
 }
 
-// Boot is Start for a test: it ends the test where the guest cannot be made,
-// and the guest with the test.
+// Boot is Start for a test. It ends the test if the guest cannot be made, and ends the
+// guest with the test.
 func Boot(t testing.TB, cfg Config) *Guest {
 	t.Helper()
 	if cfg.Log == nil && testing.Verbose() {
@@ -128,9 +128,9 @@ func Boot(t testing.TB, cfg Config) *Guest {
 	return g
 }
 
-// Boots boots one guest after the other and reports the tests of all of them. Where
-// they have the same disks, what one left on them is there for the next; a test that
-// runs in several asks dm.Boot which one it is in. A guest whose tests call
+// Boots boots one guest after the other and reports the tests of all of them. Guests
+// with the same disks find what an earlier one left there. A test that runs in several
+// guests asks dm.Boot which one it is in. A guest whose tests call
 // dm.CutPower is killed at that moment. The guests after one that failed are not
 // booted.
 func Boots(t *testing.T, configs ...Config) {
@@ -290,7 +290,7 @@ func (g *Guest) start(ctx context.Context) error {
 		err := g.cmd.Wait()
 		killed()
 		g.kill()
-		// That it was killed is no news.
+		// The error would only say that the guest was killed.
 		_ = watch.Wait()
 		// All who had the guest's disks open had these pipes as well.
 		readers.Wait()
@@ -325,7 +325,7 @@ func (g *Guest) watch() (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// kill kills all processes of the guest. That there is none any more is no error.
+// kill kills all processes of the guest. It is no error if there are none any more.
 func (g *Guest) kill() { _ = syscall.Kill(-g.cmd.Process.Pid, syscall.SIGKILL) }
 
 // read keeps what a serial port prints, line by line.
@@ -381,7 +381,7 @@ var errCut = errors.New("its power was cut")
 // Close kills the guest if it still runs, and removes what Start made.
 func (g *Guest) Close() {
 	g.Kill()
-	// Temporary files that stay behind spoil nothing.
+	// Temporary files that can't be removed do no harm.
 	_ = os.RemoveAll(g.dir)
 }
 
@@ -412,11 +412,11 @@ func (g *Guest) Results(keep func(name string, content io.Reader) error) error {
 // framework's own.
 const mark = "\x16"
 
-// crash is how the kernel says that nothing after it can be trusted.
+// crash matches the kernel's messages after which nothing can be trusted.
 var crash = regexp.MustCompile(`Kernel panic|Oops:|BUG:|general protection fault|lab: cannot load .*`)
 
-// result is what a guest came to. Of one whose power was cut, the tests that ended
-// before count.
+// result returns the outcome of a guest. If its power was cut, the tests that ended
+// before that count.
 func result(console, output string, err error, cut bool) Result {
 	r := Result{Console: console, Output: output, Err: err}
 	if line := crash.FindString(console); line != "" {

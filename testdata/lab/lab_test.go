@@ -18,15 +18,15 @@ const (
 	observingTests = "^TestKilled$"
 )
 
-// TestTwoProcessors is for what user-mode-linux has too few processors for, and has
-// ddsfs and another kernel at the same thing at the same time. It takes the longest, and
-// begins first.
+// TestTwoProcessors runs the tests that need more than user-mode-linux's one processor,
+// with ddsfs and the kernel at work at the same time. It takes the longest, and so begins
+// first.
 func TestTwoProcessors(t *testing.T) {
 	some(t, QEMU, observingTests+"|^Test(GrowingStore|KernelMergeServes|Attach|LVM)$")
 }
 
-// TestScenarios boots a guest for all that no other of them has, or for those below it
-// that go test -run names, whichever they are: TestScenarios/TestPair/chunk=512.
+// TestScenarios boots a guest for all tests that no other guest runs, or for any tests
+// that go test -run names below it: TestScenarios/TestPair/chunk=512.
 func TestScenarios(t *testing.T) {
 	t.Parallel()
 	cfg := guest("guest")
@@ -46,7 +46,7 @@ func some(t *testing.T, kernel Kernel, tests string) {
 	Boots(t, named(cfg))
 }
 
-// TestReboot boots two, one after the other. In the second one, disks have changed
+// TestReboot boots two guests, one after the other. In the second one, disks have changed
 // places. The tests of the first one end with a power cut.
 func TestReboot(t *testing.T) {
 	t.Parallel()

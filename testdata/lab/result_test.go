@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A lab that takes a failure for a success is worse than none.
+// The lab must never take a failure for a success.
 func TestResult(t *testing.T) {
 	const (
 		pass   = mark + "=== RUN   TestA\n" + mark + "--- PASS: TestA (0.10s)\n" + mark + "PASS\n"

@@ -16,7 +16,7 @@ import (
 )
 
 // kernelCut is a merge by the kernel at the moment when the power fails. Its target
-// and its state directory have slots on the disks behind those of the other merges.
+// and its state directory have slots on the disks, after those of the other merges.
 type kernelCut struct {
 	cut
 	slot    int

@@ -36,9 +36,9 @@ func serial(t *testing.T, disk string) string {
 	return ""
 }
 
-// Two disks that nothing tells apart but what is on them change names. What is recorded
-// of a name is not true of the disk that has it now: neither takes a delta, not even the
-// right one, until somebody says what it holds, or writes all of it.
+// Two disks that differ only in their contents change names. The record under a name is
+// then not that of the disk that has the name now: neither disk takes a delta, not even
+// the right one, until the user says what it holds, or a full delta writes all of it.
 func TestDisksChangePlaces(t *testing.T) {
 	c, dir := newChain(t, 4)
 	twin1, twin2 := dm.Disk(t, "twin-1"), dm.Disk(t, "twin-2")
