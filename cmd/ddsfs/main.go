@@ -1,6 +1,18 @@
-// Command ddsfs replicates block devices by what changed between two snapshots. It has
-// one file for each subcommand, with its flags, messages and exit codes; the packages
-// below cow, fs and apply do the work. See README.md, and ddsfs help.
+// Command ddsfs replicates block devices by what changed between two snapshots. See
+// README.md, and ddsfs help.
+//
+// The command has one file for each subcommand, with its flags, messages and exit codes.
+// The packages of the module do the work, and data flows one way through them:
+//
+//	devices (cow/blockdev, cow/dm)
+//	   ↓ of which snapshots are a pair, and what changed (cow/snapshots, cow/chunks)
+//	layer: the changed chunks and what they hold (cow/layer)
+//	   ↓ encoded and sealed (cow)
+//	delta ─→ served as a file (fs), or written out (ddsfs extract)
+//	   ↓ opened and verified on another host (cow)
+//	checks against what the target is known to hold (apply/record)
+//	   ↓
+//	target, written by ddsfs (apply) or by the kernel (apply/kernel)
 package main
 
 import (

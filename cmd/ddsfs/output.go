@@ -14,9 +14,9 @@ import (
 	"ddsfs/cow/files"
 )
 
-// writeOutput has write write to the file at path, which is complete under its name or
-// stays as it was. Stdout, if path is "" or "-", and a block device, a pipe or a terminal
-// are written to in place.
+// writeOutput calls write with the file at path, which afterwards is complete, or as it
+// was. Stdout, if path is "" or "-", and a block device, a pipe or a terminal are written
+// to in place.
 func writeOutput(path string, write func(io.Writer) error) error {
 	if path == "" || path == "-" {
 		widenPipe(os.Stdout)
@@ -30,7 +30,7 @@ func writeOutput(path string, write func(io.Writer) error) error {
 	case !fi.Mode().IsRegular():
 		return writeInPlace(path, fi.Mode(), write)
 	default:
-		// A symbolic link stays, and what it points to is replaced.
+		// A symbolic link stays, and the file that it leads to is replaced.
 		if path, err = filepath.EvalSymlinks(path); err != nil {
 			return fmt.Errorf("output: %w", err)
 		}
@@ -49,7 +49,7 @@ func writeOutput(path string, write func(io.Writer) error) error {
 	return nil
 }
 
-// writeInPlace writes to what is no regular file.
+// writeInPlace writes to a path that is not a regular file's.
 func writeInPlace(path string, mode fs.FileMode, write func(io.Writer) error) error {
 	flags := os.O_WRONLY
 	if mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0 {
@@ -75,8 +75,8 @@ func writeInPlace(path string, mode fs.FileMode, write func(io.Writer) error) er
 }
 
 // widenPipe makes a pipe hold 1 MiB instead of 64 KiB, so that both of its ends run
-// longer at a time. It leaves anything else as it is, and so does a user who has used
-// up what pipes may take.
+// longer at a time. It does nothing to other files, or if the user's limit for pipes is
+// reached.
 func widenPipe(f *os.File) {
 	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 }

@@ -22,12 +22,12 @@ import (
 type Storage interface {
 	// Open opens an existing device or file.
 	Open(path string, how Access) (File, error)
-	// Create makes a new file that is to be called by that path. It has no name until
-	// then, so that nothing is left of it if it never gets one.
+	// Create makes a new file that Name will give that path. Until then it has no name,
+	// so that nothing is left of it if it never gets one.
 	Create(path string) (File, error)
-	// Name gives a file that Create made its name, in place of what had it.
+	// Name gives a file that Create made its path, and replaces the file that had it.
 	Name(f File, path string) error
-	// Remove removes a file, if it is there.
+	// Remove removes a file if it is there.
 	Remove(path string) error
 	// SyncDir makes the names in a directory durable.
 	SyncDir(path string) error
@@ -130,7 +130,7 @@ func (Disk) Name(f File, path string) error {
 	return err
 }
 
-// isUnnamed tells whether a file that was made for a path has no name yet.
+// isUnnamed reports whether a file that was made for a path has no name yet.
 func isUnnamed(f File, path string) bool { return f.OS().Name() == filepath.Dir(path) }
 
 func (Disk) Remove(path string) error {
@@ -242,12 +242,12 @@ func RemoveParts(s Storage, path string) error {
 	return nil
 }
 
-// partName is a name for what is to be called by a path, which nothing else has: the
-// path may be in a directory of the user's.
+// partName returns a name for a file that will get a path. It is random because the path
+// may be in a directory of the user's.
 func partName(path string) string { return path + partInfix + rand.Text() + PartSuffix }
 
-// isRandom tells whether a text looks like one of rand.Text, of whose alphabet and
-// length hardly anything else is.
+// isRandom reports whether a text has the alphabet and the length of rand.Text's, which
+// hardly any other text has.
 func isRandom(text string) bool {
 	return len(text) == len(rand.Text()) && strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
@@ -302,7 +302,7 @@ func openUnnamed(dir string) (*os.File, error) {
 	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
 }
 
-// hasNoUnnamed tells whether an error is that of a file system that has no files
+// hasNoUnnamed reports whether an error is that of a file system that has no files
 // without a name.
 func hasNoUnnamed(err error) bool {
 	return errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR)

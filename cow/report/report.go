@@ -1,6 +1,6 @@
-// Package report says what an exception store or a delta holds, in the words and the
-// numbers of dds: as texts, which a mount shows as files, and as a JSON object. [Table] is
-// the exception map as text.
+// Package report describes an exception store or a delta in the words and numbers of dds,
+// as texts that a mount shows as files, and as a JSON object. [Table] is the exception map
+// as text.
 package report
 
 import (
@@ -10,8 +10,8 @@ import (
 	"ddsfs/cow"
 )
 
-// Report is what dds reports of a store or a delta, in bytes, and the volume's
-// size where it is known. Its JSON form is part of the commands' promises.
+// Report is what dds reports about a store or a delta, in bytes, and the volume's size if
+// that is known. Scripts rely on its JSON form.
 type Report struct {
 	ChunkBytes  int64 `json:"chunk_bytes"`
 	Valid       bool  `json:"valid"`

@@ -1,9 +1,10 @@
 // Package snapshots makes a delta of a pair of snapshots that the user names. The COW
 // device of the base snapshot says which chunks of the volume changed, and the new
 // snapshot holds what is in them now; together they are the layer that the delta
-// encodes. Without a base, the layer is the whole volume. The package also finds out
-// whether the two belong together and in which order they were made, whether they are
-// valid, and by which identities a delta names them.
+// encodes. Without a base, the layer is the whole volume. A pair of another kind would be
+// opened here too: only its set of changed chunks would come from elsewhere. The package
+// also finds out whether the two belong together, in which order they were made, whether
+// they are valid, and by which identities a delta names them.
 //
 // The order matters. All exceptions that a delta needs are on the COW device before
 // the new snapshot exists: making a snapshot flushes the origin, and the kernel writes
