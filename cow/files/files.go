@@ -77,7 +77,7 @@ type Disk struct{}
 var _ Storage = Disk{}
 
 func (Disk) Open(path string, how Access) (File, error) {
-	if err := CheckKind(path); err != nil {
+	if err := checkKind(path); err != nil {
 		return nil, err
 	}
 	// There is no O_CREATE, so that a mistyped name does not become a file. O_EXCL
@@ -90,9 +90,9 @@ func (Disk) Open(path string, how Access) (File, error) {
 	return OSFile{f}, nil
 }
 
-// CheckKind returns an error if path is neither a block device nor a regular file. It is
+// checkKind returns an error if path is neither a block device nor a regular file. It is
 // for before an open, as opening a character device can have effects.
-func CheckKind(path string) error {
+func checkKind(path string) error {
 	fi, err := os.Stat(path)
 	if err == nil && !fi.Mode().IsRegular() && fi.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
 		err = fmt.Errorf("%s: is neither a block device nor a regular file", path)
