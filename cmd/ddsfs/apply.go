@@ -123,7 +123,7 @@ func (m *merge) run(args []string) error {
 	took := time.Since(begun)
 	switch {
 	case errors.Is(err, kernel.ErrNoMerge):
-		// A boot script that asks each time is not told that something failed.
+		// A boot script runs this each time, so it is no failure.
 		if !m.quiet && !m.asJSON {
 			fmt.Printf("%s: %v\n", target, kernel.ErrNoMerge)
 		}

@@ -15,12 +15,13 @@ import (
 	"ddsfs/cow/blockdev"
 )
 
-// readyVariable tells a process that was started in the background of the pipe on which
-// it says that it is ready. It is no flag, as the arguments may be spelled in any way.
+// readyVariable is the environment variable that tells a process in the background the
+// pipe on which to say that it is ready. It is no flag, as the arguments are passed on as
+// they are.
 const readyVariable = "DDSFS_READY_FD"
 
-// readyPipe returns that pipe, or nil if this process was not started so. Processes that
-// this one starts have none.
+// readyPipe returns that pipe, or nil if this process was not started in the background.
+// It is not passed on to other processes.
 func readyPipe() *os.File {
 	fd, err := strconv.Atoi(os.Getenv(readyVariable))
 	os.Unsetenv(readyVariable)
@@ -31,9 +32,9 @@ func readyPipe() *os.File {
 	return os.NewFile(uintptr(fd), "ready")
 }
 
-// startInBackground runs ddsfs with these arguments in a session of its own, and
-// returns when that process says that it is ready. If it ends before, it has said why
-// on stderr, and its exit code is returned.
+// startInBackground runs ddsfs with these arguments in a session of its own, and returns
+// when that process says that it is ready. If the process ends before that, it has said
+// why on stderr, and its exit code is returned.
 func startInBackground(args []string) error {
 	if err := blockdev.CheckProc(); err != nil {
 		return fmt.Errorf("start in the background: %w", err)
@@ -44,7 +45,7 @@ func startInBackground(args []string) error {
 	}
 	defer r.Close()
 	child := exec.Command("/proc/self/exe", args...)
-	// This process may have been called by another name.
+	// This process may have been started under another name.
 	child.Args[0] = "ddsfs"
 	child.Stderr = os.Stderr
 	// The first of the extra files is 3 in the new process.
@@ -52,8 +53,8 @@ func startInBackground(args []string) error {
 	child.Env = append(os.Environ(), readyVariable+"=3")
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 
-	// Files that the caller left open, as a shell's lock file, must not stay open as
-	// long as the directory is mounted. Kernels before 5.11 can't.
+	// Files that the caller left open, such as a shell's lock file, must not stay open as
+	// long as the directory is mounted. Kernels before 5.11 can't do that.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	// Control-C reaches only this process, as the other is in another session.
@@ -77,7 +78,7 @@ func startInBackground(args []string) error {
 		stop <- s
 	}
 	if len(stop) > 0 {
-		// It may have ended meanwhile, and then nothing is to be done.
+		// The process may have ended meanwhile, which is fine.
 		_ = child.Process.Signal(<-stop)
 	}
 	err = child.Wait()
@@ -91,8 +92,8 @@ func startInBackground(args []string) error {
 	return fmt.Errorf("the serving process: %w", err)
 }
 
-// detach tells the process that started this one that it is ready, and lets go
-// of what it shares with it.
+// detach tells the process that started this one that this one is ready, and closes the
+// files that they share.
 func detach(ready *os.File) error {
 	defer ready.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)

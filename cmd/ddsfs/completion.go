@@ -13,7 +13,7 @@ import (
 func completeFlags(c *cobra.Command) {
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		switch word, _ := pflag.UnquoteUsage(f); word {
-		case "", "file", "device": // no value, or what shells complete by themselves
+		case "", "file", "device": // no value, or one that shells complete by themselves
 		case "directory":
 			_ = c.MarkFlagDirname(f.Name) // fails for a flag that there is not
 		default:

@@ -22,13 +22,12 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// With this build tag the program writes the manual pages and the completions to a
-// directory, in place of its own work, and needs nothing for that in the binary that is
-// installed:
+// With this build tag, the program does nothing but write the manual pages and the
+// completions to a directory, so that the installed binary needs no code for that:
 //
 //	go run -tags documentation ./cmd/ddsfs DIRECTORY [SCRIPT]...
 //
-// Each SCRIPT gets the page that its --help amounts to.
+// Each SCRIPT gets a page that is made of its --help.
 func init() {
 	if err := writeDocumentation(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintf(os.Stderr, "ddsfs: documentation: %v\n", err)
@@ -37,14 +36,14 @@ func init() {
 	os.Exit(exitDone)
 }
 
-// man has the pages, as templates of go-md2man's markdown. Commands without one of their
-// own, and scripts, have that of command.8.
+// man has the pages, as templates of go-md2man's markdown. Scripts, and commands without
+// a template of their own, have that of command.8.
 //
 //go:embed man/*.md
 var man embed.FS
 
 func writeDocumentation(dir string, scripts []string) error {
-	// The date of the sources, so that the same sources give the same pages.
+	// Pages are dated by the sources, so that the same sources give the same pages.
 	seconds, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64)
 	if err != nil {
 		return fmt.Errorf("SOURCE_DATE_EPOCH, which dates the pages: %w", err)
@@ -108,8 +107,8 @@ func writeDocumentation(dir string, scripts []string) error {
 	)
 }
 
-// fishDirectories completes directories where nothing else goes: cobra's script takes
-// all files there.
+// fishDirectories completes only directories where no other file is allowed. Cobra's
+// script completes all files there.
 var fishDirectories = fmt.Sprintf(`
 complete -c ddsfs -n '__ddsfs_perform_completion_once; and string match -q :%d -- $__ddsfs_perform_completion_once_result[-1]' -xa '(__fish_complete_directories)'
 `, cobra.ShellCompDirectiveFilterDirs)
@@ -241,12 +240,12 @@ var (
 	notable   = regexp.MustCompile(`\B--?[a-z](?:[a-z-]*[a-z])?\b|\b[A-Z]+\b|\b[a-z.-]+\([1-8]\)`)
 	withValue = regexp.MustCompile(`(?:(=)|( ))([^ =*]+)\*\*$`)
 	lineBegin = regexp.MustCompile(`(?m)^([-+#:=]|\d+\.)`)
-	// literal escapes what is anything but text to markdown.
+	// literal escapes the characters that markdown does not take for text.
 	literal = strings.NewReplacer(`\`, `\\`, "`", "\\`", "*", `\*`, "_", `\_`, "[", `\[`, "]", `\]`, "<", `\<`, ">", `\>`, "&", `\&`, "|", `\|`)
 )
 
-// explained is what a list explains, in bold, with the value of a flag or an option in
-// italics.
+// explained returns the term of a list's entry in bold, with the value of a flag or an
+// option in italics.
 func explained(term string) string {
 	bold := "**" + strings.ReplaceAll(literal.Replace(term), ", ", "**, **") + "**"
 	return withValue.ReplaceAllString(bold, "$1**$2*$3*")

@@ -16,7 +16,7 @@ const (
 	exitUsage   = 2
 	exitRefused = 3 // to protect the target
 	exitDiffers = 4 // the data does not verify
-	// exitInterrupted is that of status alone, for monitoring.
+	// exitInterrupted is returned by status alone, for monitoring.
 	exitInterrupted = 5
 )
 

@@ -5,7 +5,7 @@
 // The packages of the module do the work, and data flows one way through them:
 //
 //	devices (cow/blockdev, cow/dm)
-//	   ↓ of which snapshots are a pair, and what changed (cow/snapshots, cow/chunks)
+//	   ↓ a pair of snapshots, and the chunks that changed (cow/snapshots, cow/chunks)
 //	layer: the changed chunks and what they hold (cow/layer)
 //	   ↓ encoded and sealed (cow)
 //	delta ─→ served as a file (fs), or written out (ddsfs extract)

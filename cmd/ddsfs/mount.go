@@ -114,7 +114,7 @@ func (m *mount) run(args []string) error {
 	if err != nil {
 		return err
 	}
-	// It is closed by the end of the process: Close could wait for a read that
+	// The pair is closed by the end of the process, as Close could wait for a read that
 	// hangs.
 	// Until here a signal just ends the process, even while it waits for a slow device.
 	// From here on a signal must not leave a mount without a server.

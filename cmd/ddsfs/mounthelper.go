@@ -77,7 +77,7 @@ func mountHelper(args []string, out io.Writer) error {
 	return nil
 }
 
-// helped is what mount(8) asks its helper for.
+// helped is a request of mount(8) to its helper.
 type helped struct {
 	device, mountpoint string
 	others             []string // the pair's other devices

@@ -50,7 +50,7 @@ func (p *pairFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&p.newID, "new-id", "", "`name` of the new state, where the devices have none (files)")
 }
 
-// check takes the devices that are given as arguments off args.
+// check sets the devices that are named by arguments, and returns the other arguments.
 func (p *pairFlags) check(args []string) ([]string, error) {
 	switch {
 	case p.full && (p.cow != "" || p.baseCheck || p.baseID != ""):

@@ -1,8 +1,8 @@
-// Command bench measures ddsfs side by side with what its work amounts to
-// without it, and with other tools that do it, if they are installed: rsync, lvmsync,
-// bdsync and blocksync-fast. It prints ratios: each round runs all ways one after the
-// other, and the medians over the rounds are compared. CPU seconds are those of all
-// processes that take part, the one that serves a mount among them.
+// Command bench measures ddsfs against the bare reads and writes of the same work, and
+// against other tools that do that work, if they are installed: rsync, lvmsync, bdsync
+// and blocksync-fast. It prints ratios: each round runs all ways one after the other, and
+// the medians over the rounds are compared. CPU seconds are those of all processes that
+// take part, including the one that serves a mount.
 //
 //	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] bin/ddsfs
 package main
@@ -263,7 +263,7 @@ func (b *bench) rivals(runs [][2]int64) (ways []way, err error) {
 		add("bdsync --patch", "bdsync --patch=target < bdsync.diff")
 	}
 	if has("rsync") && b.source == b.path("source") {
-		// It has to find out by itself what changed.
+		// This tool must find out by itself what changed.
 		ways = append(ways, way{name: "rsync --inplace --no-whole-file", run: func() error {
 			return b.shell("cp --reflink=auto before target && rsync -I --inplace --no-whole-file source target && sync target")
 		}})
@@ -372,8 +372,8 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// cpuTime is what this process, those that it waited for, and the one with that
-// number have used.
+// cpuTime returns the CPU time of this process, of those that it waited for, and of the
+// one with that number.
 func cpuTime(pid int) (time.Duration, error) {
 	var sum time.Duration
 	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
@@ -390,7 +390,7 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum + other, err
 }
 
-// processTime is what a process has used.
+// processTime returns the CPU time of a process.
 func processTime(pid int) (sum time.Duration, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -562,7 +562,7 @@ func (b *bench) shell(script string) error {
 	return nil
 }
 
-// dropCache takes what the kernel keeps of a file out of the page cache.
+// dropCache drops a file from the page cache.
 func (b *bench) dropCache(name string) error {
 	if name == "" {
 		return nil

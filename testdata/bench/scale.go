@@ -19,7 +19,7 @@ import (
 	"ddsfs/cow/report"
 )
 
-// scale is a large volume, of which all that is there are the lists of what changed.
+// scale is a large volume, of which only the lists of changes exist.
 type scale struct {
 	name        string
 	volumeBytes int64

@@ -15,10 +15,10 @@ import (
 
 // The host passes its arguments to a guest on the kernel's command line.
 
-// DiskArgument is what stands there before the device of the disk of that name.
+// DiskArgument begins the argument with the device of a disk; the disk's name follows.
 func DiskArgument(name string) string { return "lab.disk." + name + "=" }
 
-// BootArgument is what stands there before the number of the boot.
+// BootArgument begins the argument with the number of the boot.
 const BootArgument = "lab.boot="
 
 // Disk returns the path of the drive that the host gave this name. It is another one

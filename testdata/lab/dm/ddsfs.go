@@ -57,8 +57,8 @@ func Start(t testing.TB, ended chan<- string, args ...string) {
 	}()
 }
 
-// Status is what ddsfs status says of a target, in the given state directory. It ends
-// with exit code 5 if the target is half merged and nobody is at it.
+// Status returns what ddsfs status says about a target, in the given state directory. Its
+// exit code is 5 if the target is half merged and no process is at it.
 func Status(t testing.TB, stateDir, target string) string {
 	t.Helper()
 	stdout, stderr, code := Try(t, nil, "status", "--state-dir", stateDir, target)
@@ -83,8 +83,8 @@ func Fails(t testing.TB, stdin []byte, want int, words []string, args ...string)
 	}
 }
 
-// Until waits until the condition holds. Ten minutes are for what never comes true: a
-// machine with much else to do is slow.
+// Until waits until the condition holds. It gives up only after ten minutes, as a busy
+// machine is slow.
 func Until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SectorSize is what device mapper counts in.
+// SectorSize is the device mapper's unit, in bytes.
 const SectorSize = 512
 
 // Main is TestMain for a package of tests for the guest. It ends a run on any

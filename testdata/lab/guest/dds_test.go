@@ -47,7 +47,7 @@ func (o *openSVC) create(t *testing.T, name string) {
 	dm.Run(t, "lvcreate", "-s", "-n", "data_osvc_"+name, "-L", "24M", o.path("data"))
 }
 
-// full is its full sync, which nobody records.
+// full is OpenSVC's full sync, which is not recorded.
 func (o *openSVC) full(t *testing.T) {
 	t.Helper()
 	o.create(t, "snap1")

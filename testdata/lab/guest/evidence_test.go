@@ -25,8 +25,8 @@ func attach(t *testing.T, args ...string) (path string, detach func()) {
 	return path, detach
 }
 
-// A loop device is what its file is, whatever its number; and a part of a file is
-// none of what happens to the others.
+// A loop device has the record of its file, under any number; and writes to one part of a
+// file don't touch the record of another part.
 func TestTargetLoop(t *testing.T) {
 	c := newChain(t, 8)
 	dir := t.TempDir()
@@ -70,7 +70,7 @@ func TestTargetLoop(t *testing.T) {
 	c.TakenAfterFull(t, "a loop device with another file of that name", target, 7)
 }
 
-// A part of a file and a partition of a disk are none of what happens beside them.
+// Writes beside a part of a file, or beside a partition of a disk, don't touch it.
 func TestTargetPart(t *testing.T) {
 	const start = dm.ChainBytes + 1<<20
 	for _, kind := range []struct {

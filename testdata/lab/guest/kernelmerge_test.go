@@ -451,7 +451,7 @@ func TestKernelMergeGone(t *testing.T) {
 	finished("without the kernel: the target", m.New)
 	back()
 
-	// Left to the kernel, nobody knows whether somebody wrote to the device.
+	// After ddsfs has left the merge to the kernel, others may have written to the device.
 	gone(syscall.SIGTERM, nil)
 	dm.Fails(t, nil, 3, []string{target.Path, "nobody watched", "--resume"}, m.args(good, target.Path)...)
 	dm.Ddsfs(t, resume...)

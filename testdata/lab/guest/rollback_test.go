@@ -81,9 +81,9 @@ func TestTargetRolledBack(t *testing.T) {
 	c.TakenAfterFull(t, "a volume that was rolled back", target, 3)
 }
 
-// Nothing that leaves the content of a target as it is keeps a delta from it: not that
-// it is activated anew, that a snapshot of it comes and goes, nor that it is moved,
-// extended or renamed. A write does.
+// A target takes a delta after anything that leaves its content as it is: a new
+// activation, a snapshot that comes and goes, a move, an extension or another name. After
+// a write it does not.
 func TestTargetMoved(t *testing.T) {
 	c := newChain(t, 7)
 	target, disks := newTarget(t, "here")

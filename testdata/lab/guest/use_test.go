@@ -12,7 +12,7 @@ import (
 	"ddsfs/testdata/lab/dm"
 )
 
-// A target that somebody uses is refused, and is not written to.
+// A target that is in use is refused, and is not written to.
 func TestTargetInUse(t *testing.T) {
 	m := newMerges(t)
 	disk := dm.Blank(t, mergeSectors)
