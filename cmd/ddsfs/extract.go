@@ -98,17 +98,17 @@ func (x *extract) write(p *snapshots.Pair) error {
 // copy writes the delta of a pair to out.
 func (x *extract) copy(out io.Writer, delta layer.Volume, p *snapshots.Pair, progress func(done int64)) error {
 	at := int64(0)
-	for piece, err := range cow.Through(delta) {
+	for part, err := range cow.Through(delta) {
 		if err != nil {
 			// An overflowed snapshot's status says more than its EIO.
-			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(len(piece)), err), p.CheckSource())
+			return errors.Join(fmt.Errorf("delta: at byte %d: %w", at+int64(len(part)), err), p.CheckSource())
 		}
-		if at+int64(len(piece)) == delta.Size() {
+		if at+int64(len(part)) == delta.Size() {
 			if err := p.CheckSource(); err != nil {
 				return err
 			}
 		}
-		n, err := out.Write(piece)
+		n, err := out.Write(part)
 		at += int64(n)
 		if x.unsealed && errors.Is(err, syscall.EPIPE) && at >= p.Unsealed.Layout().DataEnd() {
 			return nil // dds stops reading at the last data chunk

@@ -41,9 +41,9 @@ func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relat
 // inventory has all block devices that have a size, the files that they show, and what
 // they are made of.
 type inventory struct {
-	infos  map[deviceID]Info
-	loops  map[deviceID]*loopDevice
-	layout layout
+	infos map[deviceID]Info
+	loops map[deviceID]*loopDevice
+	stack stack
 	// order is the order of the names in sysfs, with each file after its device.
 	order []deviceID
 }
@@ -57,12 +57,12 @@ func (i Info) Overlaps() ([]Overlap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: what has the same sectors: %w", i.Path, err)
 	}
-	mine := all.layout.extents(i.id().whole())
+	mine := all.stack.extents(i.id().whole())
 	below := make(map[deviceID]bool)
-	all.layout.below(i.id(), false, below)
+	all.stack.below(i.id(), false, below)
 	var list []Overlap
 	for _, id := range all.order {
-		if id == i.id() || !overlap(all.layout.extents(id.whole()), mine) {
+		if id == i.id() || !overlap(all.stack.extents(id.whole()), mine) {
 			continue
 		}
 		relation, err := all.relation(i, all.infos[id], below)
@@ -84,7 +84,7 @@ func (i Info) Shares(other Info) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("%s: does it have sectors of %s: %w", i.Path, other.Path, err)
 	}
-	return overlap(all.layout.extents(i.id().whole()), all.layout.extents(other.id().whole())), nil
+	return overlap(all.stack.extents(i.id().whole()), all.stack.extents(other.id().whole())), nil
 }
 
 // LoopDevices returns the loop devices that show bytes of this device or file, except
@@ -117,7 +117,7 @@ func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, e
 		return BelowIt, nil
 	}
 	above := make(map[deviceID]bool)
-	d.layout.below(other.id(), false, above)
+	d.stack.below(other.id(), false, above)
 	if _, ok := above[i.id()]; !ok {
 		return BesideIt, nil
 	}
@@ -129,7 +129,7 @@ func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, e
 
 // takeInventory finds all block devices, and what they are made of.
 func takeInventory() (inventory, error) {
-	d := inventory{make(map[deviceID]Info), make(map[deviceID]*loopDevice), make(layout), nil}
+	d := inventory{make(map[deviceID]Info), make(map[deviceID]*loopDevice), make(stack), nil}
 	folders, err := filepath.Glob("/sys/class/block/*")
 	if err != nil {
 		return inventory{}, err
@@ -162,7 +162,7 @@ func (d *inventory) add(i Info) error {
 	}
 	id := i.id()
 	d.know(i)
-	d.layout[id] = segments
+	d.stack[id] = segments
 	if loop != nil {
 		d.loops[id] = loop
 		if file, ok := loop.file(); ok {

@@ -69,9 +69,9 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// labLayout is a layout as hosts have it.
-func labLayout() layout {
-	l := make(layout)
+// labStack is a stack as hosts have them.
+func labStack() stack {
+	l := make(stack)
 	part := func(n dm.Number, start, end int64) {
 		l[blockID(n)] = []segment{{end: end - start, on: at(disk, start, end)}}
 	}
@@ -104,7 +104,7 @@ func labLayout() layout {
 }
 
 func TestOverlap(t *testing.T) {
-	l := labLayout()
+	l := labStack()
 	names := map[string]dm.Number{"disk": disk, "vdb1": vdb1, "vdb2": vdb2, "other": other}
 	for minor, name := range []string{
 		"lv0", "lv1", "lv2", "lv3", "origin", "real", "snapshot", "cow", "tmeta", "tdata", "pool", "thin1", "thin2", "thin2p1", "thin2p2", "twin0", "twin1",
@@ -139,8 +139,8 @@ func TestOverlap(t *testing.T) {
 	}
 }
 
-func TestBelowLayout(t *testing.T) {
-	l := labLayout()
+func TestBelowStack(t *testing.T) {
+	l := labStack()
 	for name, c := range map[string]struct {
 		of   dm.Number
 		want map[dm.Number]bool
@@ -164,8 +164,8 @@ func TestBelowLayout(t *testing.T) {
 }
 
 // Tables that change while they are read may form a ring, or hold senseless numbers.
-func TestLayoutWithoutSense(t *testing.T) {
-	l := make(layout)
+func TestStackWithoutSense(t *testing.T) {
+	l := make(stack)
 	a, b := dmNumber(1), dmNumber(2)
 	l[blockID(a)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:2 0")})
 	l[blockID(b)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:1 0")})

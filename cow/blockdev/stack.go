@@ -41,15 +41,16 @@ type segment struct {
 	claimed bool
 }
 
-// layout has the segments of each device. The devices and files at the bottom have none.
-type layout map[deviceID][]segment
+// stack says what each device is stacked on, by its segments. The devices and files at
+// the bottom have none.
+type stack map[deviceID][]segment
 
 // extents returns the extents that a part of a device consists of at the bottom, and
 // those in each device on the way that scatters it.
-func (l layout) extents(e extent) []extent { return l.follow(nil, e, deepest) }
+func (s stack) extents(e extent) []extent { return s.follow(nil, e, deepest) }
 
-func (l layout) follow(list []extent, e extent, depth int) []extent {
-	segments := l[e.device]
+func (s stack) follow(list []extent, e extent, depth int) []extent {
+	segments := s[e.device]
 	if len(segments) == 0 || depth == 0 {
 		return append(list, e)
 	}
@@ -67,7 +68,7 @@ func (l layout) follow(list []extent, e extent, depth int) []extent {
 			on.end = min(on.end, plus(on.start, end-start))
 		}
 		on.scattered = on.scattered || e.scattered
-		list = l.follow(list, on, depth-1)
+		list = s.follow(list, on, depth-1)
 	}
 	if scatters {
 		list = append(list, e)
@@ -77,12 +78,12 @@ func (l layout) follow(list []extent, e extent, depth int) []extent {
 
 // below adds all devices and files below one to found, each with whether the devices in
 // between claim it.
-func (l layout) below(id deviceID, claimed bool, found map[deviceID]bool) {
-	for _, p := range l[id] {
+func (s stack) below(id deviceID, claimed bool, found map[deviceID]bool) {
+	for _, p := range s[id] {
 		claims := claimed || p.claimed
 		if was, ok := found[p.on.device]; !ok || was && !claims {
 			found[p.on.device] = claims
-			l.below(p.on.device, claims, found)
+			s.below(p.on.device, claims, found)
 		}
 	}
 }
