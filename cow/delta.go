@@ -47,7 +47,7 @@ func (d *Delta) withSeal(s Seal) *Delta {
 // Size returns the size of the store in bytes.
 func (d *Delta) Size() int64 { return d.layout.Bytes() }
 
-// Layer is what the delta encodes.
+// Layer returns the layer that the delta encodes.
 func (d *Delta) Layer() layer.Layer { return d.layer }
 
 // Layout tells where in the store each thing lies.

@@ -3,9 +3,10 @@
 //
 //   - [Encode] lays the changed chunks of a layer out as a store ([Layout]) that is
 //     computed as it is read ([Delta]), and [NewSealed] adds digests to it ([Sealed]).
-//   - [Open] and [ReadStore] check a store and read which chunks it has ([Store]).
-//     Store.Verify compares it with its digests, and Store.Layer is what it holds.
-//   - [NewDecoder] reads a delta from a pipe, from its beginning to its end.
+//   - [Open] and [ReadStore] open and check a store ([Store]), whose list says which
+//     chunks it has. Store.Verify compares a delta with its digests, and Store.Layer
+//     returns the layer that it encodes.
+//   - [NewDecoder] reads a delta from a pipe, from beginning to end.
 //
 // The package knows no FUSE, no target, and no device other than as a volume, which
 // is bytes with a size. Package layer defines volumes and layers, package snapshots

@@ -277,7 +277,7 @@ func (p process) signal(t *testing.T, s unix.Signal) {
 	must(t, unix.PidfdSendSignal(p.fd, s, nil, 0))
 }
 
-// signalled tells whether a signal waits for the process, or has ended it.
+// signalled reports whether a signal waits for the process, or has ended it.
 func (p process) signalled(t *testing.T) bool {
 	t.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.pid))
@@ -303,7 +303,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// mounted tells whether something is mounted there.
+// mounted reports whether something is mounted there.
 func mounted(t *testing.T, dir string) bool {
 	t.Helper()
 	return strings.Contains(string(read(t, "/proc/self/mounts")), " "+dir+" ")

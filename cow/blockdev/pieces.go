@@ -50,7 +50,7 @@ const (
 // pieceSet says for each of piecesAtOnce pieces whether it was filled.
 type pieceSet [piecesAtOnce]bool
 
-// ReadPieces implements layer.Pieces.
+// ReadPieces implements [layer.Pieces].
 func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
 	for n < len(pieces) {
 		count := min(piecesAtOnce, len(pieces)-n)

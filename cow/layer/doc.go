@@ -7,7 +7,9 @@
 // All that ddsfs does is a function of layers and volumes. A delta is the encoding of a
 // layer (package cow). A merge writes a layer into a target (package apply). An
 // [Overlay] is a volume with any number of layers over it, such as a target as it will
-// be, or as it was. Functions that make a layer out of others, or compare a volume
-// with what it should hold, belong in this package; what finds out which chunks changed
-// belongs in a package beside it, and what shows a volume to users in package fs.
+// be, or as it was.
+//
+// Functions that make a layer out of others, or that compare a volume with what it should
+// hold, belong in this package. Each source that tells which chunks changed has a package
+// beside it, and package fs shows volumes to users.
 package layer

@@ -21,8 +21,8 @@ type Pieces interface {
 	ReadPieces(pieces [][]byte, offsets []int64) (n int, err error)
 }
 
-// Late is a volume that works on what was read, such as taking digests, while the reader
-// need not wait for that.
+// Late is a volume with work to do on the data that was read, such as taking digests,
+// for which the reader need not wait.
 type Late interface {
 	Volume
 	// ReadFirst is ReadAt without that work. Each ReadFirst that fills p must be

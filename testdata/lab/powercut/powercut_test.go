@@ -238,7 +238,7 @@ func recordFile(t *testing.T, dir string) string {
 	return names[0]
 }
 
-// begun tells whether a file is being written that is to get the name.
+// begun reports whether a file is being written that is to get the name.
 func begun(t *testing.T, path string) bool {
 	t.Helper()
 	names, err := filepath.Glob(path + "*.part")
