@@ -139,7 +139,7 @@ func parseSeal(h Header, sector []byte) (*Seal, error) {
 	le := binary.LittleEndian
 	if string(sector[sealOffset:sealOffset+len(sealMagic)]) != sealMagic {
 		at := firstNonZero(sector[headerBytes:]) + headerBytes
-		return nil, &formatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero behind its header nor sealed: the delta is damaged"}
+		return nil, &formatError{"byte", uint64(sector[at]), int64(at), "chunk 0 is neither zero after its header nor sealed: the delta is damaged"}
 	}
 	if v := le.Uint32(sector[72:]); v != SealVersion {
 		return nil, &formatError{"seal version", uint64(v), 72, "only version 1 is known: a later ddsfs made this delta, or it is damaged"}
@@ -181,7 +181,7 @@ func parseSeal(h Header, sector []byte) (*Seal, error) {
 			return nil, &formatError{"byte", uint64(id[bad]), int64(at + bad), "is none of an identity's"}
 		}
 		if bad := firstNonZero(rest); bad >= 0 {
-			return nil, &formatError{"byte", uint64(rest[bad]), int64(at + identityBytes - len(rest) + bad), "must be zero behind an identity"}
+			return nil, &formatError{"byte", uint64(rest[bad]), int64(at + identityBytes - len(rest) + bad), "must be zero after an identity"}
 		}
 		*to = string(id)
 	}

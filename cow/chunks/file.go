@@ -65,7 +65,7 @@ func Read(r io.Reader) (s *Set, chunkBytes int64, err error) {
 			return nil, 0, fmt.Errorf("set of chunks: %w", err)
 		}
 		if n == 0 || gap > limit || n > maxSetChunks-count || end+gap+n > limit {
-			return nil, 0, fmt.Errorf("set of chunks: a run of %d chunks, %d behind chunk %d", n, gap, end)
+			return nil, 0, fmt.Errorf("set of chunks: a run of %d chunks, %d after chunk %d", n, gap, end)
 		}
 		b.AddRange(end+gap, end+gap+n)
 		end, count = end+gap+n, count+n
