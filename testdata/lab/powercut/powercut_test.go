@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -238,14 +239,18 @@ func recordFile(t *testing.T, dir string) string {
 	return names[0]
 }
 
-// begun reports whether a file is being written that is to get the name.
+// begun reports whether a file is being written that is to get the name: it has none
+// yet, and a process has it open in that directory.
 func begun(t *testing.T, path string) bool {
 	t.Helper()
-	names, err := filepath.Glob(path + "*.part")
+	open, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(names) > 0
+	return slices.ContainsFunc(open, func(fd string) bool {
+		file, err := os.Readlink(fd)
+		return err == nil && filepath.Dir(file) == filepath.Dir(path) && strings.HasPrefix(filepath.Base(file), "#") && strings.HasSuffix(file, " (deleted)")
+	})
 }
 
 // flushes is how many flushes a disk has completed.
