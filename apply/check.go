@@ -10,6 +10,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
+	"ddsfs/cow/wayout"
 )
 
 // badBlocks collects the blocks that don't match their digests.
@@ -28,7 +29,7 @@ func (b *badBlocks) err() error {
 	if b.count == 0 {
 		return nil
 	}
-	return fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w: copy it again (ddsfs verify says which)", b.count, b.first*cow.BlockBytes, cow.ErrMismatch)
+	return wayout.Add(fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w", b.count, b.first*cow.BlockBytes, cow.ErrMismatch), wayout.CopyAgain)
 }
 
 // factsOf is what decides whether a delta may be merged into a target of that size. Which
@@ -61,9 +62,9 @@ func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Check
 }
 
 // Receive writes the delta that comes from r to f, and looks it through there as Check
-// does. The directory is the one in which f needs room; instead says, if there is none,
-// what else there is to do.
-func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir, instead string, stage Stage) (*Checked, error) {
+// does. The directory is the one in which f needs room; instead is the way out, besides
+// another directory, if there is none.
+func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir string, instead wayout.Way, stage Stage) (*Checked, error) {
 	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
 	if err != nil {
 		return nil, err
@@ -99,12 +100,12 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 	case record.Prove:
 		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
 	case record.Done:
-		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it; --assume-base writes the delta once more, and a full delta all there is")
+		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it", wayout.WriteAgain)
 		var refused *RefusedError
 		if !c.Facts.Full || !errors.As(err, &refused) {
 			return c, err
 		}
-		m.Known.Touched = refused.Reason
+		m.Known.Touched = refused.Reason.Error()
 		_, c.How, err = m.Decide(d)
 		return c, err
 	}
@@ -142,7 +143,7 @@ func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, 
 	case how.Verdict == record.Refuse && m.notCompared != nil:
 		err = m.asBefore(m.notCompared)
 	case how.Verdict == record.Refuse:
-		err = m.Target.Refused("%s", how.Reason)
+		err = m.Target.Refused("%w", how.Reason)
 	}
 	return facts, how, err
 }
@@ -150,7 +151,7 @@ func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, 
 // prove compares the target with the delta's digests of the base's content, or of the
 // new state's, and refuses it for the reason, which has the place of a text that says
 // where they differ.
-func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason string) error {
+func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason string, ways ...wayout.Way) error {
 	content, done, err := m.Target.content()
 	if err != nil {
 		return err
@@ -163,7 +164,7 @@ func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason 
 	}
 	if bad.count > 0 {
 		first, _, _ := d.BlockChunks(bad.first)
-		return m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, first))
+		return wayout.Add(m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, first)), ways...)
 	}
 	return nil
 }

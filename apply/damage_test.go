@@ -3,6 +3,7 @@ package apply_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow"
+	"ddsfs/cow/wayout"
 )
 
 // Every length that a transfer can break off at.
@@ -198,8 +200,8 @@ func TestSpoolError(t *testing.T) {
 			if err == nil {
 				t.Fatal("no error")
 			}
-			for _, word := range []string{"--spool", "--stream", spool} {
-				if !strings.Contains(err.Error(), word) {
+			for _, word := range []string{string(wayout.OtherSpool), string(wayout.StreamInstead), spool} {
+				if !strings.Contains(fmt.Sprint(err, wayout.From(err)), word) {
 					t.Errorf("no %s in %q", word, err)
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/report"
+	"ddsfs/cow/wayout"
 )
 
 // Merger merges one delta into a target that it holds: the target is open, nobody else
@@ -83,7 +84,7 @@ func (m *Merger) CheckNotUsedUp(in *blockdev.Device) error {
 	}
 	defer store.Close()
 	if store.Info().Same(in.Info()) {
-		return m.Target.Refused("the kernel has begun to use up that delta: %s", record.ResumeWith(m.Target.Path))
+		return wayout.Add(m.Target.Refused("the kernel has begun to use up that delta"), wayout.ResumeKernel.Of(m.Target.Path))
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ var ErrSignal = errors.New("stopped by a signal")
 
 // BrokenOff hides from errors.As that the error of a merge that had begun was a refusal:
 // a refusal says that nothing was written.
-func BrokenOff(err error) error { return &brokenOff{err} }
+func BrokenOff(err error) error { return wayout.Add(&brokenOff{err}, wayout.From(err)...) }
 
 type brokenOff struct{ err error }
 

@@ -105,8 +105,8 @@ func Paths(infos []blockdev.Info) string {
 }
 
 // InUse says who uses a block device that can't be claimed.
-func InUse(path string) string {
-	const unknown = "it is in use: unmount it, and close what is stacked on it"
+func InUse(path string) error {
+	unknown := errors.New("it is in use: unmount it, and close what is stacked on it")
 	f, err := os.Open(path)
 	if err != nil {
 		return unknown
@@ -117,13 +117,13 @@ func InUse(path string) string {
 		return unknown
 	}
 	if text, err := mountedAs(info); err == nil && text != "" {
-		return "it " + text
+		return errors.New("it " + text)
 	}
-	if text, err := usedByOurs(info, path); err == nil && text != "" {
-		return text
+	if used, err := usedByOurs(info, path); err == nil && used != nil {
+		return used
 	}
 	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
-		return fmt.Sprintf("it is in use by %s, which is stacked on it", Paths(holders))
+		return fmt.Errorf("it is in use by %s, which is stacked on it", Paths(holders))
 	}
 	// Who claims a partition claims its disk, and the other way round.
 	overlaps, err := info.Overlaps()
@@ -132,13 +132,13 @@ func InUse(path string) string {
 	}
 	for _, other := range overlaps {
 		if text, err := mountedAs(other.Info); err == nil && text != "" {
-			return fmt.Sprintf("%s %s", other, text)
+			return fmt.Errorf("%s %s", other, text)
 		}
 		if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
 			continue
 		}
 		if holders, err := other.Holders(); err == nil && len(holders) > 0 {
-			return fmt.Sprintf("%s is in use by %s, which is stacked on it", other, Paths(holders))
+			return fmt.Errorf("%s is in use by %s, which is stacked on it", other, Paths(holders))
 		}
 	}
 	users, err := usersOf(info, overlaps)
@@ -146,11 +146,11 @@ func InUse(path string) string {
 		return unknown
 	}
 	if len(users[0]) > 0 {
-		return fmt.Sprintf("%s has claimed it", users[0][0])
+		return fmt.Errorf("%s has claimed it", users[0][0])
 	}
 	for n, other := range overlaps {
 		if text, err := openedBy(other, users[1+n]); err == nil && text != "" {
-			return fmt.Sprintf("%s %s", other, text)
+			return fmt.Errorf("%s %s", other, text)
 		}
 	}
 	return unknown

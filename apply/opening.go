@@ -52,18 +52,18 @@ func notOpened(path string, err error) error {
 	}
 	// Some drivers let nobody open it for writing, others let writes fail.
 	if info, err := blockdev.Lookup(path); err == nil && info.Block && info.ReadOnly() {
-		return &RefusedError{path, readOnly}
+		return &RefusedError{path, errReadOnly}
 	}
 	return fmt.Errorf("target: %w", err)
 }
 
-const readOnly = "it is read-only: make it writable (lvchange -prw, blockdev --setrw), or name another one"
+var errReadOnly = errors.New("it is read-only: make it writable (lvchange -prw, blockdev --setrw), or name another one")
 
 // CheckWritable refuses a block device that is read-only, also for those whose writes
 // are the kernel's.
 func (t *Target) CheckWritable() error {
 	if t.info.Block && t.info.ReadOnly() {
-		return t.Refused(readOnly)
+		return t.Refused("%w", errReadOnly)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 
 	"ddsfs/cow/files"
 	"ddsfs/cow/report"
+	"ddsfs/cow/wayout"
 )
 
 // Options say how to merge.
@@ -31,8 +32,8 @@ type Options struct {
 	WriteZeros bool
 	// DryRun checks all, and changes nothing.
 	DryRun bool
-	// Warn, if set, is told of what the user should know.
-	Warn func(message string)
+	// Warn, if set, is told of what the user should know, and which ways out there are.
+	Warn func(message string, ways ...wayout.Way)
 	// Progress, if set, is told of the bytes that were handled and of how many
 	// there are, 0 if that is not known. It is not called by two goroutines at
 	// once.
@@ -53,9 +54,9 @@ type Options struct {
 // whether it is there.
 func (o Options) Complete() Options {
 	warn := o.Warn
-	o.Warn = func(message string) {
+	o.Warn = func(message string, ways ...wayout.Way) {
 		if warn != nil && message != "" {
-			warn(message)
+			warn(message, ways...)
 		}
 	}
 	if o.Progress == nil {

@@ -6,6 +6,7 @@ import (
 
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/wayout"
 )
 
 // The dm uuids of the devices that package apply/kernel makes, by which they are known
@@ -27,17 +28,16 @@ func IsMerging(table []dm.Target) bool {
 	return len(table) > 0 && table[0].Type == dm.KindMerge
 }
 
-// usedByOurs says which device of ours shows the target, and what to do about it;
-// "" if none does.
-func usedByOurs(info blockdev.Info, path string) (string, error) {
+// usedByOurs says which device of ours shows the target, nil if none does.
+func usedByOurs(info blockdev.Info, path string) (used, err error) {
 	below, err := info.LoopDevices()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, i := range append(below, info) {
 		holders, err := i.Holders()
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		for _, h := range holders {
 			uuid, name := h.DMUUID(), h.DMName()
@@ -45,13 +45,13 @@ func usedByOurs(info blockdev.Info, path string) (string, error) {
 				continue
 			}
 			if table, err := dm.Table(h.Number); err == nil && IsMerging(table) {
-				return fmt.Sprintf("the kernel merges into it as /dev/mapper/%s: ddsfs apply --kernel --resume %s finishes that", name, path), nil
+				return wayout.Add(fmt.Errorf("the kernel merges into it as /dev/mapper/%s", name), wayout.ResumeKernel.Of(path)), nil
 			}
 			if strings.HasSuffix(uuid, HiddenSuffix) {
 				name = strings.TrimSuffix(name, HiddenSuffix)
 			}
-			return fmt.Sprintf("it is attached as /dev/mapper/%s: ddsfs detach %[1]s first", name), nil
+			return wayout.Add(fmt.Errorf("it is attached as /dev/mapper/%s", name), wayout.Detach.Of(name)), nil
 		}
 	}
-	return "", nil
+	return nil, nil
 }

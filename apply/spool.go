@@ -13,6 +13,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
+	"ddsfs/cow/wayout"
 )
 
 // spoolFile holds a delta that came from a pipe. It has no name, so that nothing
@@ -37,12 +38,12 @@ func (s *spoolFile) Size() int64 { return s.size }
 func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := files.Unnamed(o.SpoolDir)
 	if err != nil {
-		return nil, fmt.Errorf("spool: %w (--spool names another directory, ddsfs apply --stream writes without one)", err)
+		return nil, wayout.Add(fmt.Errorf("spool: %w", err), wayout.OtherSpool, wayout.StreamInstead)
 	}
 	s = &spoolFile{OSFile: files.OSFile{File: f}}
 	behind := files.Behind(s, 0)
 	s.size, s.taken, err = receive(ctx, name, r, s, &behind,
-		room{o.SpoolDir, ", copy the delta to a file and apply that, or write without a spool (ddsfs apply --stream)"},
+		room{o.SpoolDir, wayout.StreamInstead},
 		func(done, total int64) { o.Progress(Receiving, done, total) })
 	if err != nil {
 		f.Close()
@@ -166,8 +167,8 @@ func (p Patient) Read(b []byte) (int, error) {
 // room is a directory that a delta is to fit in.
 type room struct {
 	dir string
-	// instead is what else there is to do but to name another.
-	instead string
+	// instead is the way out besides another directory.
+	instead wayout.Way
 }
 
 // check fails if so many bytes do not fit.
@@ -183,5 +184,5 @@ func (r room) check(bytes int64) error {
 }
 
 func (r room) none(what string) error {
-	return fmt.Errorf("spool: no room in %s, %s; nothing was written to the target: name a directory with more (--spool)%s", r.dir, what, r.instead)
+	return wayout.Add(fmt.Errorf("spool: no room in %s, %s; nothing was written to the target", r.dir, what), wayout.OtherSpool, r.instead)
 }

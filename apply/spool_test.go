@@ -17,6 +17,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/layer"
+	"ddsfs/cow/wayout"
 )
 
 // sealed is the sealed delta of a whole volume.
@@ -81,8 +82,8 @@ func TestSpoolTooSmallForASealedDelta(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, says := range []string{fmt.Sprint(s.Size()), dir, "--spool", "--stream"} {
-		if !strings.Contains(err.Error(), says) {
+	for _, says := range []string{fmt.Sprint(s.Size()), dir, string(wayout.OtherSpool), string(wayout.StreamInstead)} {
+		if !strings.Contains(fmt.Sprint(err, wayout.From(err)), says) {
 			t.Errorf("no %q in %q", says, err)
 		}
 	}

@@ -22,12 +22,15 @@ import (
 // written.
 type RefusedError struct {
 	Target string
-	Reason string
+	Reason error
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("target %s: refused: %s", e.Target, e.Reason)
+	return fmt.Sprintf("target %s: refused: %v", e.Target, e.Reason)
 }
+
+// Unwrap returns the reason.
+func (e *RefusedError) Unwrap() error { return e.Reason }
 
 // Target is the device or file that is merged into, held so that nobody else can
 // claim it as long as it is open.
@@ -116,8 +119,8 @@ func (t *Target) CheckUnused(o Own) error {
 		}
 	}
 	if len(loops) > 0 {
-		if text, err := usedByOurs(t.info, t.Path); err == nil && text != "" {
-			return t.Refused("%s", text)
+		if used, err := usedByOurs(t.info, t.Path); err == nil && used != nil {
+			return t.Refused("%w", used)
 		}
 		return t.Refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", Paths(loops))
 	}
@@ -179,7 +182,7 @@ func (t *Target) checkOpeners(own int, overlaps []blockdev.Overlap) error {
 
 // Refused is the error that the target is not written to, for that reason.
 func (t *Target) Refused(format string, args ...any) error {
-	return &RefusedError{t.Path, fmt.Sprintf(format, args...)}
+	return &RefusedError{t.Path, fmt.Errorf(format, args...)}
 }
 
 // CheckApart refuses a delta that is read from the target itself.

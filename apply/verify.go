@@ -43,7 +43,7 @@ func (b Block) String() string {
 func (v Verification) Err() error {
 	switch {
 	case !v.Sealed:
-		return errors.New("delta: it is not sealed, and its data can't be verified: it was made by dds, or with extract --unsealed; its list is well-formed")
+		return errors.New("delta: it is not sealed, and its data can't be verified: it was made by dds, or without a seal; its list is well-formed")
 	case len(v.BadDelta) > 0:
 		return fmt.Errorf("delta: %d of its %d MiB: %w: copy it again", len(v.BadDelta), v.Blocks, cow.ErrMismatch)
 	case len(v.BadTarget) > 0:

@@ -6,15 +6,14 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"ddsfs/cow/wayout"
 )
 
-// foreignError says what a file is that is neither a delta nor a store.
-type foreignError struct {
-	What string // "compressed with zstd"
-	Way  string // what to do
-}
+// foreignError says what something is that is neither a delta nor a store.
+type foreignError struct{ what string }
 
-func (e *foreignError) Error() string { return "it is " + e.What + ": " + e.Way }
+func (e *foreignError) Error() string { return "it is " + e.what }
 
 // Is tells errors.Is that the data is at fault.
 func (e *foreignError) Is(target error) bool { return target == ErrBadData }
@@ -43,23 +42,23 @@ const quotedBytes = 60
 func identify(b []byte) error {
 	for _, p := range packed {
 		if bytes.HasPrefix(b, []byte(p.begins)) {
-			return &foreignError{p.what, p.unpack + " FILE | ddsfs apply - TARGET unpacks it on its way"}
+			return wayout.Add(&foreignError{p.what}, wayout.Unpack.Of(p.unpack))
 		}
 	}
 	switch {
 	case isOpenPGP(b):
-		return &foreignError{"encrypted with gpg", "gpg -d FILE | ddsfs apply - TARGET unpacks it on its way"}
+		return wayout.Add(&foreignError{"encrypted with gpg"}, wayout.Unpack.Of("gpg -d"))
 	case !isText(b):
 		return nil
 	case isHTML(b):
-		return &foreignError{"an HTML page", "a server sent it in place of the delta, and says why in it"}
+		return &foreignError{"an HTML page: a server sent it in place of the delta, and says why in it"}
 	}
 	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
 	if len(line) > quotedBytes {
 		line = line[:quotedBytes]
 	}
 	quoted := strings.ToValidUTF8(string(line), "")
-	return &foreignError{fmt.Sprintf("text that begins with %q", quoted), "no delta, and no COW device: if it was sent, this is what the sender or a login script said"}
+	return &foreignError{fmt.Sprintf("text that begins with %q: no delta, and no COW device: if it was sent, this is what the sender or a login script said", quoted)}
 }
 
 // isOpenPGP reports whether b begins with the packet of a session key (RFC 4880, 5.1

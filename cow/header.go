@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/wayout"
 )
 
 const (
@@ -98,7 +99,8 @@ func (h Header) checkValid() error {
 	if h.Valid {
 		return nil
 	}
-	return &formatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger"}
+	err := &formatError{"valid", 0, 4, "the snapshot is invalid: it overflowed or was dropped, and changes are missing from it: make the next one larger"}
+	return wayout.Add(err, wayout.FirstSync)
 }
 
 // Append appends the header's headerBytes bytes to b.

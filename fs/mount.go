@@ -16,6 +16,8 @@ import (
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"ddsfs/cow/wayout"
 )
 
 // TypeName is the file system's type, as mount(8) and /proc/mounts show it after
@@ -141,7 +143,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	case err != nil && asRoot:
 		return nil, &UnableError{fmt.Errorf("mount on %s: %w (is the kernel's fuse module loaded, and /dev/fuse there?)", mountpoint, err)}
 	case err != nil:
-		return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and for --allow-other user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
+		return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and, for others to be let in, user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
 	}
 	m := &Mounted{server: server, mountpoint: path}
 	m.readAhead()
@@ -194,7 +196,7 @@ func checkMountpoint(path string) error {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("mountpoint %s: not a directory", path)
 	case errors.Is(err, syscall.ENOTCONN):
-		return fmt.Errorf("mountpoint %s: an earlier mount lost its server: unmount it first (ddsfs unmount)", path)
+		return wayout.Add(fmt.Errorf("mountpoint %s: an earlier mount lost its server", path), wayout.Unmount.Of(path))
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("mountpoint %s: no such directory: create it first", path)
 	case err != nil:
@@ -223,7 +225,7 @@ func mountedThere(path string) error {
 	case err != nil || mount == nil:
 		return nil
 	case isOurs(mount):
-		return fmt.Errorf("mountpoint %s: %s of %s is mounted there already: unmount it first (ddsfs unmount), or name another directory", path, TypeName, mount.Source)
+		return wayout.Add(fmt.Errorf("mountpoint %s: %s of %s is mounted there already", path, TypeName, mount.Source), wayout.Unmount.Of(path))
 	}
 	return fmt.Errorf("mountpoint %s: %s (%s) is mounted there: unmount it first, or name another directory", path, mount.Source, mount.FSType)
 }

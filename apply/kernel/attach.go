@@ -16,6 +16,7 @@ import (
 	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 	"ddsfs/cow/report"
+	"ddsfs/cow/wayout"
 )
 
 // AttachOptions say how to show what a target will be.
@@ -132,7 +133,7 @@ func (k *merger) viewTable(d *apply.Checked, l *lower) ([]dm.Target, error) {
 	end := sectors
 	if d.Seal != nil && d.Seal.VolumeBytes < k.Target.Size() {
 		if d.Seal.VolumeBytes%cow.SectorBytes != 0 {
-			return nil, fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply can merge it", d.Seal.VolumeBytes, cow.SectorBytes)
+			return nil, wayout.Add(fmt.Errorf("delta: its volume has %d bytes, which are not whole sectors of %d: the kernel can't show its end", d.Seal.VolumeBytes, cow.SectorBytes), wayout.WithoutKernel)
 		}
 		end = d.Seal.VolumeBytes / cow.SectorBytes
 	}
@@ -173,7 +174,7 @@ func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	}
 	f, err := files.Unnamed(dir)
 	if err != nil {
-		return fmt.Errorf("overlay: %w (--overlay names another directory)", err)
+		return wayout.Add(fmt.Errorf("overlay: %w", err), wayout.OtherOverlay)
 	}
 	defer f.Close()
 	// Room for every chunk, which the file takes when it is written to.
@@ -210,18 +211,21 @@ func Detach(name string) error {
 	if err != nil {
 		return err
 	}
+	refused := func(format string, args ...any) error {
+		return &apply.RefusedError{Target: d.Path(), Reason: fmt.Errorf(format, args...)}
+	}
 	if !apply.IsOurs(d.UUID) {
-		return &apply.RefusedError{Target: d.Path(), Reason: "ddsfs did not make it: it is not ours to remove"}
+		return refused("ddsfs did not make it: it is not ours to remove")
 	}
 	if strings.HasSuffix(d.UUID, apply.HiddenSuffix) {
-		return &apply.RefusedError{Target: d.Path(), Reason: "it is below another device: detach " + strings.TrimSuffix(name, apply.HiddenSuffix)}
+		return refused("it is below another device: detach %s", strings.TrimSuffix(name, apply.HiddenSuffix))
 	}
 	table, err := d.Table()
 	if err != nil {
 		return err
 	}
 	if apply.IsMerging(table) {
-		return &apply.RefusedError{Target: d.Path(), Reason: "the kernel merges through it: ddsfs apply --kernel --resume TARGET finishes that, and ddsfs status names TARGET"}
+		return wayout.Add(refused("the kernel merges through it"), wayout.FindMerge)
 	}
 	hidden, err := dm.ByUUID(d.UUID + apply.HiddenSuffix)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -237,7 +241,7 @@ func Detach(name string) error {
 func remove(d *dm.Device) error {
 	err := d.Remove()
 	if errors.Is(err, syscall.EBUSY) {
-		return fmt.Errorf("%s: %s: %w", d.Path(), apply.InUse(d.Path()), err)
+		return fmt.Errorf("%s: %w: %w", d.Path(), apply.InUse(d.Path()), err)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/wayout"
 )
 
 // devices is every way in which the kernel is asked for a device. As with storage,
@@ -72,7 +73,7 @@ func (system) checkFree(name string) error {
 		return err
 	}
 	if apply.IsOurs(d.UUID) {
-		return fmt.Errorf("%s: there is a device of that name: ddsfs detach %s first, or name another", d.Path(), name)
+		return wayout.Add(fmt.Errorf("%s: there is a device of that name", d.Path()), wayout.Detach.Of(name))
 	}
 	return fmt.Errorf("%s: there is a device of that name: name another", d.Path())
 }
@@ -174,7 +175,7 @@ func (l *lower) checkChunk(chunkBytes int64) error {
 	if chunkBytes%l.blockBytes == 0 {
 		return nil
 	}
-	return fmt.Errorf("delta: its chunks have %d bytes, and the devices can only be read and written in blocks of %d: the kernel can't use it there; ddsfs apply without --kernel can", chunkBytes, l.blockBytes)
+	return wayout.Add(fmt.Errorf("delta: its chunks have %d bytes, and the devices can only be read and written in blocks of %d: the kernel can't use it there", chunkBytes, l.blockBytes), wayout.WithoutKernel)
 }
 
 // checkWritable refuses devices that can only be read. The device mapper does not.

@@ -14,6 +14,7 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/report"
+	"ddsfs/cow/wayout"
 )
 
 // follow waits until the kernel has merged, and brings it to its end.
@@ -93,7 +94,8 @@ func (k *merger) wait(ctx context.Context, r *record.Record, device mapped) (bef
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile: %s", k.Target.Path, device.Path(), record.ResumeWith(k.Target.Path))
+			err := fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile", k.Target.Path, device.Path())
+			return 0, wayout.Add(err, wayout.ResumeKernel.Of(k.Target.Path))
 		}
 	}
 }

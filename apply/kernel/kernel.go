@@ -18,6 +18,7 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
+	"ddsfs/cow/wayout"
 )
 
 // ErrNoMerge says that there is no merge by the kernel to resume.
@@ -56,7 +57,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 	// wrong with it comes out when all of it is looked at.
 	if d, err := cow.Open(in); err == nil && d.ReadList() == nil {
 		if d.Seal == nil && o.Consume {
-			return apply.Result{}, fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one: do without --consume", path)
+			return apply.Result{}, wayout.Add(fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one", path), wayout.WithoutConsume)
 		}
 		_, how, err := k.Decide(d)
 		if err != nil {
@@ -155,8 +156,8 @@ func underWay(targetPath string, o Options) (*record.Record, error) {
 // resumeSame resumes a merge if it is that of the delta.
 func resumeSame(ctx context.Context, r *record.Record, d *cow.Store, targetPath string, o Options) (apply.Result, error) {
 	if !isNamed(d, r.Merging.New.Delta) {
-		return apply.Result{}, &apply.RefusedError{Target: targetPath, Reason: fmt.Sprintf("the kernel has begun to merge another delta into it, from %s to %s: %s; then apply this one",
-			record.NameOf(r.Merging.Base), record.NameOf(r.Merging.New.Snapshot), record.ResumeWith(targetPath))}
+		err := fmt.Errorf("the kernel has begun to merge another delta into it, from %s to %s", record.NameOf(r.Merging.Base), record.NameOf(r.Merging.New.Snapshot))
+		return apply.Result{}, wayout.Add(&apply.RefusedError{Target: targetPath, Reason: err}, wayout.ResumeKernel.Of(targetPath))
 	}
 	o.Name = "" // the name that it has is kept, also where the device must be made again
 	return Resume(ctx, targetPath, o)
@@ -220,7 +221,7 @@ func (k *merger) mergeIn(ctx context.Context, in *blockdev.Device) (apply.Result
 		return apply.Result{}, err
 	}
 	if _, bytes := behind(d, k.Target.Size()); bytes > 0 {
-		return apply.Result{}, fmt.Errorf("delta %s: it would have to be changed first, as its last chunk has what the target holds behind the volume's end: do without --consume", path)
+		return apply.Result{}, wayout.Add(fmt.Errorf("delta %s: it would have to be changed first, as the kernel merges all of its last chunk, and the volume ends within that", path), wayout.WithoutConsume)
 	}
 	if err := checkShown(in); err != nil {
 		return apply.Result{}, err
@@ -432,7 +433,7 @@ func (k *merger) adopt(r *record.Record, device mapped) (goesOn bool, err error)
 	if unhealthy := checkHealthy(device.Path(), status); unhealthy != nil {
 		// The kernel tries again when the device is made again.
 		if err := device.Remove(); err != nil {
-			return false, k.unfinished(fmt.Errorf("%w, and it can't be made again as long as it is in use (%s): %w", unhealthy, apply.InUse(device.Path()), err))
+			return false, k.unfinished(fmt.Errorf("%w, and it can't be made again as long as it is in use (%w): %w", unhealthy, apply.InUse(device.Path()), err))
 		}
 		return false, nil
 	}
@@ -451,13 +452,13 @@ func (k *merger) claim() error {
 		return fmt.Errorf("target %s: %w", t.Path, err)
 	}
 	if why != "" {
-		return t.Refused("it is not as the kernel left it (%s): somebody else wrote to it, or it is another one: send a full delta (mount --full); apply --assume-base without --kernel takes your word that it is right", why)
+		return wayout.Add(t.Refused("it is not as the kernel left it (%s): somebody else wrote to it, or it is another one", why), wayout.FullDelta, wayout.AssumeTouched)
 	}
 	if t.Size() != from.Sectors*cow.SectorBytes {
 		return t.Refused("the kernel merged into it when it had %d bytes, and it has %d: extend it when that is finished", from.Sectors*cow.SectorBytes, t.Size())
 	}
 	if release, old := oldKernel(); old {
-		k.o.Warn(fmt.Sprintf("after a power cut, chunks that this kernel, %s, has merged may be missing: compare with ddsfs verify DELTA %s", release, t.Path))
+		k.o.Warn(fmt.Sprintf("after a power cut, chunks that this kernel, %s, has merged may be missing", release), wayout.Compare.Of(t.Path))
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/wayout"
 	"ddsfs/testdata/harness"
 
 	"ddsfs/cow"
@@ -368,8 +369,8 @@ func TestKernelBusyAndFailed(t *testing.T) {
 		return nil
 	}
 	err := r.kernelApply(k, false)
-	for _, word := range []string{"HALF MERGED", "Merge failed", "--resume " + r.Target} {
-		if err == nil || !strings.Contains(err.Error(), word) {
+	for _, word := range []string{"HALF MERGED", "Merge failed", "resume kernel: " + r.Target} {
+		if err == nil || !strings.Contains(fmt.Sprint(err, wayout.From(err)), word) {
 			t.Errorf("error %v, want %q", err, word)
 		}
 	}
@@ -414,8 +415,8 @@ func TestKernelSignal(t *testing.T) {
 			return nil
 		}
 		_, err := File(ctx, r.Delta, r.Target, r.options(k))
-		for _, word := range []string{r.Target, "HALF MERGED", "the kernel goes on", "/dev/mapper/simulated", "ddsfs apply --kernel --resume " + r.Target} {
-			if err == nil || !strings.Contains(err.Error(), word) {
+		for _, word := range []string{r.Target, "HALF MERGED", "the kernel goes on", "/dev/mapper/simulated", "resume kernel: " + r.Target} {
+			if err == nil || !strings.Contains(fmt.Sprint(err, wayout.From(err)), word) {
 				t.Errorf("error %v, want %q", err, word)
 			}
 		}
@@ -481,7 +482,7 @@ func TestKernelBehindTheVolume(t *testing.T) {
 			k := newSimulated(&harness.Storage{At: 1 << 30})
 			o := r.options(k)
 			o.AssumeBase, o.Consume = true, true
-			if _, err := File(context.Background(), r.Delta, r.Target, o); err == nil || !strings.Contains(err.Error(), "without --consume") {
+			if _, err := File(context.Background(), r.Delta, r.Target, o); !slices.Contains(wayout.From(err), wayout.WithoutConsume) {
 				t.Errorf("the delta itself: %v", err)
 			}
 			o.Consume = false

@@ -11,6 +11,7 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/wayout"
 )
 
 // Options say how the kernel is to merge.
@@ -51,7 +52,7 @@ type merger struct {
 // kernel to show it.
 func (k *merger) sectors() (int64, error) {
 	if size := k.Target.Size(); size%cow.SectorBytes != 0 {
-		return 0, fmt.Errorf("target %s: it has %d bytes, which are not whole sectors of %d: the kernel can't show its end; ddsfs apply without --kernel can merge into it", k.Target.Path, size, cow.SectorBytes)
+		return 0, wayout.Add(fmt.Errorf("target %s: it has %d bytes, which are not whole sectors of %d: the kernel can't show its end", k.Target.Path, size, cow.SectorBytes), wayout.WithoutKernel)
 	}
 	return k.Target.Size() / cow.SectorBytes, nil
 }
@@ -119,5 +120,5 @@ func (k *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly 
 
 // unfinished is the error of a merge that has begun and is not done.
 func (k *merger) unfinished(err error) error {
-	return fmt.Errorf("target %s: HALF MERGED: %w: %s", k.Target.Path, apply.BrokenOff(err), record.ResumeWith(k.Target.Path))
+	return wayout.Add(fmt.Errorf("target %s: HALF MERGED: %w", k.Target.Path, apply.BrokenOff(err)), wayout.ResumeKernel.Of(k.Target.Path))
 }

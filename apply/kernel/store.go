@@ -17,6 +17,7 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
+	"ddsfs/cow/wayout"
 )
 
 // spoolDir is where the copy is kept that the kernel uses up.
@@ -38,7 +39,7 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
 	}
 	if isInMemory(dir) {
-		k.o.Warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it; --spool names another directory", dir))
+		k.o.Warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it", dir), wayout.OtherSpool)
 	}
 	// The target is locked, so that nobody else uses the name. Only a run that did not
 	// get to recording it can have left something there.
@@ -48,7 +49,7 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 	}
 	var bad error // of the delta, and not of the copy
 	err = files.Replace(k.State.Storage, path, func(f files.File) error {
-		d, bad = k.Receive(ctx, name, r, f, dir, ", or have the kernel use up the delta itself (--consume)", stage)
+		d, bad = k.Receive(ctx, name, r, f, dir, wayout.Consume, stage)
 		if bad == nil {
 			bad = k.keepBehind(d, f)
 		}
@@ -112,7 +113,7 @@ func (k *merger) openStore(r *record.Record) (*blockdev.Device, error) {
 	path := r.Merging.Kernel.Store
 	store, err := blockdev.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w: bring it back, or apply the same delta without --kernel, or a full one", k.Target.Path, err)
+		return nil, wayout.Add(fmt.Errorf("target %s: HALF MERGED, and what the kernel merged from is not there: %w", k.Target.Path, err), wayout.RestoreStore)
 	}
 	if err == nil {
 		if err = errors.Join(k.Take(store), k.checkStore(r, store)); err != nil {

@@ -1,7 +1,10 @@
 package record
 
 import (
+	"errors"
 	"fmt"
+
+	"ddsfs/cow/wayout"
 )
 
 // Delta is what a delta says of itself.
@@ -47,8 +50,8 @@ const (
 // Decision is a verdict, and how to go about it.
 type Decision struct {
 	Verdict
-	// Reason says why it is refused.
-	Reason  string
+	// Reason says why it is refused, and has the ways out.
+	Reason  error
 	Warning string
 	// Since names the state since which the chunks in Written will have been written;
 	// they are not known where it is nil, or while the delta streams in.
@@ -67,8 +70,8 @@ type Decision struct {
 	CoversAtEnd bool
 }
 
-func refuse(format string, args ...any) Decision {
-	return Decision{Verdict: Refuse, Reason: fmt.Sprintf(format, args...)}
+func refuse(reason string, ways ...wayout.Way) Decision {
+	return Decision{Verdict: Refuse, Reason: wayout.Add(errors.New(reason), ways...)}
 }
 
 // Decide compares a delta with what is known of the target. AssumeBase is the user's
@@ -137,16 +140,17 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 	case k.TouchedByDevice() && !assumeBase:
 		// What others wrote is in the target and in the store that the kernel merges
 		// from, and only the two together are right.
-		return refuse("it is half merged by the kernel, and %s: %s", k.Touched, ResumeWith(k.Target))
+		return refuse("it is half merged by the kernel, and "+k.Touched, wayout.ResumeKernel.Of(k.Target))
 	case k.Merging != nil && !assumeBase:
-		return refuse("it is half merged, and somebody else wrote to it since (%s): send a full delta (mount --full); --assume-base takes your word that it holds %s but for what was merged, and ruins it if not", k.Touched, NameOf(d.Base))
+		return refuse("it is half merged, and somebody else wrote to it since ("+k.Touched+")",
+			wayout.FullDelta, wayout.AssumeBase.Of(NameOf(d.Base)+" but for what was merged"))
 	case k.Touched != "":
 		return decideUnknown(d, fresh, assumeBase, "the target is not as the last merge left it ("+k.Touched+")")
 	case d.Name != "" && d.Name == k.Last.undo():
 		return fresh.undoing(k, d)
 	case d.Base != "" && d.Base == k.Holds.Snapshot:
 		if why := lacksGrowth(d, k.Holds.VolumeBytes); why != "" && !assumeBase {
-			return refuse("%s", why)
+			return refuse(why)
 		}
 		return fresh.undoing(k, d)
 	case covers(d, k):
@@ -158,11 +162,13 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 		fresh.Warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
 		return fresh
 	case !d.Chunks.Known() && d.New != "" && d.New == k.Holds.Snapshot:
-		return refuse("it is recorded to hold %s, to which the delta leads, already: without --stream, apply compares the two", d.New)
+		return refuse("it is recorded to hold "+d.New+", to which the delta leads, already", wayout.WithoutStream)
 	case d.Base == "":
-		return refuse("the delta does not say which state it starts from, and the target is recorded to hold %s: make it with names (mount --base-id, --new-id); --assume-base takes your word that it is right, and what the target then holds has no name", NameOf(k.Holds.Snapshot))
+		return refuse("the delta does not say which state it starts from, and the target is recorded to hold "+NameOf(k.Holds.Snapshot),
+			wayout.MakeWithNames, wayout.AssumeNameless)
 	}
-	return refuse("the delta starts from %s, and the target is recorded to hold %s: apply the deltas between them first, or send a full one; --assume-base takes your word that the target holds %[1]s, and ruins it if not", d.Base, NameOf(k.Holds.Snapshot))
+	return refuse("the delta starts from "+d.Base+", and the target is recorded to hold "+NameOf(k.Holds.Snapshot),
+		wayout.DeltasBetween, wayout.AssumeBase.Of(d.Base))
 }
 
 // undoing is the decision, for a delta that may undo a merge. As long as that is not
@@ -199,7 +205,7 @@ func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decisio
 		fresh.Warning = why + ": it is taken to hold " + NameOf(d.Base)
 		return fresh
 	}
-	return refuse("%s: send a full delta first (mount --full), or one that proves its base where nothing is recorded (mount --base-check); --assume-base takes your word that the target holds %s, and ruins it if not", why, NameOf(d.Base))
+	return refuse(why, wayout.FullDelta, wayout.BaseCheck, wayout.AssumeBase.Of(NameOf(d.Base)))
 }
 
 // decideInterrupted decides where a merge was begun and not finished.
@@ -233,17 +239,19 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		fresh.Warning = "the target is half merged, and is taken to hold " + NameOf(d.Base)
 		return fresh
 	}
-	way := "apply that one again to finish it"
+	reason := fmt.Sprintf("it is half merged: a delta from %s to %s was interrupted, and this one, from %s to %s, does not cover what was written", NameOf(m.Base), NameOf(m.New.Snapshot), NameOf(d.Base), NameOf(d.New))
+	ways := []wayout.Way{wayout.MergeAgain}
 	switch {
 	case m.Kernel != nil:
-		way = ResumeWith(k.Target)
+		ways[0] = wayout.ResumeKernel.Of(k.Target)
 	case m.New.Delta == "" && m.Base == "" && !k.Written.Known():
-		way = "nobody can tell whether this is that one: send a full delta (mount --full); --assume-base takes your word that it has all that was written, and ruins the target if not"
+		reason += ": nobody can tell whether this is that one"
+		ways = []wayout.Way{wayout.FullDelta, wayout.AssumeCovered}
 	}
 	if m.Undo != nil {
-		way += ", or " + m.Undo.Path + " to undo it"
+		ways = append(ways, wayout.Undo.Of(m.Undo.Path))
 	}
-	return refuse("it is half merged: a delta from %s to %s was interrupted, and this one, from %s to %s, does not cover what was written: %s", NameOf(m.Base), NameOf(m.New.Snapshot), NameOf(d.Base), NameOf(d.New), way)
+	return refuse(reason, ways...)
 }
 
 // DecideAny takes every delta, for a caller who answers for what the target holds.
@@ -252,17 +260,12 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 // it is merged.
 func DecideAny(d Delta, k Known) Decision {
 	if k.ByKernel() != nil {
-		return refuse("it is half merged by the kernel, and part of what it holds is not on it: %s", ResumeWith(k.Target))
+		return refuse("it is half merged by the kernel, and part of what it holds is not on it", wayout.ResumeKernel.Of(k.Target))
 	}
 	if d.Full {
 		return Decision{Verdict: Merge}
 	}
 	return Decision{Verdict: Merge, Since: &Content{}, Written: d.Chunks, Nameless: true}
-}
-
-// ResumeWith says what finishes a merge by the kernel.
-func ResumeWith(target string) string {
-	return fmt.Sprintf("ddsfs apply --kernel --resume %s finishes it", target)
 }
 
 // covers tells whether the delta starts from the state since which the recorded

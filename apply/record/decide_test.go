@@ -1,10 +1,12 @@
 package record
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/wayout"
 )
 
 // of are chunks of that size, of a volume that never ends.
@@ -77,7 +79,7 @@ func TestDecide(t *testing.T) {
 		want    string
 		written []uint64
 	}{
-		{"no record", delta(nil), Known{}, false, "--full", nil},
+		{"no record", delta(nil), Known{}, false, "full delta", nil},
 		{"no record, the user's word", delta(nil), Known{}, true, "warned", []uint64{1, 2}},
 		{"no record, proof", delta(func(d *Delta) { d.BaseCheck = true }), Known{}, false, "prove", []uint64{1, 2}},
 		{"no record, no identity", delta(func(d *Delta) { d.Base, d.New = "", "" }), Known{}, false, "warned", []uint64{1, 2}},
@@ -87,7 +89,7 @@ func TestDecide(t *testing.T) {
 		{"another base", delta(nil), holding("C", nil), false, "starts from A, and the target is recorded to hold C", nil},
 		{"another base, the user's word", delta(nil), holding("C", nil), true, "warned", []uint64{1, 2}},
 		{"another base, proof", delta(func(d *Delta) { d.BaseCheck = true }), holding("C", nil), false, "recorded to hold C", nil},
-		{"no record, proof of nothing", delta(func(d *Delta) { d.BaseCheck, d.Chunks = true, of(4096) }), Known{}, false, "--full", nil},
+		{"no record, proof of nothing", delta(func(d *Delta) { d.BaseCheck, d.Chunks = true, of(4096) }), Known{}, false, "full delta", nil},
 		{"touched", delta(nil), holding("A", func(k *Known) { k.Touched = "its size" }), false, "not as the last merge left it", nil},
 		{"touched, proof", delta(func(d *Delta) { d.BaseCheck = true }), holding("A", func(k *Known) { k.Touched = "x" }), false, "not as the last merge left it", nil},
 		{"touched, full", delta(func(d *Delta) { d.Full = true }), holding("A", func(k *Known) { k.Touched = "x" }), false, "merge", nil},
@@ -123,19 +125,19 @@ func TestDecide(t *testing.T) {
 		{"half merged by the kernel, the same", delta(nil), byKernel(nil), false, "resume", []uint64{1, 2}},
 		{"half merged by the kernel, a later one", delta(func(d *Delta) { d.Name, d.New, d.Chunks = "d2", "C", of(4096, 1, 2, 3) }), byKernel(nil), false, "merge", []uint64{1, 2, 3}},
 		{"half merged by the kernel, undo", delta(func(d *Delta) { d.Name, d.Base, d.New = "u", "B", "A" }), byKernel(func(k *Known) { k.Merging.Undo = &Undo{Delta: "u", Of: "d1", Holds: Content{Snapshot: "A"}} }), false, "merge", []uint64{1, 2}},
-		{"half merged by the kernel, another base", delta(func(d *Delta) { d.Name, d.Base = "d2", "B" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
-		{"half merged by the kernel, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(nil), false, "--kernel --resume /dev/t", nil},
-		{"half merged by the kernel and written to, the same", delta(nil), byKernel(touch), false, "it was written to: ddsfs apply --kernel --resume /dev/t", nil},
-		{"half merged by the kernel, and the target itself written to", delta(nil), byKernel(func(k *Known) { k.Touched = "it was written to" }), false, "somebody else wrote to it since (it was written to): send a full delta", nil},
-		{"half merged by the kernel and written to, undo", delta(func(d *Delta) { d.Name, d.Base, d.New = "u", "B", "A" }), byKernel(func(k *Known) { k.Merging.Undo = &Undo{Delta: "u", Of: "d1", Holds: Content{Snapshot: "A"}}; touch(k) }), false, "--resume", nil},
-		{"half merged by the kernel and written to, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(touch), false, "--resume", nil},
-		{"half merged by the kernel and written to, proof", delta(func(d *Delta) { d.BaseCheck = true }), byKernel(touch), false, "--resume", nil},
+		{"half merged by the kernel, another base", delta(func(d *Delta) { d.Name, d.Base = "d2", "B" }), byKernel(nil), false, "resume kernel: /dev/t", nil},
+		{"half merged by the kernel, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(nil), false, "resume kernel: /dev/t", nil},
+		{"half merged by the kernel and written to, the same", delta(nil), byKernel(touch), false, "it was written to [resume kernel: /dev/t]", nil},
+		{"half merged by the kernel, and the target itself written to", delta(nil), byKernel(func(k *Known) { k.Touched = "it was written to" }), false, "somebody else wrote to it since (it was written to) [full delta", nil},
+		{"half merged by the kernel and written to, undo", delta(func(d *Delta) { d.Name, d.Base, d.New = "u", "B", "A" }), byKernel(func(k *Known) { k.Merging.Undo = &Undo{Delta: "u", Of: "d1", Holds: Content{Snapshot: "A"}}; touch(k) }), false, "resume kernel", nil},
+		{"half merged by the kernel and written to, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), byKernel(touch), false, "resume kernel", nil},
+		{"half merged by the kernel and written to, proof", delta(func(d *Delta) { d.BaseCheck = true }), byKernel(touch), false, "resume kernel", nil},
 		{"half merged by the kernel and written to, full", delta(func(d *Delta) { d.Full = true }), byKernel(touch), false, "merge", nil},
 		{"half merged by the kernel and written to, the user's word", delta(nil), byKernel(touch), true, "warned", []uint64{1, 2}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := Decide(test.delta, test.known, test.assume)
-			outcome := map[Verdict]string{Refuse: got.Reason, Done: "done", Merge: "merge", Resume: "resume", Prove: "prove"}[got.Verdict]
+			outcome := map[Verdict]string{Refuse: fmt.Sprint(got.Reason, wayout.From(got.Reason)), Done: "done", Merge: "merge", Resume: "resume", Prove: "prove"}[got.Verdict]
 			if got.Verdict == Merge && got.Warning != "" {
 				outcome = "warned"
 			}

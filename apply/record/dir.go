@@ -18,6 +18,7 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
+	"ddsfs/cow/wayout"
 )
 
 // Dir is a directory with the records. The zero Dir keeps none.
@@ -62,7 +63,7 @@ var ErrLocked = errors.New("another process has locked it")
 // process or by its end. It is ErrLocked where another process has it.
 func (d Dir) Lock(key string) (*os.File, error) {
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w (--state-dir names another)", err)
+		return nil, wayout.Add(fmt.Errorf("state directory: %w", err), wayout.OtherStateDir)
 	}
 	f, err := os.OpenFile(d.file(key, lockSuffix), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

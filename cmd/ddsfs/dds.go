@@ -15,6 +15,7 @@ import (
 	"ddsfs/apply/kernel"
 	"ddsfs/cow/report"
 	"ddsfs/cow/snapshots"
+	"ddsfs/cow/wayout"
 )
 
 // ddsName is the name that makes this binary dds.
@@ -175,4 +176,6 @@ func (d *dds) print(out io.Writer, r report.Report) error {
 	return err
 }
 
-func (d *dds) warn(message string) { fmt.Fprintf(os.Stderr, "dds: warning: %s\n", message) }
+func (d *dds) warn(message string, ways ...wayout.Way) {
+	fmt.Fprintf(os.Stderr, "dds: warning: %s\n", withAdvice(message, ways))
+}

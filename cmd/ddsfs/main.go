@@ -31,6 +31,8 @@ import (
 	"github.com/spf13/pflag"
 
 	_ "ddsfs/cmd/ddsfs/openfiles"
+
+	"ddsfs/cow/wayout"
 )
 
 // The kernel delivers a process's signals to its first thread, even while that waits for
@@ -53,7 +55,7 @@ func main() {
 	}
 	var said *reported
 	if err != nil && !errors.As(err, &said) {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", name, oneLine(err))
+		fmt.Fprintf(os.Stderr, "%s: %s\n", name, oneLine(withAdvice(err.Error(), wayout.From(err))))
 	}
 	os.Exit(exitCode(err))
 }
@@ -182,13 +184,15 @@ func untilSignal() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
-// warn prints a warning on stderr.
-func warn(message string) { fmt.Fprintf(os.Stderr, "ddsfs: warning: %s\n", message) }
+// warn says on stderr what the user should know, and goes on.
+func warn(message string, ways ...wayout.Way) {
+	fmt.Fprintf(os.Stderr, "ddsfs: warning: %s\n", withAdvice(message, ways))
+}
 
 func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
 }
 
-func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+func oneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }), "; ")
 }

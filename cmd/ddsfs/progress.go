@@ -10,6 +10,7 @@ import (
 	"golang.org/x/term"
 
 	"ddsfs/apply"
+	"ddsfs/cow/wayout"
 )
 
 // progress shows on stderr how far work is, if that is a terminal. The methods of a nil
@@ -127,15 +128,14 @@ func (s *stages) set(stage apply.Stage, done, total int64) {
 // flushed now and then while it is written.
 func isWriting(stage apply.Stage) bool { return stage == apply.Writing || stage == apply.Flushing }
 
-// warner returns a function that takes the bar away before it calls warn, so that the
-// bar does not overwrite the warning.
-func (s *stages) warner(warn func(message string)) func(message string) {
-	return func(message string) {
+// warner returns what warns of something where the bar does not write over it.
+func (s *stages) warner(warn func(string, ...wayout.Way)) func(string, ...wayout.Way) {
+	return func(message string, ways ...wayout.Way) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.bar.stop()
 		s.bar, s.stage = nil, ""
-		warn(message)
+		warn(message, ways...)
 	}
 }
 

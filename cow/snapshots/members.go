@@ -9,6 +9,7 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/wayout"
 )
 
 // members are the devices of a pair, and how they are related according to the device
@@ -38,7 +39,7 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	}
 	kind, err := info.Kind()
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("base: %w: only root may, with CAP_SYS_ADMIN; copies of the devices make a pair without (--cow and --source)", err)
+		return nil, wayout.Add(fmt.Errorf("base: %w: only root may, with CAP_SYS_ADMIN", err), wayout.PairByCOW)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("base: %w", err)
@@ -52,7 +53,7 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	case dm.KindMerge:
 		return nil, fmt.Errorf("base: %w", afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", path)))
 	default:
-		return nil, fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's; of a COW device or a copy of one, --cow and --source make a pair", path)
+		return nil, wayout.Add(fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's", path), wayout.PairByCOW)
 	}
 	s, err := info.Snapshot()
 	if err != nil {
@@ -73,7 +74,7 @@ func baseGone(err error) error {
 	case gone.Status == "":
 		return afterMerge(err)
 	}
-	return fmt.Errorf("%w: it overflowed, or its disk failed, and changes are missing from it: only a first sync helps (--full); make the next snapshot larger", err)
+	return wayout.Add(fmt.Errorf("%w: it overflowed, or its disk failed, and changes are missing from it: make the next one larger", err), wayout.FirstSync)
 }
 
 // newGone adds to an error what to do if the new snapshot can't be used any more.
@@ -89,7 +90,7 @@ func newGone(err error) error {
 }
 
 func afterMerge(err error) error {
-	return fmt.Errorf("%w: when that has ended (lvs shows how far it is), the volume holds what the snapshot held: take new snapshots, and begin with a first sync (--full)", err)
+	return wayout.Add(fmt.Errorf("%w: when that has ended (lvs shows how far it is), the volume holds what the snapshot held: take new snapshots", err), wayout.FirstSync)
 }
 
 func errThin(path string) error {
@@ -107,7 +108,7 @@ func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
 	info := device.Info()
 	own, err := info.Snapshot()
 	if err == nil && own != nil {
-		return nil, fmt.Errorf("COW device: %s is a snapshot, and not the COW device below it: name it without --cow", info.Path)
+		return nil, wayout.Add(fmt.Errorf("COW device: %s is a snapshot, and not the COW device below it", info.Path), wayout.BaseByName)
 	}
 	var on *blockdev.Snapshot
 	if err == nil {
@@ -152,7 +153,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		}
 	}
 	if m.live && !o.AllowLiveOrigin {
-		return fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless; if nobody writes to it, --allow-live-origin takes it", info.Path)
+		return wayout.Add(fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless", info.Path), wayout.AllowLiveOrigin)
 	}
 	if m.base == nil || kind == "" && !m.live {
 		return nil // as far as is known, it is a copy of a snapshot
@@ -263,5 +264,6 @@ func (m *members) checkOrder(c changes, newIsReadOnly bool, o Options) (warning 
 	if newIsReadOnly {
 		why = "nobody can write to it"
 	}
-	return "", fmt.Errorf("wrong order: source %s is older than base %s: its store has %d chunks that the base's does not, and %s: name the older snapshot first; if it is the newer one and was written to, --new-was-written takes it", m.new.Path, m.base.Path, c.unexplained, why)
+	err = fmt.Errorf("wrong order: source %s is older than base %s: its store has %d chunks that the base's does not, and %s", m.new.Path, m.base.Path, c.unexplained, why)
+	return "", wayout.Add(err, wayout.NewWasWritten)
 }
