@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	// pieceBytes is how much is read, and written, at once at most, chunks
+	// batchBytes is how much is decoded, and written, at once at most, chunks
 	// permitting.
-	pieceBytes = 1 << 20
+	batchBytes = 1 << 20
 
-	// batches is how many are in use: one is written, one is being decoded, and one
-	// waits.
+	// batches is how many are in use: one is being written, one is being decoded, and
+	// one waits.
 	batches = 3
 )
 
@@ -29,8 +29,8 @@ type batch struct {
 type piece struct {
 	run   chunks.Run
 	off   int64  // where on the target it belongs
-	data  []byte // what of it is inside of the target
-	known int64  // so much of that is there already
+	data  []byte // as far as it lies inside of the target
+	known int64  // how many of those bytes are known to be there
 }
 
 // pieces are the pieces of a batch, for a target that ends at byte end and has the
@@ -50,10 +50,10 @@ func (b *batch) pieces(chunkBytes, end, known int64) iter.Seq[piece] {
 }
 
 // decoded decodes what is left of a delta ahead of its consumer, and yields batches of
-// it: each is good until the next one. An error comes after all that was decoded before
-// it. When the consumer has had enough, stop ends a reading that is under way.
+// it, each of which is good until the next one. An error comes after all that was decoded
+// before it. When the consumer stops early, stop ends a reading that is under way.
 func decoded(d *cow.Decoder, stop func()) iter.Seq2[*batch, error] {
-	bytes := int64(pieceBytes)
+	bytes := int64(batchBytes)
 	if seal := d.Store.Seal; seal != nil {
 		bytes = min(bytes, seal.BodyBytes) // most deltas are small
 	}

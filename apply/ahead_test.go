@@ -124,7 +124,7 @@ func (f *flushes) Sync() error {
 	return f.File.Sync()
 }
 
-// What is recorded as done was flushed before: whether a flush fails, or a signal ends
+// Chunks are recorded as done only after a flush: whether a flush fails, or a signal ends
 // the merge, which then flushes what it has written.
 func TestCheckpointsAreFlushed(t *testing.T) {
 	const c, count, every = 4096, 1000, 100

@@ -61,7 +61,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	return m.mergeChecked(ctx, r.Name(), s.input())
 }
 
-// mergeChecked merges a delta that can be looked through first.
+// mergeChecked merges a delta that can be checked as a whole first.
 func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Result, error) {
 	d, err := m.check(ctx, name, in)
 	if err != nil {
@@ -102,10 +102,10 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	return m.merge(ctx, decoder, stop, facts, how, record.Merging{}, 0)
 }
 
-// merge does what was decided. Before the first write to the target, the record
-// says durably what is under way; before it says that it is done, the target is
-// flushed. It calls stop to end a reading of the delta that is under way. Total is how
-// many chunks the delta has, 0 while that is not known.
+// merge does what was decided. Before the first write to the target, the record says
+// durably what is under way; before the record says that it is done, the target is
+// flushed. merge calls stop to end a reading of the delta that is under way. The delta
+// has total chunks, 0 while that is not known.
 func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
 	began := time.Now()
 	result := m.newResult(report.Report{})
@@ -127,8 +127,8 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	}
 	o := m.o
 	if m.State.None() || m.isHalfMerged() {
-		// What a failed flush dropped reads as if it were there until it is dropped
-		// from the cache as well.
+		// Zeros that a failed flush lost may still be in the page cache, and read as
+		// if the disk had them.
 		o.WriteZeros = true
 	}
 	err = merge(ctx, decoder, stop, m.Target, m.page, skip, total, o, &result, begun, func(chunks int64) error {
@@ -185,6 +185,6 @@ func (m *Merger) interrupted(err error, done Result) error {
 	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
 		return m.asBefore(errors.Join(err, m.TakeBack()))
 	}
-	// What was a refusal is none any more, as the target is not what it was.
+	// A refusal would say that nothing was written.
 	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.Target.Path, done.WrittenBytes, BrokenOff(err))
 }

@@ -32,8 +32,8 @@ func (b *badBlocks) err() error {
 	return wayout.Add(fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w", b.count, b.first*cow.BlockBytes, cow.ErrMismatch), wayout.CopyAgain)
 }
 
-// factsOf is what decides whether a delta may be merged into a target of that size. Which
-// chunks it has is not known of one that streams in.
+// factsOf is what decides whether a delta may be merged into a target of that size. The
+// chunks of a delta that streams in are not known.
 func factsOf(d *cow.Store, targetBytes int64) record.Delta {
 	facts := record.Delta{EndBytes: targetBytes}
 	if d.Name != nil {
@@ -72,7 +72,7 @@ func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.
 	return m.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
 }
 
-// check checks all that can be checked of a delta. Of a sealed one, that is every byte.
+// check checks all that can be checked of a delta: every byte if it is sealed.
 func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
 	d, err := cow.Open(in)
 	if err == nil && d.Seal != nil {

@@ -136,7 +136,7 @@ func TestCorruptedByte(t *testing.T) {
 	}
 }
 
-// What a failed merge says is how much it wrote.
+// A failed merge says how much it wrote.
 func TestWriteError(t *testing.T) {
 	const chunkBytes = 4096
 	for _, test := range []struct {
@@ -182,8 +182,8 @@ func sparse(t *testing.T, path string, bytes int64) {
 	}
 }
 
-// A spool that can't hold the delta leaves nothing behind and says what else
-// there is.
+// If the spool can't hold the delta, nothing is left of it, and the error has the ways
+// out.
 func TestSpoolError(t *testing.T) {
 	s := store{chunkBytes: 4096, exceptions: inOrder(256, slices.Collect(numbers(64))...)}
 	for name, dir := range map[string]func(t *testing.T) string{

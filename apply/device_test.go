@@ -57,7 +57,7 @@ func loopWindow(t *testing.T, path string, start, bytes uint64) string {
 		}}
 		err = unix.IoctlLoopConfigure(int(device.Fd()), &config)
 		if errors.Is(err, unix.EBUSY) {
-			device.Close() // somebody else was faster
+			device.Close() // another process was faster
 			continue
 		}
 		if err != nil {
@@ -142,8 +142,8 @@ func mustHold(t *testing.T, path string, want []byte) {
 	}
 }
 
-// What a target held is proven and saved on a device as in a file: single chunks, and
-// a last one that is partial.
+// On a device as in a file, the content before a merge is proven and saved: single
+// chunks, and a last one that is partial.
 func TestBaseCheckAndUndo(t *testing.T) {
 	const chunkBytes, volumeBytes = 4096, 300*4096 + 1536
 	base, new := make([]byte, volumeBytes), make([]byte, volumeBytes)

@@ -8,9 +8,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"ddsfs/cow/wayout"
 	"ddsfs/testdata/harness"
 
 	"ddsfs/cow"
@@ -44,7 +46,7 @@ func TestStreamThatBreaksOff(t *testing.T) {
 	}
 }
 
-// What is no delta is refused while its sender still has much to say.
+// Bytes that are no delta are refused while their sender still has much to say.
 func TestForeignIsNotSpooled(t *testing.T) {
 	in, out, err := os.Pipe()
 	must(t, err)
@@ -56,7 +58,7 @@ func TestForeignIsNotSpooled(t *testing.T) {
 	target := filepath.Join(dir, "target")
 	must(t, os.WriteFile(target, make([]byte, 4096), 0o600))
 	_, err = Pipe(context.Background(), in, target, Options{StateDir: filepath.Join(dir, "state"), SpoolDir: dir})
-	if !errors.Is(err, cow.ErrBadData) || !strings.Contains(err.Error(), "zstd -dc") {
+	if !errors.Is(err, cow.ErrBadData) || !slices.Contains(wayout.From(err), wayout.Unpack.Of("zstd -dc")) {
 		t.Error(err)
 	}
 }

@@ -37,8 +37,8 @@ var (
 // after each step whether what apply did was right: nothing wrong is ever taken, and
 // nothing right is refused.
 //
-// What a target was made to hold by others is found where the kernel counts it, or
-// where samples show it. The model says where they must, and what it says is in
+// Writes of others to a target are found where the kernel counts them, or where samples
+// show them. The model says where they must, and what it says is in
 // [claim.counterShows] and [claim.sampleShows]. That a small write elsewhere is not
 // found is by design where nothing counted it, and then the record may say something
 // else than what the target holds. So may it where the user gave his word and it was
@@ -238,7 +238,7 @@ type claim struct {
 	// page says that what a merge wrote is known.
 	page bool
 	// shown are the places that the last merges changed, so that each must show.
-	// Of those in one of together, one at least must.
+	// At least one of those in each of together must.
 	shown    [2][]block
 	together [2][]block
 
@@ -452,7 +452,7 @@ func (h *history) makeStates() {
 	if h.chance(10) {
 		size += 100
 	}
-	// Of what is small, samples all over a volume show nothing.
+	// Samples all over a volume show nothing of a small write.
 	most := []int{40, 300, 1500}[h.r.IntN(3)]
 	content := make([]byte, size)
 	h.fill(content)
@@ -754,7 +754,8 @@ func (h *history) must(a *attempt, c *claim, unsure bool, held []byte) bool {
 	case h.isDone(a, c):
 		return true
 	case p.base != "" && p.base == c.holds:
-		// What was added is seen before the end only of one that does not stream in.
+		// The part that was added is seen before the end only if the delta does not stream
+		// in.
 		grown := make(sectors, sectorCount(len(p.to)))
 		if was := len(h.named[c.holds]); was < len(p.to) {
 			grown.touch(was, len(p.to))
@@ -1059,7 +1060,7 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 		next.undos, next.nothing = nil, true
 	}
 	next.lied = h.poisoned(p) || !p.full() && (c != nil && c.lied || !h.honest(p, held) || a.forgotten)
-	// What undoes a merge brings its record back, a full one whatever is there.
+	// The undo of a merge brings its record back, a full one whatever is there.
 	if (known || p.full() && c != nil && !c.damaged && c.drive == a.drive) && !a.any {
 		i := slices.IndexFunc(c.undos, func(u undone) bool { return p.digest != "" && u.by.digest == p.digest })
 		switch {
@@ -1095,7 +1096,7 @@ func (h *history) begun(a *attempt, c *claim, held []byte, before, r *record.Rec
 	next := h.over(a, c, held)
 	next.merging, next.streamed = a.p, a.how == asStream
 	if (a.assume || !a.known) && !a.p.full() {
-		// What it does not have yet is what it was said to start from, or is not.
+		// The rest is what it was said to start from, or is not.
 		next.lied = next.lied || len(held) < len(a.p.from) || !bytes.Equal(held[:len(a.p.from)], a.p.from)
 	}
 	if c != nil && c.half() {
@@ -1114,7 +1115,7 @@ func (h *history) begun(a *attempt, c *claim, held []byte, before, r *record.Rec
 
 // saved notes what is to be recorded again when a merge is undone.
 func (h *history) saved(u *undone, a *attempt, c *claim, held []byte, before *record.Record) {
-	// What the user said it holds instead has no name.
+	// The state that the user said it holds instead has no name.
 	against := a.assume && a.known && !h.isDone(a, c) && !a.p.full() && !c.covers(a) && (a.p.base == "" || a.p.base != c.holds) && (a.p.digest == "" || a.p.digest != c.lastUndo)
 	if c != nil && c.drive != a.drive {
 		return // what was recorded of another one may be true of it
@@ -1147,7 +1148,7 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 	list := p.changedBlocks(next.before, now, looks)
 	switch {
 	case next.chain && p.chunkBytes > record.PlaceBytes:
-		// What was written before can't be told from what was there.
+		// Earlier writes can't be told from what was there.
 	case len(looks) > record.MaxChanges/2:
 		together = list
 	default:

@@ -13,7 +13,7 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// input is where a delta is read from: to look it through, and to merge it.
+// input is where a delta is read from: to check it, and to merge it.
 type input struct {
 	layer.Volume
 	toMerge layer.Volume
@@ -44,9 +44,9 @@ func fileInput(in *blockdev.Device) (from input, done func(), err error) {
 }
 
 // lastReading reads a file, or a block device, and leaves nothing of it in the page
-// cache that was not there before: whatever had that read, such as the copy that
-// brought a delta here, may want it again. A large one does not stay in any case. A
-// block device is read past the page cache.
+// cache that was not there before: the program that had that read, such as the copy
+// that brought a delta here, may want it again. A large one does not stay in any case.
+// A block device is read past the page cache.
 func lastReading(in *blockdev.Device) (r layer.Volume, done func(), err error) {
 	if in.Info().Block {
 		return in, func() {}, nil
@@ -62,8 +62,8 @@ func lastReading(in *blockdev.Device) (r layer.Volume, done func(), err error) {
 	return files.ReadOnce(in, func(off, bytes int64) { files.Drop(f, off, bytes) }), func() { f.Close() }, nil
 }
 
-// isCached tells whether most of a file is in the page cache, or that can't be known,
-// as before Linux 6.5.
+// isCached tells whether most of a file is in the page cache. It is true where that
+// can't be known, as before Linux 6.5.
 func isCached(f *os.File, sizeBytes int64) bool {
 	var c unix.Cachestat_t
 	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &c, 0)
@@ -71,8 +71,8 @@ func isCached(f *os.File, sizeBytes int64) bool {
 }
 
 // cachedBytes is how much of a delta the page cache may keep: an eighth of this host's
-// memory, whose virtual machines have more use for the rest. The kernel begins to write
-// out what was written when it is about that much.
+// memory, as its virtual machines have more use for the rest. The kernel begins to write
+// out dirty pages at about that much.
 func cachedBytes() int64 {
 	var i unix.Sysinfo_t
 	if err := unix.Sysinfo(&i); err != nil {

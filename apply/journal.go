@@ -37,8 +37,8 @@ func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 	return m.saveUndo(ctx, path, d)
 }
 
-// checkUndoOf refuses to say that a delta is merged with an undo file where that was
-// not made.
+// checkUndoOf fails if an undo file is asked for with a delta that was merged without
+// that one.
 func (m *Merger) checkUndoOf(ctx context.Context, delta string) error {
 	path, err := filepath.Abs(m.o.Undo)
 	if err != nil {
@@ -55,8 +55,8 @@ func (m *Merger) checkUndoOf(ctx context.Context, delta string) error {
 	return checkUndoFile(ctx, path, undo.Delta)
 }
 
-// Begin records durably what is about to be done to the target: step 2 and 3 of the
-// package's comment. If it fails, TakeBack has the record be what it was.
+// Begin records durably what is about to be done to the target: steps 2 and 3 of the
+// package's comment. If it fails, TakeBack restores the record.
 func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Merging) (r *record.Record, err error) {
 	if err := m.refresh(); err != nil {
 		return nil, err
@@ -122,8 +122,8 @@ func (m *Merger) TakeBack() (err error) {
 	return err
 }
 
-// saveStreamed records which chunks were written of a delta that streamed in: it could
-// not be said before.
+// saveStreamed records which chunks of a delta that streamed in were written, which was
+// not known before.
 func (m *Merger) saveStreamed(r *record.Record, how record.Decision, streamed record.Chunks) (err error) {
 	if !streamed.Known() || how.Since == nil || streamed.Len() == 0 {
 		return nil
@@ -137,12 +137,12 @@ func (m *Merger) saveStreamed(r *record.Record, how record.Decision, streamed re
 // allStreamed is what was written since how.Since, with what streamed in.
 func (m *Merger) allStreamed(how record.Decision, streamed record.Chunks) record.Chunks {
 	if m.Known.Record != nil && m.Known.WrittenSince != nil && how.Since == m.Known.WrittenSince {
-		return streamed.With(m.Known.Written) // what is not known stays so
+		return streamed.With(m.Known.Written) // if that is not known, this is not
 	}
 	return streamed
 }
 
-// finish records that the merge is done, which has written to those chunks.
+// finish records that the merge, which has written to those chunks, is done.
 func (m *Merger) finish(r *record.Record, written record.Chunks, run record.Run) error {
 	evidence, err := m.Evidence(r.Evidence, r.Merging.Changes, written.MayHold)
 	if err != nil {

@@ -14,7 +14,7 @@ func (m *Merger) readKnown() error {
 	r, err := m.State.Load(m.Key)
 	var damaged *record.DamagedError
 	if errors.As(err, &damaged) {
-		// A delta that does without it replaces it.
+		// A delta that does not need the record replaces it.
 		m.Known.Damaged, err = damaged, nil
 	}
 	if err != nil {
@@ -48,7 +48,7 @@ func (m *Merger) readKnown() error {
 		}
 	}
 	if m.notCompared != nil {
-		// A delta that does without the record may write to what can't be read.
+		// A delta that does not need the record may write to what can't be read.
 		m.Known.Touched = "it can't be compared with what was recorded"
 	}
 	if k := r.ByKernel(); k != nil && k.Unwatched && m.Known.Touched == "" {
@@ -74,7 +74,7 @@ func (m *Merger) Touched(evidence *record.Evidence, writes *record.Writes) (stri
 
 // findAlias finds the record that was made when the target was called by another name,
 // nil if there is none. A name that leads to the target now may have led to another one
-// then: only one whose evidence agrees is its.
+// then: only a record whose evidence agrees is the target's.
 func (m *Merger) findAlias() (*record.Record, error) {
 	aliases, err := m.o.outside(m.Target).aliases()
 	if err != nil {
@@ -104,8 +104,8 @@ func (m *Merger) findAlias() (*record.Record, error) {
 	return found, nil
 }
 
-// forgetAliases forgets what was recorded of the target when it was called by other
-// names: that will not be true any more.
+// forgetAliases removes what was recorded of the target when it was called by other
+// names: the merge makes it untrue.
 func (m *Merger) forgetAliases() error {
 	if m.State.None() {
 		return nil
@@ -144,9 +144,10 @@ func (m *Merger) forgetAliases() error {
 	return nil
 }
 
-// refresh has what is read of the target from now on be what its disk holds. The kernel
-// tells once, to whoever flushes next, what could not be written before: that is none of
-// the merge that begins here, whose evidence was read from the disk.
+// refresh drops the target from the page cache, so that what is read from now on is what
+// its disk holds. The kernel reports an earlier write that failed once, to the next
+// flush: this flush takes that report, which does not concern the merge that begins here,
+// as its evidence was read from the disk.
 func (m *Merger) refresh() error {
 	if !m.Target.info.Block {
 		return nil
@@ -188,9 +189,9 @@ func (m *Merger) Evidence(before *record.Evidence, changed []record.Sample, stal
 	return record.Take(subject, before, changed, stale, m.o.random)
 }
 
-// Changes chooses places that the merge changes, and says what they will hold: a
-// target that is rolled back later does not hold that. Places are tried until enough
-// are found whose content will be another one, or many were not.
+// Changes chooses places that the merge changes, and says what they will hold: a target
+// that is rolled back later does not hold that. Places are tried until enough are found
+// that change, or until many have been tried.
 func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	if m.State.None() || d.Changed.Len() == 0 {
 		return nil, nil
@@ -216,7 +217,7 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 		var holds, will [][]byte
 		var at []int64
 		for _, i := range record.Spread(d.Changed.Len(), record.MaxChanges/2, m.o.random) {
-			// Only a part of a large chunk is looked at, another one each time.
+			// Only a part of a large chunk is compared, another one each time.
 			within := int64(0)
 			if parts := d.ChunkBytes / lookBytes; parts > 1 {
 				within = m.o.random.Int64N(parts) * lookBytes

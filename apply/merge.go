@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// checkpointBytes is after how much written data the target is flushed and
-	// the record says so, so that an interrupted merge has less to do again.
+	// checkpointBytes is how much is written before the target is flushed and the
+	// record says so: an interrupted merge then has less to do again.
 	checkpointBytes = 512 << 20
 
 	// zeroBytes is the shortest run of zeros that is not just written.
@@ -36,12 +36,12 @@ type writer struct {
 	existing  []byte
 }
 
-// begun is what a merge of a delta that streams in has begun to write: until its end
-// nobody can say what it has.
+// begun is what a merge of a delta that streams in has begun to write: which chunks the
+// delta has is known only at its end.
 type begun struct {
 	chunks chunks.Builder
-	// changes are samples of what it changed, each of the places that it wrote to with
-	// the same chance.
+	// changes are samples of what it changed: each place that it wrote to has the same
+	// chance to be one.
 	changes []record.Sample
 	looked  int64
 	random  *rand.Rand
@@ -51,9 +51,8 @@ type begun struct {
 
 func (m *Merger) newBegun() *begun { return &begun{random: m.o.random, interrupted: m.isHalfMerged()} }
 
-// changedPlace is a sample of a place where the target, which holds something now, will
-// hold something else. If a merge was interrupted, what is there already may be what
-// that has changed, so any place is one.
+// changedPlace is a sample of a place where the merge changes what the target holds. If
+// a merge was interrupted, that one may have changed it already, so any place is one.
 func changedPlace(off int64, now, will []byte, interrupted bool, random *rand.Rand) (s record.Sample, changes bool) {
 	s, changes = record.Difference(off, now, will)
 	if changes || !interrupted || len(will) == 0 {
@@ -67,7 +66,7 @@ func changedPlace(off int64, now, will []byte, interrupted bool, random *rand.Ra
 // that changes.
 const lookBytes = 64 << 10
 
-// look takes a sample of a place that is about to be written to, if chance has it.
+// look takes a sample of some of the places that are about to be written to, at random.
 func (b *begun) look(t *Target, data []byte, off int64) error {
 	const most = record.MaxChanges / 2
 	b.looked++
@@ -99,19 +98,19 @@ func (b *begun) look(t *Target, data []byte, off int64) error {
 	return nil
 }
 
-// merge writes what d decodes to the target; of the first done chunks, which are
-// known to be there, only what is not. It notes in page what it writes, and in begun,
-// if that is set, which chunks these are, and calls checkpoint with the number of chunks that are
-// durable, at the end as well. It decodes ahead of what it writes, and calls stop
-// to end a reading that is under way when it returns.
+// merge writes what d decodes to the target. The first done chunks are known to be
+// there: they are compared, and written only where they differ. It notes in page what it
+// writes, and in begun, if that is set, which chunks these are. It calls checkpoint with
+// the number of chunks that are durable, at the end as well. It decodes ahead of what it
+// writes, and calls stop to end a reading that is under way when it returns.
 //
-// A flush that failed is never just tried again: the kernel may have dropped what
-// it could not write, and would say that all is well. The merge ends there, and
-// what goes on writes all again since the last flush that did not fail.
+// A flush that failed is never just tried again: the kernel may have dropped what it
+// could not write, and would say that all is well. The merge ends there, and the one
+// that resumes it writes all again since the last flush that did not fail.
 func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
 	c := d.Store.ChunkBytes
 	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), alwaysAll: o.WriteZeros, result: result}
-	// Of the last chunk, what lies behind the volume's end is not the volume's.
+	// The last chunk may reach past the volume's end.
 	end := t.size
 	if seal := d.Store.Seal; seal != nil {
 		end = min(end, seal.VolumeBytes)
@@ -127,8 +126,8 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 		return checkpoint(chunks)
 	}
 	if done > 0 {
-		// What an earlier run wrote and could not flush may still be in the page cache,
-		// and look as if the disk had it.
+		// Data that an earlier run wrote and could not flush may still be in the page
+		// cache, and look as if the disk had it.
 		if err := t.DropCached(0, t.size); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
@@ -207,7 +206,7 @@ func (w *writer) passed(off, bytes int64) error {
 }
 
 // confirm writes data unless the target holds it, as it does where an interrupted
-// merge had flushed it and nobody else came in between.
+// merge had flushed it and nothing else wrote to it.
 func (w *writer) confirm(data []byte, off int64) error {
 	if len(data) == 0 {
 		return nil
@@ -235,8 +234,8 @@ func (w *writer) holds(data []byte, off int64) (bool, error) {
 	return bytes.Equal(existing, data), nil
 }
 
-// willCompare has the disk get what of the target confirm and write will read, so
-// that it has many reads to do at once.
+// willCompare starts to read the parts of the target that confirm and write will
+// compare, so that the disk has many reads to do at once.
 func (w *writer) willCompare(p piece) {
 	if p.known > 0 {
 		w.target.WillRead(p.off, p.known)
@@ -250,7 +249,7 @@ func (w *writer) willCompare(p piece) {
 	}
 }
 
-// write writes data, of which runs of zeros only where the target does not read as
+// write writes data. Runs of zeros are written only where the target does not read as
 // zeros already, and to a file as holes.
 func (w *writer) write(data []byte, off int64) error {
 	for part, zero := range w.parts(data) {

@@ -12,8 +12,8 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// Merger merges one delta into a target that it holds: the target is open, nobody else
-// can claim it, and no other process merges into it, until the Merger is closed.
+// Merger merges one delta into a target that it holds: until the Merger is closed, no
+// other process can claim the target or merge into it.
 type Merger struct {
 	Target *Target
 	// State is where records are kept, Key the name by which it knows the target again,
@@ -64,7 +64,7 @@ func (m *Merger) Take(in *blockdev.Device) error {
 	return nil
 }
 
-// CheckUnchanged fails if the delta's file is not the one any more that was verified.
+// CheckUnchanged fails if the delta's file has changed since it was verified.
 func (m *Merger) CheckUnchanged() error {
 	if m.unchanged == nil {
 		return nil
@@ -80,7 +80,7 @@ func (m *Merger) CheckNotUsedUp(in *blockdev.Device) error {
 	}
 	store, err := blockdev.Open(from.Store)
 	if err != nil {
-		return nil // so it is not the one that was opened
+		return nil // so it is not the delta, which was opened
 	}
 	defer store.Close()
 	if store.Info().Same(in.Info()) {
@@ -105,7 +105,7 @@ func (m *Merger) newResult(of report.Report) Result {
 	return Result{Report: of, TargetBytes: m.Target.Size(), DryRun: m.o.DryRun}
 }
 
-// isHalfMerged tells whether the target is what a merge left that did not get to its end.
+// isHalfMerged tells whether a merge into the target was begun and not finished.
 func (m *Merger) isHalfMerged() bool { return m.Known.Record != nil && m.Known.Merging != nil }
 
 // asBefore is an error that came before anything was written to the target.
@@ -116,11 +116,11 @@ func (m *Merger) asBefore(err error) error {
 	return fmt.Errorf("target %s: nothing was written: %w", m.Target.Path, err)
 }
 
-// ErrSignal is what a merge says that a signal stopped.
+// ErrSignal is the error of a merge that a signal stopped.
 var ErrSignal = errors.New("stopped by a signal")
 
-// BrokenOff hides from errors.As that the error of a merge that had begun was a refusal:
-// a refusal says that nothing was written.
+// BrokenOff hides from errors.As that an error is a refusal, which would say that nothing
+// was written: the merge had begun.
 func BrokenOff(err error) error { return wayout.Add(&brokenOff{err}, wayout.From(err)...) }
 
 type brokenOff struct{ err error }

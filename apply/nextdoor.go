@@ -24,8 +24,8 @@ func usersOf(info blockdev.Info, overlaps []blockdev.Overlap) ([][]blockdev.User
 	return blockdev.UsersOf(infos)
 }
 
-// mountedAs says what the kernel uses a device for, and what ends that, "" if for
-// nothing.
+// mountedAs says what the kernel uses a device for, "" if for nothing, and what ends
+// that.
 func mountedAs(info blockdev.Info) (string, error) {
 	if !info.Block {
 		return "", nil
@@ -65,11 +65,11 @@ func isMountOf(m *mountinfo.Info, info blockdev.Info) bool {
 	return err == nil && source.Same(info)
 }
 
-// openedBy says which of those that have it open use something that has sectors of
-// the target, and what ends that, "" if none does.
+// openedBy says which of the users, which have the other device or file open, use
+// sectors of the target, "" if none does, and what ends that.
 func openedBy(other blockdev.Overlap, users []blockdev.User) (string, error) {
 	for _, u := range users {
-		// Who looks after volumes reads what they lie on, and is none of their users.
+		// A daemon that looks after volumes reads what they lie on, and does not use them.
 		if !other.Claimed || u.Writes {
 			return fmt.Sprintf("is open in %s: end that first", u), nil
 		}
@@ -77,10 +77,10 @@ func openedBy(other blockdev.Overlap, users []blockdev.User) (string, error) {
 	if !other.IsDM() {
 		return "", nil
 	}
-	// What is open in a namespace whose processes can't be seen, or mounted there.
+	// The count includes processes and mounts of namespaces that can't be seen here.
 	count, err := dm.OpenCount(other.Number)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) || errors.Is(err, syscall.ENXIO) {
-		return "", nil // nobody to ask, or the device is gone by now
+		return "", nil // there is no device mapper, or the device is gone by now
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", other.Path, err)
@@ -125,7 +125,7 @@ func InUse(path string) error {
 	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
 		return fmt.Errorf("it is in use by %s, which is stacked on it", Paths(holders))
 	}
-	// Who claims a partition claims its disk, and the other way round.
+	// A claim on a partition is one on its disk, and the other way round.
 	overlaps, err := info.Overlaps()
 	if err != nil {
 		return unknown

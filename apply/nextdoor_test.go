@@ -103,8 +103,8 @@ func blankDisk(t *testing.T) (file, device string) {
 	return file, loopDevice(t, file)
 }
 
-// Whoever uses the target's sectors by way of another device or file is named, with
-// what ends it.
+// A user of the target's sectors by way of another device or file is named, with what
+// ends the use.
 func TestUsedNextDoor(t *testing.T) {
 	for name, prepare := range map[string]func(t *testing.T) (a attempt, says []string){
 		"a partition of it is mounted": func(t *testing.T) (attempt, []string) {
@@ -224,8 +224,7 @@ func writeDevice(t *testing.T, path string, b []byte) {
 	}
 }
 
-// What only lies beside the target, or is there and not in use, is no reason to refuse
-// it.
+// A target is not refused for devices that only lie beside it, or are not in use.
 func TestNotUsedNextDoor(t *testing.T) {
 	for name, prepare := range map[string]func(t *testing.T) (target, delta string){
 		"another part of the same file is a loop device, and in use": func(t *testing.T) (string, string) {

@@ -15,8 +15,8 @@ import (
 	"ddsfs/cow/files"
 )
 
-// openTarget opens an existing block device or regular file that nobody uses. A
-// block device stays claimed until it is closed: it can't be mounted meanwhile.
+// openTarget opens an existing block device or regular file, and refuses one that is in
+// use. A block device stays claimed until it is closed: it can't be mounted meanwhile.
 func openTarget(o Options, path string, how files.Access) (*Target, error) {
 	f, err := o.Storage.Open(path, how)
 	if errors.Is(err, syscall.EBUSY) {
@@ -50,7 +50,7 @@ func notOpened(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return &absentError{path: path, err: err}
 	}
-	// Some drivers let nobody open it for writing, others let writes fail.
+	// Some drivers fail the open for writing, others the writes.
 	if info, err := blockdev.Lookup(path); err == nil && info.Block && info.ReadOnly() {
 		return &RefusedError{path, errReadOnly}
 	}
@@ -59,8 +59,8 @@ func notOpened(path string, err error) error {
 
 var errReadOnly = errors.New("it is read-only: make it writable (lvchange -prw, blockdev --setrw), or name another one")
 
-// CheckWritable refuses a block device that is read-only, also for those whose writes
-// are the kernel's.
+// CheckWritable refuses a block device that is read-only, also where the kernel would
+// write to it.
 func (t *Target) CheckWritable() error {
 	if t.info.Block && t.info.ReadOnly() {
 		return t.Refused("%w", errReadOnly)
@@ -109,7 +109,8 @@ func sizedFor(in *blockdev.Device, err error) error {
 	return err
 }
 
-// Open opens and locks the target, which nobody may use, and reads what is known of it.
+// Open opens and locks the target, refuses one that is in use, and reads what is known
+// of it.
 func Open(targetPath string, how files.Access, o Options) (*Merger, error) {
 	o = o.Complete()
 	t, err := openTarget(o, targetPath, how)
@@ -134,8 +135,8 @@ func Watch(targetPath string, o Options) (*Merger, error) {
 	return newMerger(t, o)
 }
 
-// Claim claims a target that was watched, and that no device of ours has any more: nobody
-// may use it.
+// Claim claims a target that was watched, and that no device of ours has any more. It
+// refuses one that is in use.
 func (m *Merger) Claim() error {
 	was := m.Target
 	was.Close() // or it would be counted among the others that have it open

@@ -21,9 +21,8 @@ type Options struct {
 	// AssumeBase merges even if the target is not recorded to hold what the delta
 	// starts from.
 	AssumeBase bool
-	// AnyBase merges whatever the target is recorded to hold, as dds does. Nobody
-	// vouches for what it holds then: that is recorded without a name, unless the
-	// delta is a full one. Where records can't be written it does without, unless
+	// AnyBase merges whatever the target is recorded to hold, as dds does. What the
+	// target then holds is recorded without a name, unless the delta is a full one. Where records can't be written it does without, unless
 	// there is one of the target, which would not be true any more.
 	AnyBase bool
 	// Undo, if set, is a file in which to save what is overwritten.
@@ -50,8 +49,8 @@ type Options struct {
 	windowBytes     int64
 }
 
-// Complete are the options with all that was left out, so that no user of them need look
-// whether it is there.
+// Complete fills in what was left out of the options, so that no user of them checks
+// for nil.
 func (o Options) Complete() Options {
 	warn := o.Warn
 	o.Warn = func(message string, ways ...wayout.Way) {
@@ -74,10 +73,10 @@ func (o Options) Complete() Options {
 	return o
 }
 
-// Stage is what Apply is doing.
+// Stage is what a merge is doing.
 type Stage string
 
-// The stages of Apply, in their order.
+// The stages of a merge, in their order.
 const (
 	Receiving Stage = "receiving"
 	Copying   Stage = "copying"
@@ -94,18 +93,18 @@ type Result struct {
 	report.Report
 	// TargetBytes is the size of the target.
 	TargetBytes int64 `json:"target_bytes"`
-	// WrittenBytes is what was written of the data. What is missing were zeros
-	// where the target held zeros (SkippedZeroBytes) or got a hole
-	// (PunchedBytes), what an interrupted merge had written (ResumedBytes), and
-	// what of the last chunk lies past the volume's end.
+	// WrittenBytes is how much of the data was written. The rest are zeros where the
+	// target held zeros (SkippedZeroBytes) or got a hole (PunchedBytes), what an
+	// interrupted merge had written (ResumedBytes), and the part of the last chunk that
+	// lies past the volume's end.
 	WrittenBytes     int64 `json:"written_bytes"`
 	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
 	PunchedBytes     int64 `json:"punched_bytes"`
 	ResumedBytes     int64 `json:"resumed_bytes"`
 	DryRun           bool  `json:"dry_run,omitempty"`
 
-	// Of a merge by the kernel: the device that is left because somebody has it
-	// open, and whether somebody wrote to it.
+	// Device is what a merge by the kernel leaves because it is open, and Touched says
+	// that it was written to.
 	Device  string `json:"device,omitempty"`
 	Touched bool   `json:"touched,omitempty"`
 }

@@ -22,19 +22,19 @@ import (
 type spoolFile struct {
 	files.OSFile
 	size  int64
-	taken *cow.Digester // nil of a delta that is not sealed
+	taken *cow.Digester // nil if the delta is not sealed
 }
 
 var _ layer.Volume = (*spoolFile)(nil)
 
-// Size is how much came in.
+// Size is how many bytes came in.
 func (s *spoolFile) Size() int64 { return s.size }
 
-// spool keeps a delta that comes from a pipe of that name: all of it if it is sealed, and if it is not, all
-// there is.
+// spool keeps a delta that comes from a pipe of that name: as many bytes as its seal
+// says, or without a seal all there are.
 //
-// Most are small, and are merged and gone before the kernel would write them out. Of a
-// large one, the rest is written out as it comes, and read back later.
+// Most deltas are small, and are merged and gone before the kernel would write them out.
+// The rest of a large one is written out as it comes, and read back later.
 func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := files.Unnamed(o.SpoolDir)
 	if err != nil {
@@ -52,10 +52,10 @@ func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFi
 	return s, nil
 }
 
-// input is the spool as a delta to merge. The second reading frees what it has read of
-// a sealed one, whose parts are read in the order in which they lie there, so that what
-// was not written out never is. Of another, the parts between two that were read may be
-// still to come: they are only dropped from the page cache.
+// input is the spool as a delta to merge. A sealed delta is read in the order in which
+// it lies there, so the second reading frees what it has read: what was not written out
+// by then never is. Data of another delta may be read in any order, and is only dropped
+// from the page cache.
 func (s *spoolFile) input() input {
 	drop := func(off, bytes int64) { files.Drop(s.File, off, bytes) }
 	if s.taken != nil {
@@ -77,9 +77,10 @@ func (s *spoolFile) kept() error {
 	return nil
 }
 
-// receive writes a delta to a file: all of it if it is sealed, and if it is not, all
-// there is. Of a sealed one, it takes the digests. What does not begin as a delta does
-// is refused at once. Behind, if it is set, follows beyond what may stay in the page cache.
+// receive writes a delta to a file: as many bytes as its seal says, and takes their
+// digests, or without a seal all there are. Bytes that do not begin as a delta does are
+// refused at once. The trail, if there is one, follows beyond what may stay in the page
+// cache.
 func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
@@ -87,7 +88,7 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 		return 0, nil, fmt.Errorf("spool: read the delta: %w", err)
 	}
 	first = first[:n]
-	// What is none is not waited for.
+	// Bytes that are no delta are refused before the rest is waited for.
 	_, seal, err := cow.ParseFirst(first)
 	if err != nil {
 		return 0, nil, fmt.Errorf("%s: %w", name, err)
@@ -123,13 +124,13 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 	if err := write(first); err != nil {
 		return 0, nil, err
 	}
-	buf := make([]byte, pieceBytes/16) // most deltas are small
+	buf := make([]byte, batchBytes/16) // most deltas are small
 	for {
 		n, err := r.Read(buf)
 		if writeErr := write(buf[:n]); writeErr != nil {
 			return 0, nil, writeErr
 		}
-		if n == len(buf) && n < pieceBytes {
+		if n == len(buf) && n < batchBytes {
 			buf = make([]byte, 4*n)
 		}
 		if err == io.EOF {

@@ -46,7 +46,7 @@ func throughPipe(t *testing.T, r io.Reader) *os.File {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// Who reads may have enough of it.
+		// The reader may stop early.
 		_, _ = io.Copy(in, r)
 		in.Close()
 	}()
@@ -145,8 +145,8 @@ func TestSpoolThatIsNotKept(t *testing.T) {
 	mustHold(t, target, want)
 }
 
-// Of a delta that is not sealed, the data may lie in any order, and a part of the
-// spool that was passed over is still to be read.
+// The data of a delta that is not sealed may lie in any order, so a part of the spool
+// that was passed over is still to be read.
 func TestSpoolInAnyOrder(t *testing.T) {
 	const chunkBytes, chunks = 4096, 10240
 	var olds []int64
@@ -189,7 +189,7 @@ func TestTargetThatIsNotKept(t *testing.T) {
 	}
 }
 
-// What is wrong with a delta does not depend on the way that it came.
+// The error of a bad delta does not depend on the way that it came.
 func TestDamageIsToldInTheSameWords(t *testing.T) {
 	const volumeBytes = 3 << 20
 	s := sealed(t, repeated{}, volumeBytes)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"ddsfs/cow/wayout"
 	"ddsfs/testdata/harness"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,7 @@ func TestDamagedRecordIsNoRecord(t *testing.T) {
 	}
 }
 
-// What somebody does to a target between two merges is noticed.
+// Changes to a target between two merges are noticed.
 func TestTouchedTargetIsRefused(t *testing.T) {
 	for name, touch := range map[string]func(r *rig) error{
 		"written to behind the first MiB": func(r *rig) error {
@@ -93,7 +94,7 @@ func TestTouchedTargetIsRefused(t *testing.T) {
 func TestUndoIsRefusedOnceHalfMerged(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
-	// Behind the record, in the middle of the writes.
+	// After the record, in the middle of the writes.
 	s := &harness.Storage{At: 14}
 	if err := r.apply(s); err == nil || r.TargetIs(r.Base) {
 		t.Fatalf("not half merged: %v", err)
@@ -148,8 +149,8 @@ func (r *rig) stateFiles() []string {
 	return list
 }
 
-// What others write to a half merged target shows as well after a run that was to finish
-// it, or a full delta, and that wrote nothing.
+// Writes of others to a half merged target show also after a run that was to finish it,
+// or a full delta, wrote nothing.
 func TestHalfMergedTargetIsWatchedAfterARunThatWroteNothing(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -229,7 +230,7 @@ func TestHalfMergedAndRestored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, rig{})
 			defer os.RemoveAll(r.Dir)
-			// Behind the first flush, so that some chunks are recorded as done.
+			// After the first flush, so that some chunks are recorded as done.
 			if err := r.apply(&harness.Storage{At: 22}); err == nil || r.TargetIs(r.After) {
 				t.Fatalf("not half merged: %v", err)
 			}
@@ -264,9 +265,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// A target may be larger than the volume: what lies behind the volume's end, also
-// in the chunk that it falls into, is not the volume's.
-func TestWhatLiesBehindTheVolume(t *testing.T) {
+// A target may be larger than the volume. Past the volume's end, also in the chunk that
+// the end falls into, it stays as it is.
+func TestWhatLiesPastTheVolume(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
 	behind := []byte(strings.Repeat("behind", 1000))
@@ -309,8 +310,8 @@ func TestUndoTakesNobodysName(t *testing.T) {
 	}
 }
 
-// What a failed flush dropped still reads as it was written: zeros that are there
-// in the cache are not taken for written by the next run.
+// Data that a failed flush lost still reads as it was written. The next run does not take
+// zeros in the page cache for zeros on the disk.
 func TestZerosAfterAFailedFlush(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -392,8 +393,8 @@ func TestBrokenStreamIsRecorded(t *testing.T) {
 }
 
 // A stream that was killed has not said which chunks it wrote. The same one finishes it
-// all the same if it says from where it leads where, streamed or not; of one that does
-// not say, nobody knows whether it is the same.
+// all the same if it says from where it leads where, streamed or not. One that does not
+// say so is not known to be the same.
 func TestKilledStreamIsFinished(t *testing.T) {
 	for _, finish := range []string{"stream", "file", "nameless"} {
 		t.Run(finish, func(t *testing.T) {
@@ -424,7 +425,7 @@ func TestKilledStreamIsFinished(t *testing.T) {
 				must(t, r.apply(nil))
 			case "nameless":
 				var refused *RefusedError
-				if err := stream(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "full delta") || strings.Contains(err.Error(), "that one again") {
+				if err := stream(nil); !errors.As(err, &refused) || !slices.Contains(wayout.From(err), wayout.FullDelta) || slices.Contains(wayout.From(err), wayout.MergeAgain) {
 					t.Errorf("error %v", err)
 				}
 				o := r.options("")
@@ -439,7 +440,7 @@ func TestKilledStreamIsFinished(t *testing.T) {
 	}
 }
 
-// Of a target that is half merged nobody says that nothing was written to it.
+// An error never says of a half merged target that nothing was written to it.
 func TestStoppedAgain(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -473,7 +474,7 @@ func TestStoppedAgain(t *testing.T) {
 	}
 }
 
-// What streamed in is known by its digest, as it is when it comes from a file.
+// A delta that streamed in is known by its digest, as one from a file is.
 func TestStreamIsKnownByItsDigest(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -518,7 +519,7 @@ func TestPartsOfTheUndoFileAreRemoved(t *testing.T) {
 	}
 }
 
-// What is written must be what was verified.
+// The bytes that are written must be those that were verified.
 func TestDeltaThatChangesBehindItsVerification(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)

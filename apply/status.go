@@ -19,9 +19,9 @@ type TargetState string
 const (
 	// Whole is a target that holds what is recorded.
 	Whole TargetState = "whole"
-	// Running is one that an apply is at.
+	// Running is one that an apply is merging into.
 	Running TargetState = "running"
-	// Interrupted is one that is half merged, and nobody is at it.
+	// Interrupted is one that is half merged, without a process that goes on.
 	Interrupted TargetState = "interrupted"
 	// Touched is one that others wrote to while the kernel merged.
 	Touched TargetState = "touched"
@@ -40,11 +40,11 @@ type TargetStatus struct {
 	Holds     *Held       `json:"holds"`
 	Since     *time.Time  `json:"since,omitempty"`
 	LastMerge *record.Run `json:"last_merge,omitempty"`
-	// WrittenSince is the state since which it is known what was written: a delta from
+	// WrittenSince is a state since which all that was written is known: a delta from
 	// there that has all of that is taken as well.
 	WrittenSince *record.Content `json:"written_since,omitempty"`
 	Merging      *Job            `json:"merging,omitempty"`
-	// PID is the process that is at it.
+	// PID is the process that is merging into it.
 	PID int `json:"pid,omitempty"`
 	// Undos are the files that undo merges, the last one at the end.
 	Undos []UndoFile `json:"undos"`

@@ -13,12 +13,12 @@ type exception struct{ old, new int64 }
 type store struct {
 	chunkBytes int64
 	exceptions []exception
-	tail       []byte // behind the last chunk
+	tail       []byte // after the last chunk
 }
 
 func (s store) perArea() int64 { return s.chunkBytes / 16 }
 
-// areas counts the empty one behind a full one, without which the kernel reads
+// areas counts the empty one after a full one, without which the kernel reads
 // past the end.
 func (s store) areas() int64 { return int64(len(s.exceptions))/s.perArea() + 1 }
 
@@ -94,7 +94,7 @@ func merge(delta []byte, s store, base []byte, limit int64) (merged []byte, writ
 // tells whether it is one. What it accepts is, to the byte:
 //
 //   - chunk 0 has the magic, valid 1, version 1, a chunk size that is a power of
-//     two from 512 bytes to 16 MiB, and is zero behind that;
+//     two from 512 bytes to 16 MiB, and is zero after that;
 //   - each area up to the first entry with new_chunk 0 is there;
 //   - each entry before that one has an old_chunk that no other has and that
 //     begins before the target's end, and a new_chunk that is there as a whole
@@ -138,7 +138,7 @@ func readStore(b []byte, targetBytes int64) (s store, ok bool) {
 	}
 }
 
-// inPipeOrder tells whether each exception's data is in its own area and behind
+// inPipeOrder tells whether each exception's data is in its own area and after
 // that of the exception before, and if not, how many areas are before the first
 // whose isn't.
 func (s store) inPipeOrder() (ok bool, areasBefore int64) {

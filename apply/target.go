@@ -76,8 +76,8 @@ func (t *Target) Release() error {
 	return nil
 }
 
-// content reads what the target holds, once: nothing of it is left in the page cache,
-// and many chunks are read at the same time.
+// content is what the target holds, to be read once: nothing of it stays in the page
+// cache, and many chunks are read at the same time.
 func (t *Target) content() (r layer.Pieces, done func(), err error) {
 	f, err := blockdev.Reopen(t.OS(), os.O_RDONLY)
 	if err != nil {
@@ -93,7 +93,7 @@ func (t *Target) content() (r layer.Pieces, done func(), err error) {
 	return files.ReadOnce(device, func(off, bytes int64) { files.Drop(t.OS(), off, bytes) }), func() { device.Close() }, nil
 }
 
-// Own is what shows of us among a target's users.
+// Own is what a target's users include of this process.
 type Own struct {
 	Opens  int             // how often a device-mapper device counts us
 	Loops  []blockdev.Info // loop devices
@@ -101,8 +101,8 @@ type Own struct {
 }
 
 // CheckUnused refuses a target that somebody else uses without having claimed it: a
-// loop device over a file, and whoever just opened it, as virtual machines do; or who
-// has the same sectors by way of another device or file. The device mapper claims a
+// loop device over a file, a process that just opened it, as virtual machines do, and
+// users of the same sectors by way of another device or file. The device mapper claims a
 // device for all of its devices together.
 func (t *Target) CheckUnused(o Own) error {
 	overlaps, err := t.info.Overlaps()
@@ -144,8 +144,8 @@ func (t *Target) CheckUnused(o Own) error {
 	}
 }
 
-// checkOpeners refuses a target that others have open, or that has sectors of what
-// they have open.
+// checkOpeners refuses a target that others have open, or of which they have sectors
+// open by way of another device or file.
 func (t *Target) checkOpeners(own int, overlaps []blockdev.Overlap) error {
 	users, err := usersOf(t.info, overlaps)
 	if err != nil {
@@ -169,7 +169,7 @@ func (t *Target) checkOpeners(own int, overlaps []blockdev.Overlap) error {
 	if !t.info.IsDM() {
 		return nil
 	}
-	// What is open in a namespace whose processes can't be seen shows here.
+	// This count includes processes of namespaces that can't be seen here.
 	count, err := dm.OpenCount(t.info.Number)
 	if err != nil {
 		return fmt.Errorf("target %s: %w", t.Path, err)
@@ -285,7 +285,7 @@ func (t *Target) timedHere() bool {
 	return true
 }
 
-// absolute is the path that the target was called by, from the root on.
+// absolute is the path that the target was called by, made absolute.
 func (t *Target) absolute() string {
 	path, err := filepath.Abs(t.Path)
 	if err != nil {
@@ -294,9 +294,9 @@ func (t *Target) absolute() string {
 	return path
 }
 
-// outside is what the system around a target knows of it: its names, what is counted
-// of writes to it, and who else uses it. Tests have one of their own, with disks that
-// change places and counters that begin anew.
+// outside is what the system around a target knows of it: its names, its counters of
+// writes, and its other users. Tests have one of their own, with disks that change places
+// and counters that begin anew.
 type outside interface {
 	// key is the name by which the target is known again, and aliases are its others.
 	key() (string, error)

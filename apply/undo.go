@@ -16,17 +16,17 @@ import (
 	"ddsfs/cow/layer"
 )
 
-// unnamedPrefix begins the names of states that nobody vouches for. A text follows that
-// no other state has.
+// unnamedPrefix begins the names of states that nobody vouches for. A random text
+// follows.
 const unnamedPrefix = "unnamed-"
 
-// saveUndo writes down what the merge of d will overwrite, in the file at path, as the
-// delta that brings it back: the same chunks with what the target holds there now, from
-// the new state to the one that it holds. The file is complete and durable when it
+// saveUndo saves what the merge of d will overwrite in the file at path, as the delta
+// that brings it back: the same chunks with what the target holds there now, from the
+// new state to the one that it holds. The file is complete and durable when it
 // returns: nothing is written to the target before.
 //
-// A file that is there is kept if it is that already, as one is that a merge left
-// behind which was stopped before it wrote; nothing else is overwritten.
+// A file that is there is kept if it is that already: a merge that was stopped before
+// it wrote leaves one. No other file is overwritten.
 func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record.Undo, error) {
 	content, done, err := m.Target.content()
 	if err != nil {
@@ -62,8 +62,8 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	return record.NewUndo(path, name, d.Facts.Name, held, m.Known), nil
 }
 
-// held is what the target holds. A state that nobody vouches for gets a name of its own
-// that nothing else has, or the one that an earlier run gave it.
+// held is what the target holds. A state that nobody vouches for gets a name that
+// nothing else has, or the one that an earlier run gave it.
 func (m *Merger) held(d *Checked, there *cow.Store) record.Content {
 	if d.How.Held != nil {
 		return *d.How.Held
@@ -77,7 +77,7 @@ func (m *Merger) held(d *Checked, there *cow.Store) record.Content {
 
 // undoDelta is the delta that brings back what d overwrites.
 func (m *Merger) undoDelta(d *Checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
-	// A state that is larger than d's is not all that d overwrites.
+	// The target's state may be larger than the one that d makes.
 	volumeBytes := min(max(d.Facts.VolumeBytes, held.VolumeBytes), m.Target.Size())
 	if volumeBytes == 0 {
 		volumeBytes = m.Target.Size()

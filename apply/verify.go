@@ -10,16 +10,16 @@ import (
 	"ddsfs/cow/blockdev"
 )
 
-// Verification is what comparing a delta, and perhaps a target, with the delta's
-// digests came to.
+// Verification is the result of comparing a delta, and perhaps a target, with the
+// delta's digests.
 type Verification struct {
-	// Sealed says that the delta has digests. Of one that has none, nothing but its
-	// list could be checked, which is well-formed.
+	// Sealed says that the delta has digests. Without them, nothing but its list could
+	// be checked, which is well-formed.
 	Sealed     bool   `json:"sealed"`
 	Delta      string `json:"delta,omitempty"` // its digest
 	Exceptions int64  `json:"exceptions"`      // that its list has
 	Blocks     int64  `json:"blocks"`          // MiB that were compared
-	// What differs; neither is nil.
+	// BadDelta and BadTarget are what differs; neither is nil.
 	BadDelta  []Block `json:"bad_delta"`
 	BadTarget []Block `json:"bad_target"`
 }
@@ -66,7 +66,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 		return Verification{}, err
 	}
 	defer done()
-	from.Volume = from.toMerge // it is read but once
+	from.Volume = from.toMerge // it is read only once
 	v, err := verify(ctx, from, targetPath, o)
 	if err != nil {
 		return Verification{}, fmt.Errorf("%s: %w", path, err)

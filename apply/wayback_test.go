@@ -71,8 +71,8 @@ func TestUndoRestoresTheRecord(t *testing.T) {
 	sameState(t, *r.Record(), before)
 }
 
-// The undo of a state that nobody vouches for does not bring it under the name of one
-// that somebody does.
+// The undo of a state that nobody vouches for does not bring it back under the name of
+// another one.
 func TestUndoOfATouchedTarget(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -164,7 +164,7 @@ func TestInterruptedUndoAndMerge(t *testing.T) {
 	}
 }
 
-// What is merged already is not said to have been saved when it was not.
+// A merge that was done before without an undo file is not said to have one.
 func TestUndoOfWhatIsMerged(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -177,7 +177,7 @@ func TestUndoOfWhatIsMerged(t *testing.T) {
 	if _, err := os.Stat(r.Undo); err == nil {
 		t.Error("a file was made")
 	}
-	// What was saved is there when the same is asked for again.
+	// The undo file is there when the same is asked for again.
 	other := newRig(t, rig{undoWanted: true})
 	defer os.RemoveAll(other.Dir)
 	must(t, other.apply(nil))
@@ -207,8 +207,8 @@ func TestRollback(t *testing.T) {
 	}
 }
 
-// What no sample sees is found when the delta's own chunks are looked at, and there is
-// a way to have them written again.
+// A change that no sample sees is found when the delta's own chunks are compared, and
+// there is a way to have them written again.
 func TestMergedBeforeAndDamaged(t *testing.T) {
 	r := newRig(t, rig{})
 	defer os.RemoveAll(r.Dir)
@@ -297,7 +297,7 @@ func TestUndoOfAFullDelta(t *testing.T) {
 	}
 }
 
-// A name for the undo file that is a FIFO is refused, and nobody waits for its other end.
+// A FIFO in the place of the undo file is refused without a wait for its other end.
 func TestUndoIntoAFIFO(t *testing.T) {
 	r := newRig(t, rig{undoWanted: true})
 	defer os.RemoveAll(r.Dir)

@@ -21,7 +21,7 @@ import (
 
 // AttachOptions say how to show what a target will be.
 type AttachOptions struct {
-	apply.Options // of which StateDir, AssumeBase, Warn and Progress count
+	apply.Options // only StateDir, AssumeBase, Warn and Progress count
 	// Writable lets the device be written to. What is written goes to a file
 	// without a name in OverlayDir, and is gone with the device.
 	Writable   bool
@@ -120,8 +120,8 @@ func (k *merger) view(d *apply.Checked, l *lower, name, uuid string, table []dm.
 	return view, nil
 }
 
-// viewTable shows the target as it will be. What lies behind the volume's end, also
-// in the chunk that it falls into, is not the volume's.
+// viewTable shows the target as it will be. Past the volume's end, also in the chunk that
+// the end falls into, the target stays as it is.
 func (k *merger) viewTable(d *apply.Checked, l *lower) ([]dm.Target, error) {
 	if err := l.checkChunk(d.ChunkBytes); err != nil {
 		return nil, err
@@ -165,7 +165,7 @@ func show(d mapped, hidden bool) error {
 	return nil
 }
 
-// overlay makes a device over another one that can be written to, while that one
+// overlay makes a device over another one. It can be written to, while the one below
 // stays as it is.
 func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string) error {
 	sectors, err := k.sectors()
@@ -237,7 +237,7 @@ func Detach(name string) error {
 	return remove(hidden)
 }
 
-// remove removes a device, or says who uses it.
+// remove removes a device, or says what uses it.
 func remove(d *dm.Device) error {
 	err := d.Remove()
 	if errors.Is(err, syscall.EBUSY) {

@@ -39,7 +39,7 @@ func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (a
 		done, err = k.settle(r, device, run)
 	}
 	if err != nil {
-		// From now on nobody looks whether the device is written to.
+		// From now on writes to the device go unnoticed.
 		from.Unwatched = true
 		return apply.Result{}, errors.Join(err, k.State.Save(r))
 	}
@@ -50,8 +50,8 @@ func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (a
 	if errors.Is(err, syscall.EBUSY) {
 		result.Device, err = device.Path(), nil
 	}
-	// The store goes last: until here it is what a merge would go on from. It is not
-	// in use any more, as the device shows the target, or is gone.
+	// The store goes last, as a merge would go on from it until here. It is not in use
+	// any more: the device shows the target, or is gone.
 	return result, errors.Join(err, k.removeUsedUp(r), k.State.Tidy(k.Key, done))
 }
 
@@ -126,8 +126,8 @@ func (k *merger) touch(r *record.Record) error {
 //  2. the target is flushed once more, and what the page cache has of it is
 //     forgotten, as the kernel wrote beneath it;
 //  3. the device gets a table that is the target and nothing else, and while it is
-//     suspended for that, nobody writes to it: the target looks as it will in the
-//     record, and the device's count of writes is the last;
+//     suspended for that, nothing writes to it: the record gets what the target
+//     looks like then, and the last count of the device's writes;
 //  4. the record says that it is done.
 //
 // Stopped before 4, the same is found again: the store is still there, and empty.

@@ -24,7 +24,7 @@ import (
 // ErrNoMerge says that there is no merge by the kernel to resume.
 var ErrNoMerge = errors.New("no merge by the kernel is under way")
 
-// DefaultName is what the device of a target is called where nobody says.
+// DefaultName is the name of a target's device unless another one is asked for.
 func DefaultName(targetPath string) string { return "ddsfs-" + filepath.Base(targetPath) }
 
 // File has the kernel merge the delta in a file or a block device into the
@@ -53,8 +53,8 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 	if err := k.Take(in); err != nil {
 		return apply.Result{}, err
 	}
-	// A delta that is refused or already merged is not copied first. What else is
-	// wrong with it comes out when all of it is looked at.
+	// A delta that is refused or already merged is not copied first. Anything else that
+	// is wrong with it comes out when all of it is checked.
 	if d, err := cow.Open(in); err == nil && d.ReadList() == nil {
 		if d.Seal == nil && o.Consume {
 			return apply.Result{}, wayout.Add(fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one", path), wayout.WithoutConsume)
@@ -114,8 +114,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (apply.
 	return k.mergeCopy(ctx, r.Name(), in, apply.Receiving)
 }
 
-// Resume finishes the merge that is recorded, and is ErrNoMerge if none
-// is.
+// Resume finishes the merge that is recorded. It fails with ErrNoMerge if none is.
 func Resume(ctx context.Context, targetPath string, o Options) (apply.Result, error) {
 	m, err := apply.Watch(targetPath, o.Options)
 	if err != nil {
@@ -190,8 +189,8 @@ func open(targetPath string, o Options) (*merger, error) {
 	return k, nil
 }
 
-// oldKernel tells whether the kernel is one that does not flush what it has merged
-// before it forgets where it had it from, and which one it is.
+// oldKernel tells whether the kernel is one that takes a chunk off the store's list before
+// it has flushed it to the target, and which one it is.
 func oldKernel() (release string, old bool) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -220,7 +219,7 @@ func (k *merger) mergeIn(ctx context.Context, in *blockdev.Device) (apply.Result
 	if err != nil {
 		return apply.Result{}, err
 	}
-	if _, bytes := behind(d, k.Target.Size()); bytes > 0 {
+	if _, bytes := pastEnd(d, k.Target.Size()); bytes > 0 {
 		return apply.Result{}, wayout.Add(fmt.Errorf("delta %s: it would have to be changed first, as the kernel merges all of its last chunk, and the volume ends within that", path), wayout.WithoutConsume)
 	}
 	if err := checkShown(in); err != nil {
@@ -261,8 +260,8 @@ func (k *merger) mergeCopy(ctx context.Context, name string, r io.Reader, stage 
 	return k.merge(ctx, d, store, record.KernelMerge{Store: path})
 }
 
-// merge has the kernel merge a delta that was checked, and of which store is all or
-// a copy.
+// merge has the kernel merge a delta that was checked from store, which is the delta or
+// a copy of it.
 func (k *merger) merge(ctx context.Context, d *apply.Checked, store *blockdev.Device, from record.KernelMerge) (apply.Result, error) {
 	r, device, err := k.prepare(ctx, d, store, from)
 	var refused *apply.RefusedError
@@ -284,7 +283,7 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 			return
 		}
 		if recorded {
-			// What the record names must be there until it does not name it any more.
+			// A file must not go before the record that names it.
 			backErr := k.TakeBack()
 			if err = errors.Join(err, backErr); backErr != nil {
 				return
@@ -317,8 +316,8 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 	return r, device, nil
 }
 
-// raise makes the device through which the kernel is to merge from the store, and
-// does not let it begin.
+// raise makes the device through which the kernel is to merge from the store. It does
+// not begin before it is resumed.
 func (k *merger) raise(from *record.KernelMerge, store *blockdev.Device) (mapped, error) {
 	f, err := store.Reopen(os.O_RDONLY)
 	if err != nil {
@@ -370,7 +369,7 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 		return apply.Result{}, err
 	}
 	if from.Unwatched {
-		// Whether somebody wrote to it, is gone with the device.
+		// The device counted whether it was written to, and is gone.
 		if err := k.touch(r); err != nil {
 			return apply.Result{}, err
 		}
@@ -383,7 +382,7 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 	if k.o.Name != "" {
 		from.Name = k.o.Name
 	}
-	// What the kernel writes from now on is not to be taken for what others wrote.
+	// The kernel's writes from now on must not be taken for those of others.
 	if r.Evidence, err = k.Evidence(r.Evidence, nil, k.Known.Written.MayHold); err != nil {
 		return apply.Result{}, fmt.Errorf("target %s: %w", k.Target.Path, err)
 	}

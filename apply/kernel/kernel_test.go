@@ -216,7 +216,7 @@ func (r *rig) finishKernel(where string, k *simulated, finish string, good []byt
 	r.checkClean(where, k)
 }
 
-// What users write to the device while the kernel merges is in the target at the
+// Data that users write to the device while the kernel merges is in the target at the
 // end, wherever the merge is stopped, and the next delta is refused.
 func TestKernelUsersWrite(t *testing.T) {
 	const (
@@ -296,8 +296,8 @@ func TestKernelUsersWrite(t *testing.T) {
 	}
 }
 
-// Between the claim that is given up and the device mapper's, somebody can come in:
-// that is found out before anything is written, and all is as it was.
+// A process can come in between the claim that is given up and the device mapper's:
+// that is found before anything is written, and all is as it was.
 func TestKernelSomebodyCameIn(t *testing.T) {
 	for name, comes := range map[string]func(t *testing.T, r *rig) (leave func()){
 		"wrote": func(t *testing.T, r *rig) func() {
@@ -337,7 +337,7 @@ func TestKernelSomebodyCameIn(t *testing.T) {
 	}
 }
 
-// intruded is a kernel during whose loading of a table somebody comes in.
+// intruded is a kernel that lets a process come in while it loads a table.
 type intruded struct {
 	*simulated
 	comes func()
@@ -358,7 +358,7 @@ func (d intrudedDevice) Load(readOnly bool, table ...dm.Target) error {
 	return d.mapped.Load(readOnly, table...)
 }
 
-// A device that somebody has open stays as a view of the target, and a merge that
+// A device that is open stays as a view of the target, and a merge that
 // failed is begun anew with another device.
 func TestKernelBusyAndFailed(t *testing.T) {
 	r := newRig(t, wholeSectors)
@@ -402,7 +402,7 @@ func TestKernelBusyAndFailed(t *testing.T) {
 	}
 }
 
-// After a signal nobody looks at the device any more: if it goes with the power, the
+// After a signal writes to the device go unnoticed: if it goes with the power, the
 // target counts as written to.
 func TestKernelSignal(t *testing.T) {
 	for _, powerCut := range []bool{false, true} {
@@ -437,7 +437,7 @@ func TestKernelSignal(t *testing.T) {
 	}
 }
 
-// A device that somebody suspended goes on when the merge is resumed, and one that
+// A device that was suspended goes on when the merge is resumed, and one that
 // says that it is done, and is not, is not believed.
 func TestKernelSuspendedAndWrong(t *testing.T) {
 	r := newRig(t, wholeSectors)
@@ -464,8 +464,8 @@ func TestKernelSuspendedAndWrong(t *testing.T) {
 	r.checkClean("done", k)
 }
 
-// What the kernel gets of a last chunk that goes on behind the volume's end, is what
-// the target holds there.
+// Where the last chunk goes on past the volume's end, the kernel gets what the target
+// holds there.
 func TestKernelBehindTheVolume(t *testing.T) {
 	for name, seed := range map[string]int{"more than an area": 40, "one chunk": 1} {
 		t.Run(name, func(t *testing.T) {

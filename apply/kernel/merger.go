@@ -32,7 +32,7 @@ type Options struct {
 // write to the device may go unrecorded.
 const pollInterval = 200 * time.Millisecond
 
-// complete are the options with all that was left out.
+// complete fills in what was left out of the options.
 func (o Options) complete() Options {
 	o.Options = o.Options.Complete()
 	if o.devices == nil {
@@ -42,7 +42,7 @@ func (o Options) complete() Options {
 	return o
 }
 
-// merger has the kernel use the target that it holds.
+// merger holds the target that the kernel is to use.
 type merger struct {
 	*apply.Merger
 	o Options // complete
@@ -57,10 +57,10 @@ func (k *merger) sectors() (int64, error) {
 	return k.Target.Size() / cow.SectorBytes, nil
 }
 
-// load makes a device with a table that lies on the target, and leaves it at that:
-// nobody can open it, and the kernel writes nothing, before it is resumed.
+// load makes a device with a table that lies on the target. Before it is resumed, it
+// can't be opened, and the kernel writes nothing.
 func (k *merger) load(l *lower, name, uuid string, readOnly bool, table ...dm.Target) (mapped, error) {
-	// Also for the kernel, which reads and writes beneath the page cache.
+	// The kernel reads and writes beneath the page cache.
 	if err := k.Target.Sync(); err != nil {
 		return nil, fmt.Errorf("target %s: flush: %w", k.Target.Path, err)
 	}
@@ -80,9 +80,9 @@ func (k *merger) load(l *lower, name, uuid string, readOnly bool, table ...dm.Ta
 
 // handOver gives the target to the device mapper.
 //
-// It claims what its tables lie on, so that our own claim has to go first. Whoever
-// came in between is found out by looking once more when the device mapper has it:
-// nobody else has it open, and it is what it was.
+// The device mapper claims what its tables lie on, so our own claim has to go first. A
+// process may come in between: so once the device mapper has the target, it is checked
+// that no other process has it open, and that it is what it was.
 func (k *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly bool, table []dm.Target) error {
 	if err := k.Target.Release(); err != nil {
 		return err

@@ -95,7 +95,7 @@ type simulatedDevice struct {
 	suspended      bool
 	resumeFailed   bool
 	failed         bool
-	busy           bool // somebody has it open
+	busy           bool // it is open
 	asked          int
 	sectorsWritten uint64
 }

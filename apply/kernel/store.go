@@ -20,7 +20,7 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// spoolDir is where the copy is kept that the kernel uses up.
+// spoolDir is where the copy that the kernel uses up is kept.
 func (k *merger) spoolDir() string {
 	if k.o.SpoolDir != "" {
 		return k.o.SpoolDir
@@ -41,8 +41,8 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 	if isInMemory(dir) {
 		k.o.Warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it", dir), wayout.OtherSpool)
 	}
-	// The target is locked, so that nobody else uses the name. Only a run that did not
-	// get to recording it can have left something there.
+	// The target is locked, so no other process uses the name. Only a run that ended
+	// before it recorded the copy can have left something there.
 	path = filepath.Join(dir, record.StoreName(k.Key))
 	if err := files.RemoveParts(k.State.Storage, path); err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
@@ -51,7 +51,7 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 	err = files.Replace(k.State.Storage, path, func(f files.File) error {
 		d, bad = k.Receive(ctx, name, r, f, dir, wayout.Consume, stage)
 		if bad == nil {
-			bad = k.keepBehind(d, f)
+			bad = k.keepPastEnd(d, f)
 		}
 		return bad
 	})
@@ -64,9 +64,9 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 	return path, d, nil
 }
 
-// behind is where in the delta its last chunk goes on behind the volume's end, and
-// for how many bytes up to the end of a target of that size.
-func behind(d *apply.Checked, targetBytes int64) (off, bytes int64) {
+// pastEnd is where in the delta its last chunk goes on past the volume's end, and for
+// how many bytes up to the end of a target of that size.
+func pastEnd(d *apply.Checked, targetBytes int64) (off, bytes int64) {
 	c := d.ChunkBytes
 	n := d.Changed.Len()
 	if d.Seal == nil || n == 0 || d.Seal.VolumeBytes%c == 0 || d.Changed.Chunk(n-1) != uint64(d.Seal.VolumeBytes/c) {
@@ -80,11 +80,10 @@ func behind(d *apply.Checked, targetBytes int64) (off, bytes int64) {
 	return layout.DataOffset(n-1) + within, max(0, min(c-within, targetBytes-d.Seal.VolumeBytes))
 }
 
-// keepBehind has the copy hold what the target holds behind the volume's end, in
-// the chunk that it falls into: the kernel merges whole chunks, up to the target's
-// end.
-func (k *merger) keepBehind(d *apply.Checked, f io.WriterAt) error {
-	off, bytes := behind(d, k.Target.Size())
+// keepPastEnd gives the copy what the target holds past the volume's end, in the chunk
+// that the end falls into: the kernel merges whole chunks, up to the target's end.
+func (k *merger) keepPastEnd(d *apply.Checked, f io.WriterAt) error {
+	off, bytes := pastEnd(d, k.Target.Size())
 	if bytes == 0 {
 		return nil
 	}
@@ -157,11 +156,11 @@ func leftOf(r *record.Record, store *blockdev.Device) (*cow.Store, error) {
 	return cow.ReadStore(store, cow.StoreOptions{})
 }
 
-// isNamed tells whether that is the digest that names a delta.
+// isNamed tells whether name is the digest that names a delta.
 func isNamed(d *cow.Store, name string) bool { return d.Name != nil && d.Name.String() == name }
 
-// checkUsedUp fails unless the store that a table merges from lists nothing any
-// more. It is that store, whatever is under its name.
+// checkUsedUp fails unless the store that a table merges from lists nothing any more. It
+// looks at that very store, whatever is under its name by now.
 func (k *merger) checkUsedUp(table dm.Target) error {
 	fields := strings.Fields(table.Params)
 	if len(fields) < 2 {
@@ -197,10 +196,10 @@ func checkShown(in *blockdev.Device) error {
 	return nil
 }
 
-// removeUsedUp takes away what the kernel has used up. Of a delta, nothing must stay
-// that could be taken for a good one: a file is removed, and of a block device the
-// header is overwritten. But who gave a delta away to be used up may have put another
-// one in its place, and that is none of ours.
+// removeUsedUp takes away what the kernel has used up, so that nothing stays that could
+// be taken for a good delta: a file is removed, and on a block device the header is
+// overwritten. The user who gave the delta away to be used up may have put another one in
+// its place, which is left alone.
 func (k *merger) removeUsedUp(r *record.Record) error {
 	from := r.Merging.Kernel
 	if !from.Consume {
@@ -227,7 +226,7 @@ func (k *merger) removeUsedUp(r *record.Record) error {
 	return nil
 }
 
-// wipe makes a block device hold no delta any more.
+// wipe overwrites the header of the delta on a block device.
 func (k *merger) wipe(path string) error {
 	f, err := k.State.Storage.Open(path, files.ToWrite)
 	if err != nil {

@@ -15,8 +15,8 @@ type Chunks struct {
 	endBytes int64
 }
 
-// NewChunks are the chunks of the set, which have chunkBytes bytes each and of which
-// nothing lies past endBytes. A set of nil is one that is not known.
+// NewChunks are the chunks of the set, which have chunkBytes bytes each and are cut at
+// endBytes. A set of nil is one that is not known.
 func NewChunks(set *chunks.Set, chunkBytes, endBytes int64) Chunks {
 	if set == nil {
 		return Chunks{}
@@ -62,8 +62,8 @@ func (c Chunks) spans(yield func(span) bool) {
 	}
 }
 
-// Contains tells whether all bytes from begin to before end lie in the chunks.
-func (c Chunks) Contains(begin, end int64) bool {
+// contains tells whether all bytes from begin to before end lie in the chunks.
+func (c Chunks) contains(begin, end int64) bool {
 	if begin >= end {
 		return true
 	}
@@ -85,7 +85,7 @@ func (c Chunks) Touches(begin, end int64) bool {
 func (c Chunks) MayHold(s Sample) bool { return c.set == nil || c.Touches(s.At, s.At+s.Bytes) }
 
 // Covers tells whether every byte of the other chunks lies in these, whatever the two
-// chunk sizes are. What is not known covers nothing and is not covered.
+// chunk sizes are. Chunks that are not known cover nothing and are not covered.
 func (c Chunks) Covers(other Chunks) bool {
 	if c.set == nil || other.set == nil {
 		return false
@@ -94,7 +94,7 @@ func (c Chunks) Covers(other Chunks) bool {
 		return c.set.ContainsAll(other.set)
 	}
 	for s := range other.spans {
-		if !c.Contains(s.begin, s.end) {
+		if !c.contains(s.begin, s.end) {
 			return false
 		}
 	}
@@ -109,12 +109,12 @@ func (c Chunks) With(other Chunks) Chunks {
 	}
 	both := Chunks{chunkBytes: min(c.chunkBytes, other.chunkBytes), endBytes: max(c.endBytes, other.endBytes)}
 	var b chunks.Builder
-	for _, part := range []Chunks{c, other} {
-		if part.chunkBytes == both.chunkBytes {
-			b.AddSet(part.set)
+	for _, each := range []Chunks{c, other} {
+		if each.chunkBytes == both.chunkBytes {
+			b.AddSet(each.set)
 			continue
 		}
-		for s := range part.spans {
+		for s := range each.spans {
 			b.AddRange(uint64(s.begin/both.chunkBytes), uint64((s.end-1)/both.chunkBytes)+1)
 		}
 	}

@@ -53,7 +53,7 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 		if want && b.Len() > 0 {
 			covered++
 		}
-		// What was written may be said to be more in a last chunk, and never less.
+		// A last chunk may be said to have more than was written, and never less.
 		union := a.With(b)
 		if !union.Covers(a) || !union.Covers(b) {
 			t.Fatalf("%+v with %+v lacks some of them", a, b)
@@ -69,8 +69,8 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 		for _, has := range inA[begin:end] {
 			all, any = all && has, any || has
 		}
-		if a.Contains(begin, end) != all || a.Touches(begin, end) != any {
-			t.Fatalf("%+v, bytes %d to %d: contains %v, touches %v", a, begin, end, a.Contains(begin, end), a.Touches(begin, end))
+		if a.contains(begin, end) != all || a.Touches(begin, end) != any {
+			t.Fatalf("%+v, bytes %d to %d: contains %v, touches %v", a, begin, end, a.contains(begin, end), a.Touches(begin, end))
 		}
 	}
 	if covered < 100 {
@@ -78,10 +78,10 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 	}
 }
 
-// What is not known covers nothing, and nothing covers it.
+// A set that is not known covers nothing, and nothing covers it.
 func TestUnknownChunks(t *testing.T) {
 	known, unknown := of(512, 1), Chunks{}
-	if unknown.Known() || known.Covers(unknown) || unknown.Covers(known) || unknown.Covers(unknown) || known.With(unknown).Known() || unknown.Touches(0, 1<<30) || unknown.Contains(0, 1) {
+	if unknown.Known() || known.Covers(unknown) || unknown.Covers(known) || unknown.Covers(unknown) || known.With(unknown).Known() || unknown.Touches(0, 1<<30) || unknown.contains(0, 1) {
 		t.Error("something is known of them")
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// Delta is what a delta says of itself.
+// Delta is what a delta says about itself.
 type Delta struct {
 	Name        string // its digest, "" if it is not sealed, or streams in
 	Base, New   string // identities, "" where unknown
@@ -77,11 +77,11 @@ func refuse(reason string, ways ...wayout.Way) Decision {
 // Decide compares a delta with what is known of the target. AssumeBase is the user's
 // word that the target holds what the delta starts from.
 //
-// What makes it safe is one sentence that is kept true at every moment: the target
-// holds what the state WrittenSince held, except in the chunks written. So a delta
-// that starts from that state and has all of those chunks can be merged, whatever
-// became of the merges before it. A snapshot's list of changes only grows, so a
-// later delta of the same base has them.
+// It is safe because one sentence is kept true at every moment: the target holds what
+// the state WrittenSince held, except in the chunks written. So a delta that starts from
+// that state and has all of those chunks can be merged, whatever became of the merges
+// before it. A snapshot's list of changes only grows, so a later delta of the same base
+// has them.
 func Decide(d Delta, k Known, assumeBase bool) Decision {
 	fresh := Decision{Verdict: Merge, Since: &Content{Snapshot: d.Base, VolumeBytes: d.VolumeBytes}, Written: d.Chunks}
 	sure := k.Record != nil && k.Touched == ""
@@ -106,7 +106,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 			fresh.Warning = k.Damaged.Error() + ": it is replaced"
 		case k.Record == nil:
 		case k.Merging == nil:
-			// The undo of another full one: whatever is there, all of it is overwritten.
+			// It may undo another full one. Whatever is there, all of it is overwritten.
 			fresh.Restores, _ = k.undoneBy(d.Name)
 			if sure {
 				fresh.WayBack = fresh.Restores
@@ -120,9 +120,9 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 	case k.Damaged != nil:
 		return decideUnknown(d, fresh, assumeBase, fmt.Sprintf("what it holds is not known (%v)", k.Damaged))
 	case k.Record == nil:
-		// The digests are of the chunks that will be overwritten, and say nothing of
-		// the others: they are a proof where nothing is known, and no way around what
-		// is.
+		// The digests are those of the chunks that will be overwritten, and say nothing
+		// about the others: they are a proof where nothing is recorded, and do not
+		// overrule a record.
 		if d.BaseCheck && !assumeBase && d.Chunks.Len() > 0 {
 			fresh.Verdict = Prove
 			if d.Base != "" {
@@ -138,7 +138,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 	case k.Merging != nil && k.Touched == "":
 		return decideInterrupted(d, k, fresh, assumeBase)
 	case k.TouchedByDevice() && !assumeBase:
-		// What others wrote is in the target and in the store that the kernel merges
+		// Other writers' data is in the target and in the store that the kernel merges
 		// from, and only the two together are right.
 		return refuse("it is half merged by the kernel, and "+k.Touched, wayout.ResumeKernel.Of(k.Target))
 	case k.Merging != nil && !assumeBase:
@@ -198,7 +198,7 @@ func (how *Decision) goesOn(d Delta, m *Merging) bool {
 	return true
 }
 
-// decideUnknown decides where nobody vouches for what the target holds.
+// decideUnknown decides where nothing vouches for what the target holds.
 func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decision {
 	if assumeBase {
 		fresh.Held = nil
@@ -254,10 +254,9 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 	return refuse(reason, ways...)
 }
 
-// DecideAny takes every delta, for a caller who answers for what the target holds.
-// Others write to such a target as well, and record nothing, so that nothing is built
-// on what was recorded. Only a full delta says by itself what the target holds when
-// it is merged.
+// DecideAny takes every delta, for a caller that answers for what the target holds.
+// Others write to such a target as well and record nothing, so nothing is built on the
+// record. Only a full delta says by itself what the target then holds.
 func DecideAny(d Delta, k Known) Decision {
 	if k.ByKernel() != nil {
 		return refuse("it is half merged by the kernel, and part of what it holds is not on it", wayout.ResumeKernel.Of(k.Target))
@@ -280,10 +279,10 @@ func again(d Delta, k Known) Decision {
 	return Decision{Verdict: Merge, Since: k.WrittenSince, Written: k.Written.With(d.Chunks)}
 }
 
-// lacksGrowth says so of a delta of a volume that is larger than the recorded one was,
-// if it does not have all that was added.
+// lacksGrowth says that the volume grew and the delta does not have all that was added,
+// "" if that is not so.
 func lacksGrowth(d Delta, recordedBytes int64) string {
-	if recordedBytes == 0 || d.VolumeBytes <= recordedBytes || d.Chunks.Contains(recordedBytes, d.VolumeBytes) {
+	if recordedBytes == 0 || d.VolumeBytes <= recordedBytes || d.Chunks.contains(recordedBytes, d.VolumeBytes) {
 		return ""
 	}
 	return fmt.Sprintf("the volume grew from %d to %d bytes, and the delta does not have all that was added: send a full one", recordedBytes, d.VolumeBytes)

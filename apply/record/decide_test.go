@@ -74,7 +74,7 @@ func TestDecide(t *testing.T) {
 		delta  Delta
 		known  Known
 		assume bool
-		// What must come out: "merge", "warned", "prove", "resume", "done", or a word
+		// want is the outcome: "merge", "warned", "prove", "resume", "done", or a word
 		// of the refusal.
 		want    string
 		written []uint64
@@ -156,8 +156,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// Of a delta that is taken whatever the target holds, nothing is recorded that only
-// its sender says.
+// A delta that is taken whatever the target holds is not recorded with what only its
+// sender says.
 func TestDecideAny(t *testing.T) {
 	d := Delta{Name: "d1", Base: "A", New: "B", Chunks: of(4096, 1, 2)}
 	if got := DecideAny(d, Known{}); !got.Nameless || got.Since == nil || *got.Since != (Content{}) || got.Written.Len() != 2 || got.Warning != "" || got.Verdict != Merge {

@@ -53,14 +53,14 @@ func pageName(key, id string) string { return fileName(key) + "-" + id + pageSuf
 
 func (d Dir) file(key, suffix string) string { return filepath.Join(d.Path, fileName(key)+suffix) }
 
-// lockBytes is how long a lock file is: always as long, so that it is never half written.
+// lockBytes is the length of every lock file, so that none is ever half written.
 const lockBytes = 20
 
 // ErrLocked says that another process has locked a target.
 var ErrLocked = errors.New("another process has locked it")
 
-// Lock keeps other processes from the target until the file is closed, by this
-// process or by its end. It is ErrLocked where another process has it.
+// Lock keeps other processes from the target until the file is closed, at the latest by
+// the end of this process. It fails with ErrLocked where another process has it.
 func (d Dir) Lock(key string) (*os.File, error) {
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
 		return nil, wayout.Add(fmt.Errorf("state directory: %w", err), wayout.OtherStateDir)
@@ -75,7 +75,7 @@ func (d Dir) Lock(key string) (*os.File, error) {
 		err = ErrLocked
 	}
 	if err == nil {
-		// For whoever asks who has it, who may do so at any moment.
+		// LockedBy reads it, at any moment.
 		_, err = f.WriteAt(fmt.Appendf(nil, "%-*d", lockBytes, os.Getpid()), 0)
 	}
 	if err != nil {
@@ -115,17 +115,17 @@ func (d Dir) Has(key string) bool {
 
 // DamagedError says that a record can't be understood.
 type DamagedError struct {
-	Path string // of the record
-	Err  error
+	path string // of the record
+	err  error
 }
 
-func (e *DamagedError) Error() string { return fmt.Sprintf("state file %s: %v", e.Path, e.Err) }
+func (e *DamagedError) Error() string { return fmt.Sprintf("state file %s: %v", e.path, e.err) }
 
 // Unwrap returns what is wrong with it.
-func (e *DamagedError) Unwrap() error { return e.Err }
+func (e *DamagedError) Unwrap() error { return e.err }
 
-// Load reads the record of a target, nil if there is none. It is a DamagedError if it
-// can't be understood.
+// Load reads the record of a target, nil if there is none. It fails with a DamagedError if
+// the record can't be understood.
 func (d Dir) Load(key string) (*Record, error) {
 	path := d.file(key, recordSuffix)
 	r, err := read(path)
@@ -148,7 +148,7 @@ func read(path string) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
 	}
-	r, err := Parse(b)
+	r, err := parse(b)
 	if err != nil {
 		return nil, &DamagedError{path, err}
 	}
@@ -177,8 +177,8 @@ func (d Dir) Save(r *Record) error {
 	return nil
 }
 
-// SaveWritten writes the chunks down under a name of its own, so that a record that
-// names them is either the one before or the one after, and each finds its own.
+// SaveWritten writes the chunks to a file with a new name, so that the record before and
+// the one after each find their own.
 func (d Dir) SaveWritten(key string, c Chunks) (Written, error) {
 	if d.None() || !c.Known() {
 		return Written{}, nil
@@ -270,7 +270,7 @@ func (d Dir) NewPage(key string, before *Record, timed bool) (*Page, error) {
 	}
 	endBytes := int64(0)
 	if before != nil && before.Merging != nil {
-		endBytes = math.MaxInt64 // where it got to is not known after a reboot
+		endBytes = math.MaxInt64 // after a reboot it is not known how far it got
 		if p := d.page(before); p != nil {
 			endBytes = p.end()
 		}
@@ -334,13 +334,13 @@ func (d Dir) Running(r *Record) (s PageState, ok bool) {
 	return PageState{PID: int(p.get(pagePID)), HandledBytes: p.get(pageHandled), TotalBytes: p.get(pageTotal)}, true
 }
 
-// Writes are those of the merge that was interrupted, nil if none was. Chunks are those
-// that the record names.
+// Writes are those of the merge that was interrupted, nil if none was. The chunks are
+// those that the record names.
 func (d Dir) Writes(r *Record, written Chunks) *Writes {
 	if r.Merging == nil {
 		return nil
 	}
-	return &Writes{Chunks: written, All: r.WrittenSince == nil, page: d.page(r)}
+	return &Writes{chunks: written, All: r.WrittenSince == nil, page: d.page(r)}
 }
 
 // List are the records in a directory by the targets' names, and what is wrong with

@@ -72,10 +72,10 @@ type Subject struct {
 	Scale int64
 }
 
-// Take looks at a target, and reads its samples: at the places of the evidence before,
-// if there is any, and of changes, which a merge made since. Of the evidence before,
-// samples that are not stale stay what they are: where nobody should have written, what
-// somebody did must go on showing.
+// Take reads a target's counters and samples: at the places of the evidence before, if
+// there is any, and of changes, which a merge made since. Samples of the evidence before
+// that are not stale stay what they are: a write where there should have been none must
+// go on showing.
 func Take(s Subject, before *Evidence, changes []Sample, stale func(Sample) bool, random *rand.Rand) (*Evidence, error) {
 	e, err := counters(s)
 	if err != nil {
@@ -141,9 +141,8 @@ func traceOf(info blockdev.Info, file *os.File) (t Trace, err error) {
 	return t, err
 }
 
-// Touched tells how a target that nobody should have written to shows that somebody
-// has, "" if nothing shows. Writes are what was written of a merge that is under way
-// or was interrupted, and are nil if none was.
+// Touched tells how a target shows that others have written to it, "" if it does not.
+// Writes are those of a merge that is under way or was interrupted, nil if none was.
 func (e *Evidence) Touched(s Subject, writes *Writes) (string, error) {
 	now, err := counters(s)
 	if err != nil {
@@ -176,7 +175,7 @@ func (e *Evidence) counted(now *Evidence, writes *Writes) string {
 		return why
 	}
 	if writes != nil {
-		return "" // what lies below has them as well, and when they get there is not known
+		return "" // they get to what lies below as well, at an unknown time
 	}
 	for _, then := range e.Below {
 		for _, below := range now.Below {
@@ -191,7 +190,7 @@ func (e *Evidence) counted(now *Evidence, writes *Writes) string {
 }
 
 // isOf tells whether both are traces of the same device or file. The instance is
-// compared later: a device that is there anew counts from zero.
+// compared later: a device that was made anew counts from zero.
 func (t Trace) isOf(now Trace) bool {
 	return t.Device == now.Device && (t.Inode == 0) == (now.Inode == 0)
 }
@@ -206,7 +205,7 @@ func (t Trace) touched(now Trace, grown bool, writes *Writes) string {
 	case !t.sameCount(now) && !now.FromZero:
 		return ""
 	case !t.sameCount(now) || now.WrittenSectors < t.WrittenSectors || now.DiscardedSectors < t.DiscardedSectors:
-		// It is there anew, or its partition table was read again.
+		// It was made anew, or its partition table was read again.
 		then.WrittenSectors, then.DiscardedSectors = 0, 0
 	case writes != nil && writes.page == nil:
 		return "" // how much of what was written is the merge's is not known
@@ -254,8 +253,8 @@ func (t Trace) touchedFile(now Trace, grown bool, writes *Writes) string {
 
 // Writes are those of a merge that was interrupted.
 type Writes struct {
-	// Chunks are all that it may have written, as far as they are known.
-	Chunks Chunks
+	// chunks are all that it may have written, as far as they are known.
+	chunks Chunks
 	// All says that it may have written anywhere.
 	All bool
 	// page is nil after a reboot.
@@ -264,9 +263,9 @@ type Writes struct {
 
 // mayTouch tells whether the merge may have written to the place of a sample.
 func (w *Writes) mayTouch(s Sample) bool {
-	if w.All || !w.Chunks.Known() {
+	if w.All || !w.chunks.Known() {
 		// A stream is written in ascending order.
 		return w.page == nil || s.At < w.page.end()
 	}
-	return w.Chunks.Touches(s.At, s.At+s.Bytes)
+	return w.chunks.Touches(s.At, s.At+s.Bytes)
 }

@@ -201,7 +201,7 @@ func TestUnreadablePlaces(t *testing.T) {
 	}
 }
 
-// What a merge may have written to is no sample of what was there before.
+// A place that a merge may have written to is no sample of what was there before.
 func TestWritesMayTouch(t *testing.T) {
 	page := pageWith(t, 0, 0, 0)
 	page.Begin(8192, 4096)
@@ -210,12 +210,12 @@ func TestWritesMayTouch(t *testing.T) {
 		at     int64
 		want   bool
 	}{
-		"in a chunk":                 {&Writes{Chunks: of(4096, 2)}, 8192, true},
-		"beside it":                  {&Writes{Chunks: of(4096, 2)}, 12288, false},
+		"in a chunk":                 {&Writes{chunks: of(4096, 2)}, 8192, true},
+		"beside it":                  {&Writes{chunks: of(4096, 2)}, 12288, false},
 		"not known":                  {&Writes{}, 1 << 30, true},
 		"not known, before the end":  {&Writes{page: page}, 8192, true},
 		"not known, after it":        {&Writes{page: page}, 12288, false},
-		"all of it, before the end":  {&Writes{All: true, Chunks: of(4096, 2), page: page}, 0, true},
+		"all of it, before the end":  {&Writes{All: true, chunks: of(4096, 2), page: page}, 0, true},
 		"all of it, after a reboot":  {&Writes{All: true}, 1 << 30, true},
 		"all of it, after what ends": {&Writes{All: true, page: page}, 1 << 20, false},
 	} {

@@ -14,11 +14,11 @@ import (
 )
 
 // Page says how much a merge has written, and when. It is a file in shared memory:
-// what is put into it is there for others, and after a kill, without a system call and
+// other processes see what is put into it, also after a kill, without a system call and
 // without a flush. Nothing of it counts after a reboot.
 //
-// A write is noted before it is begun and when it is done. So in whatever moment the
-// process ends, what it may have written is known but for the one write under way.
+// A write is noted before it is begun and when it is done. So whenever the process ends,
+// all that it has written is known except for the one write under way.
 type Page struct {
 	// ID is that of the page, by which its record knows it.
 	ID     string
@@ -28,7 +28,7 @@ type Page struct {
 // PageState is what a page says.
 type PageState struct {
 	PID int
-	// HandledBytes of TotalBytes of the delta's data are where they should be.
+	// HandledBytes of the delta's TotalBytes of data are where they should be.
 	HandledBytes, TotalBytes int64
 }
 
@@ -55,12 +55,12 @@ const (
 // blockBytes is the unit in which the page cache writes to a device.
 const blockBytes = 4096
 
-// lateNS is how much later than its beginning was noted the one write that is under
-// way may have changed a file's times.
+// lateNS is how long after it was noted a write that is under way may change a file's
+// times.
 const lateNS = int64(50 * time.Millisecond)
 
-// newPage fills a page, which is to have that ID. EndBytes is where what was written before ends at most, and timed
-// says that files' times are of this host's clock.
+// newPage fills a page, which is to have that ID. Earlier writes end at endBytes at most,
+// and timed says that files' times are of this host's clock.
 func newPage(memory []byte, id string, endBytes int64, timed bool) (*Page, error) {
 	boot, err := bootID()
 	if err != nil {
@@ -128,8 +128,8 @@ func (p *Page) Done() {
 	p.put(pageDone, p.get(pageBegun))
 }
 
-// survive has a fault end in nothing: a full disk may not take the page, and the merge
-// goes on without it.
+// survive recovers from a fault: a full disk may not take the page, and the merge goes on
+// without it.
 func (p *Page) survive() (done func()) {
 	before := debug.SetPanicOnFault(true)
 	return func() {

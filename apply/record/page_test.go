@@ -9,7 +9,7 @@ import (
 	"ddsfs/cow/files"
 )
 
-// What is put into a page is there for others at once, and names what was written.
+// Others see at once what is put into a page, which says what was written.
 func TestPage(t *testing.T) {
 	d := Dir{t.TempDir(), files.Disk{}}
 	p, err := d.NewPage("k", nil, true)
@@ -112,7 +112,7 @@ func TestPageOfAnotherBoot(t *testing.T) {
 			t.Errorf("taken with %d bytes", length)
 		}
 	}
-	// After a reboot, nobody knows where the merge before had got to.
+	// After a reboot, it is not known how far the merge before had got.
 	next, err := d.NewPage("k", r, true)
 	if err != nil {
 		t.Fatal(err)

@@ -32,8 +32,8 @@ type Record struct {
 	Last *Run `json:"last_merge,omitempty"`
 	// Merging is the merge that is under way or was interrupted.
 	Merging *Merging `json:"merging,omitempty"`
-	// Touched says how others wrote to the target while the kernel merged, "" if
-	// nobody did: it does not hold what Holds names, or does not only.
+	// Touched says how others wrote to the target while the kernel merged, "" if they
+	// did not: it then holds something else than Holds names.
 	Touched string `json:"touched,omitempty"`
 
 	// WrittenSince names the state since which the chunks in the file beside this
@@ -136,7 +136,7 @@ type Merging struct {
 	UndoDelta string `json:"undo_delta,omitempty"`
 }
 
-// Undo is a way back: a file that undoes a merge, and what is recorded when it has.
+// Undo is a way back: a file that undoes a merge, and what is then recorded.
 type Undo struct {
 	Path  string `json:"file"`         // absolute, that the file was written to
 	Delta string `json:"delta"`        // the digest that names the file's delta
@@ -162,8 +162,8 @@ type KernelMerge struct {
 	Sectors      int64  `json:"sectors"` // of the device
 	ChunkSectors int64  `json:"chunk_sectors"`
 	Chunks       int64  `json:"chunks"` // of the delta
-	// Unwatched says that nobody looked any more, when the merge was left to the
-	// kernel, whether others write to the device.
+	// Unwatched says that the merge was left to the kernel, without a process that
+	// notes what others write to the device.
 	Unwatched bool `json:"unwatched,omitempty"`
 }
 
@@ -184,14 +184,6 @@ func (r *Record) ByKernel() *KernelMerge {
 func (r *Record) TouchedByDevice() bool {
 	k := r.ByKernel()
 	return k != nil && (r.Touched != "" || k.Unwatched)
-}
-
-// WayBack is how the merge that is under way can be undone, nil if it can't.
-func (r *Record) WayBack() *Undo {
-	if r == nil || r.Merging == nil {
-		return nil
-	}
-	return r.Merging.Undo
 }
 
 // TouchedBy says how others may have written to a target through the device.
@@ -228,12 +220,12 @@ const recordVersion = 2
 // maxBytes bounds what is read of a record.
 const maxBytes = 1 << 20
 
-// maxUndos bounds how many merges can be undone. Of more, the oldest are forgotten:
-// their files go on being deltas like any other.
+// maxUndos bounds how many merges can be undone. The oldest are forgotten, and their
+// files go on being deltas like any other.
 const maxUndos = 256
 
-// Parse reads a record, and checks it.
-func Parse(b []byte) (*Record, error) {
+// parse reads a record, and checks it.
+func parse(b []byte) (*Record, error) {
 	if len(b) > maxBytes {
 		return nil, errors.New("too large")
 	}
@@ -376,8 +368,8 @@ func (r *Record) files() map[string]bool {
 	return names
 }
 
-// undoneBy finds the merge that a delta undoes, from what is recorded: nil if none.
-// Before is how many merges were done before it and can still be undone.
+// undoneBy finds the recorded merge that a delta undoes, nil if there is none, and how
+// many merges before it can still be undone.
 func (r *Record) undoneBy(delta string) (undo *Undo, before int) {
 	if delta == "" {
 		return nil, 0
@@ -390,8 +382,7 @@ func (r *Record) undoneBy(delta string) (undo *Undo, before int) {
 	return nil, 0
 }
 
-// Finish makes the record say that the merge which is under way is done. Now is the
-// time.
+// Finish makes the record say that the merge under way is done, at the time now.
 func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 	m := r.Merging
 	content := m.New

@@ -39,7 +39,7 @@ func TestRecordSurvives(t *testing.T) {
 
 func TestRecordRefuses(t *testing.T) {
 	good := `{"version":1,"key":"k","target":"t","holds":{"snapshot":"A"},"fingerprint":{"size_bytes":1,"first_mib":"x"}}`
-	if _, err := Parse([]byte(good)); err != nil {
+	if _, err := parse([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
 	for _, change := range [][2]string{
@@ -60,7 +60,7 @@ func TestRecordRefuses(t *testing.T) {
 		{`"holds"`, `"since":"9999-12-31T23:59:59Z","holds"`},
 	} {
 		b := strings.Replace(good, change[0], change[1], 1)
-		if r, err := Parse([]byte(b)); err == nil {
+		if r, err := parse([]byte(b)); err == nil {
 			t.Errorf("%s: taken as %+v", b, r)
 		}
 	}
@@ -136,7 +136,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"key":"k","fingerprint":{},"touched":"x","merging":{"new":{},"done_chunks":0,"kernel":{"store":"/a","consume":true,"name":"n","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`))
 	f.Add([]byte(`{"version":2,"key":"k","target":"/t","holds":{},"since":"2026-01-01T00:00:00Z","merging":{"base":"A","new":{"snapshot":"B"},"began":"2026-01-01T00:00:00Z","page":"P","restores":{"file":"/u","delta":"d","holds":{}},"changes":[{"at":1,"bytes":2,"digest":"x","changed":true}],"done_chunks":0},"undos":[{"file":"/u","delta":"d","of":"e","holds":{}}],"evidence":{"size_bytes":1,"self":{"modified_ns":1},"below":[{"device":"x","instance":"y"}],"samples":[{"at":0,"bytes":1,"digest":"x"}]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := Parse(b)
+		r, err := parse(b)
 		if err != nil {
 			return
 		}
@@ -153,7 +153,7 @@ func FuzzRecord(f *testing.F) {
 func TestKernelMergeRecord(t *testing.T) {
 	good := `{"version":1,"key":"k","target":"t","fingerprint":{"size_bytes":1,"first_mib":"x"},"merging":{"new":{},"done_chunks":0,` +
 		`"kernel":{"store":"/a/` + fileName("k") + `.store","name":"ddsfs-t","uuid":"DDSFS-merge-X","sectors":80,"chunk_sectors":8,"chunks":10}}}`
-	if r, err := Parse([]byte(good)); err != nil || r.ByKernel() == nil {
+	if r, err := parse([]byte(good)); err != nil || r.ByKernel() == nil {
 		t.Fatal(err)
 	}
 	for _, change := range [][2]string{
@@ -178,7 +178,7 @@ func TestKernelMergeRecord(t *testing.T) {
 		{`"chunks"`, `"junks"`},
 	} {
 		b := strings.Replace(good, change[0], change[1], 1)
-		if r, err := Parse([]byte(b)); err == nil {
+		if r, err := parse([]byte(b)); err == nil {
 			t.Errorf("%s: taken as %+v", b, r.Merging.Kernel)
 		}
 	}

@@ -62,7 +62,7 @@ func checkSamples(list []Sample) error {
 }
 
 // choosePlaces chooses samples all over a target, without their digests: both ends, and
-// places between them, one in each of equal parts.
+// one place in each of equal parts between them.
 func choosePlaces(s Subject, random *rand.Rand) []Sample {
 	scale := max(1, s.Scale)
 	edge, place := edgeBytes/scale, PlaceBytes/scale
@@ -106,8 +106,8 @@ func nextPlaces(before []Sample, beforeBytes int64, changes []Sample, s Subject,
 	return append(all, changed[max(0, len(changed)-changedPlaces):]...)
 }
 
-// maxUnreadable is how many places that can't be read are left out. A disk on which
-// there are more is given up.
+// maxUnreadable is how many places that can't be read are left out. More of them are an
+// error.
 const maxUnreadable = 8
 
 // takeSamples reads what the target holds at the places, and leaves out those that
