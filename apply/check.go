@@ -48,21 +48,20 @@ func factsOf(d *cow.Store, targetBytes int64) record.Delta {
 	return facts
 }
 
-// Checked is a delta that was looked through, and that the target may take.
+// Checked is a delta that was verified, and that the target may take.
 type Checked struct {
 	*cow.Store
 	Facts record.Delta    // what decided that
 	How   record.Decision // in which way
 }
 
-// Check looks through the delta that v holds, and refuses it if it is not for the target.
-// Errors call the delta by the name.
+// Check reads and verifies the delta that v holds, and refuses it if it is not for the
+// target. Errors call the delta by the name.
 func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Checked, error) {
 	return m.check(ctx, name, input{Volume: v})
 }
 
-// Receive writes the delta that comes from r to f, and looks it through there as Check
-// does. The directory is the one in which f needs room; instead is the way out, besides
+// Receive writes the delta that comes from r to f, and checks it there as Check does. The directory is the one in which f needs room; instead is the way out, besides
 // another directory, if there is none.
 func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir string, instead wayout.Way, stage Stage) (*Checked, error) {
 	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })

@@ -45,7 +45,7 @@ func openTarget(o Options, path string, how files.Access) (*Target, error) {
 	return t, nil
 }
 
-// notOpened is the error of a target that could not be opened for a reason of its own.
+// notOpened is the error of a target that can't be opened, and not because it is in use.
 func notOpened(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return &absentError{path: path, err: err}
@@ -93,8 +93,8 @@ func (a *absentError) help() string {
 	return fmt.Sprintf("make a file of the volume's size first: truncate -s %d %s", a.volumeBytes, a.path)
 }
 
-// sizedFor adds to an error of a target that is not there the size of the volume, if
-// the delta says it.
+// sizedFor adds the volume's size, if the delta says it, to the error of a target that is
+// not there.
 func sizedFor(in *blockdev.Device, err error) error {
 	var absent *absentError
 	if !errors.As(err, &absent) {

@@ -17,8 +17,8 @@ import (
 )
 
 // spoolFile holds a delta that came from a pipe. It has no name, so that nothing
-// is left of it however this process ends, and nobody else can change it: its digests
-// are taken as it comes in, and are those of what is read from it.
+// is left of it however this process ends, and no other process can change it: the
+// digests that are taken as it comes in are those of what is read from it.
 type spoolFile struct {
 	files.OSFile
 	size  int64
@@ -34,7 +34,8 @@ func (s *spoolFile) Size() int64 { return s.size }
 // says, or without a seal all there are.
 //
 // Most deltas are small, and are merged and gone before the kernel would write them out.
-// The rest of a large one is written out as it comes, and read back later.
+// What is more than the page cache may keep is written out as it comes, and read back
+// later.
 func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
 	f, err := files.Unnamed(o.SpoolDir)
 	if err != nil {

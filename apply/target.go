@@ -32,8 +32,8 @@ func (e *RefusedError) Error() string {
 // Unwrap returns the reason.
 func (e *RefusedError) Unwrap() error { return e.Reason }
 
-// Target is the device or file that is merged into, held so that nobody else can
-// claim it as long as it is open.
+// Target is the device or file that is merged into. No other process can claim it as
+// long as it is open.
 type Target struct {
 	files.File
 	Path string // as the user called it
@@ -44,7 +44,7 @@ type Target struct {
 // Size is how many bytes the target has.
 func (t *Target) Size() int64 { return t.size }
 
-// newTarget is the target that was opened, and closes it if it can't be one.
+// newTarget makes a target of an open file, which it closes on an error.
 func newTarget(f files.File, path string) (*Target, error) {
 	t := &Target{File: f, Path: path}
 	var err error

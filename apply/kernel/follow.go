@@ -130,7 +130,8 @@ func (k *merger) touch(r *record.Record) error {
 //     looks like then, and the last count of the device's writes;
 //  4. the record says that it is done.
 //
-// Stopped before 4, the same is found again: the store is still there, and empty.
+// A run after one that stopped before 4 finds the same: the store is still there, and
+// empty.
 func (k *merger) settle(r *record.Record, device mapped, run record.Run) (*record.Record, error) {
 	table, err := device.Table()
 	if err != nil {

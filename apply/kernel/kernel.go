@@ -275,7 +275,7 @@ func (k *merger) merge(ctx context.Context, d *apply.Checked, store *blockdev.De
 }
 
 // prepare does all that comes before the first write to the target: steps 2 and 3 of
-// the package's comment. If it fails, all is as it was.
+// package apply's comment. If it fails, all is as it was.
 func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.Device, from record.KernelMerge) (r *record.Record, device mapped, err error) {
 	recorded := false
 	defer func() {
