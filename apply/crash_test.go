@@ -167,7 +167,7 @@ func (r *rig) checkRerun(where string) {
 	}
 }
 
-// checkNoLongerBase has what was recorded tell that the target does not hold the base:
+// checkNoLongerBase checks that the record says that the target does not hold the base:
 // a delta from there that does not cover what was written is refused.
 func (r *rig) checkNoLongerBase(where string) {
 	r.T.Helper()

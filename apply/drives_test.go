@@ -19,7 +19,7 @@ import (
 type driveKind int
 
 const (
-	// aDisk counts sectors, from zero each time that it is there anew.
+	// aDisk counts sectors, from zero each time that it is made.
 	aDisk driveKind = iota
 	// aVolume is as a disk, and has a hidden volume below it that counts as well.
 	aVolume
@@ -89,7 +89,7 @@ func (d *drive) theyWrote(below bool) {
 	d.modifiedNS = max(time.Now().UnixNano(), d.modifiedNS) + late
 }
 
-// anew has the drive be there anew.
+// anew makes the drive anew.
 func (d *drive) anew(reboot bool) {
 	d.instance++
 	d.below = 0
@@ -188,7 +188,7 @@ func (s *drives) add(kind driveKind, content []byte) error {
 	return nil
 }
 
-// reboot has all drives be there anew, and perhaps change places.
+// reboot makes all drives anew, which may change places.
 func (s *drives) reboot(swap bool) error {
 	for _, d := range s.all {
 		d.anew(true)
@@ -290,8 +290,7 @@ func (placed) CheckApart(blockdev.Info) error { return nil }
 type driveStorage struct {
 	files.Storage
 	drives *drives
-	// torn, if set, has the write that is under way when a process is killed be done in
-	// part.
+	// torn, if set, cuts short the write that is under way when a process is killed.
 	torn *rand.Rand
 }
 

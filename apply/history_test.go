@@ -41,8 +41,8 @@ var (
 // show them. The model says where they must, and what it says is in
 // [claim.counterShows] and [claim.sampleShows]. That a small write elsewhere is not
 // found is by design where nothing counted it, and then the record may say something
-// else than what the target holds. So may it where the user gave his word and it was
-// wrong: --assume-base, a delta without names over no record, a base check that is of
+// else than what the target holds. The same goes for a word of the user that was wrong:
+// --assume-base, a delta without names over no record, a base check that is of
 // nothing but the delta's own chunks.
 func TestHistories(t *testing.T) {
 	if *oneHistory != 0 {
@@ -159,7 +159,7 @@ func (p *parcel) chunks() (list []int) {
 	return list
 }
 
-// over is what a target holds that the delta was merged into.
+// over is what a target holds after the delta was merged into it.
 func (p *parcel) over(held []byte) []byte {
 	made := slices.Clone(held)
 	for _, at := range p.chunks() {
@@ -171,7 +171,7 @@ func (p *parcel) over(held []byte) []byte {
 			end = min(end, len(p.to))
 		}
 		n := copy(made[at:min(end, len(made))], p.to[at:])
-		// One that is not sealed does not say where the volume ends.
+		// A delta that is not sealed does not say where the volume ends.
 		clear(made[at+n : max(at+n, min(end, len(made)))])
 	}
 	return made
@@ -307,7 +307,7 @@ func (c *claim) counterShows(d *drive, size int) bool {
 }
 
 // sampleShows tells whether samples must show that the target does not hold what it
-// held. Of one that is half merged, only those outside of what the merge writes can.
+// held. If it is half merged, only samples outside of what the merge writes can.
 func (c *claim) sampleShows(held []byte) bool {
 	usable := func(b block) bool {
 		return b.end <= len(held) && b.end <= len(c.seen) &&
@@ -354,8 +354,7 @@ func (c *claim) sampleShows(held []byte) bool {
 	return false
 }
 
-// forgets tells whether others made the target what it was not, and nothing need show
-// it.
+// forgets tells whether others changed the target, and nothing need show it.
 func (c *claim) forgets(d *drive, held []byte) bool {
 	same := len(held) >= len(c.seen) && bytes.Equal(held[:len(c.seen)], c.seen)
 	return !same && !c.counterShows(d, len(held)) && !c.sampleShows(held)
@@ -536,7 +535,7 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 	if p.sealed {
 		o := cow.SealOptions{Base: p.base, New: p.new}
 		if p.baseCheck {
-			// Where the volume ended, the base has nothing.
+			// The base has nothing past its end.
 			o.BaseContent = bytes.NewReader(append(slices.Clone(p.from), make([]byte, len(to)-len(p.from))...))
 		}
 		s, err := cow.NewSealed(d, o)
@@ -571,7 +570,7 @@ func sealOf(b []byte) (*cow.Seal, string, error) {
 	return d.Seal, d.Name.String(), nil
 }
 
-// truth is what a volume holds that the delta was merged into, if all that is said of
+// truth is what a volume holds after the delta was merged into it, if all that is said of
 // it is right.
 func (h *history) truth(p *parcel) []byte {
 	if p.new == "" {
@@ -580,8 +579,8 @@ func (h *history) truth(p *parcel) []byte {
 	return h.named[p.new]
 }
 
-// poisoned tells whether the delta itself does not lead to what it says, as one that
-// undoes a merge into a target that did not hold what was said of it.
+// poisoned tells whether the delta does not lead to the state that it names, as the undo
+// of a merge into a target that did not hold what was said of it.
 func (h *history) poisoned(p *parcel) bool {
 	truth := h.truth(p)
 	if p.doubtful || !bytes.Equal(truth, p.over(truth)[:len(truth)]) {
@@ -707,8 +706,8 @@ func (h *history) isDone(a *attempt, c *claim) bool {
 	return a.how != asStream && !c.half() && a.p.digest != "" && (a.p.digest == c.holdsDelta || a.p.digest == c.last)
 }
 
-// covers tells whether the delta starts from where the recorded sectors were written
-// since, and has them all.
+// covers tells whether the delta starts from the state since which the recorded sectors
+// were written, and has them all.
 func (c *claim) covers(a *attempt) bool {
 	return a.how != asStream && a.p.base != "" && a.p.base == c.since && c.written != nil && a.p.sectors.covers(c.written)
 }
@@ -781,8 +780,8 @@ func (h *history) mustNot(a *attempt, c *claim, unsure bool) bool {
 	return !c.half() || !c.nothing && c.merging.base != "" && p != c.merging && (c.wayBack == nil || p.digest == "" || p.digest != c.wayBack.by.digest && p.digest != c.wayBack.of)
 }
 
-// excused tells whether nobody but those who gave their word, or wrote where nothing
-// shows, answers for what the target holds when the command was taken.
+// excused tells whether it is the fault of the user's word, or of writes of others where
+// nothing shows, if the target holds something wrong after the command was taken.
 func (h *history) excused(a *attempt, c *claim, unsure bool, held []byte) bool {
 	p := a.p
 	switch {
@@ -801,7 +800,7 @@ func (h *history) excused(a *attempt, c *claim, unsure bool, held []byte) bool {
 	return c.half() && p.base == "" && (c.nothing || c.merging.base == "") && !bytes.Equal(p.from, c.before[:min(len(p.from), len(c.before))])
 }
 
-// apply runs a command, and says what was wrong with that.
+// apply runs a command, and returns what was wrong with that.
 func (h *history) apply(a *attempt) error {
 	h.tell("%v", a)
 	held, err := a.drive.content()
@@ -917,7 +916,7 @@ func (h *history) reboot(swap bool) error {
 	return h.system.reboot(swap)
 }
 
-// note notes what must be recorded after a command, and looks whether it is.
+// note notes what must be recorded after a command, and checks that it is.
 func (h *history) note(a *attempt, c *claim, unsure bool, key string, held, now []byte, before *record.Record, result error) error {
 	r, err := h.state.Load(key)
 	var damaged *record.DamagedError
@@ -1175,7 +1174,7 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 			next.undos = next.undos[:i]
 		}
 	} else if i := len(r.Undos) - 1; i >= 0 && r.Undos[i].Of == p.digest && r.Undos[i].Delta == r.Last.Undo && r.Last.Undo != "" {
-		// How it was saved may have been said by the command that was interrupted.
+		// The interrupted command may have said how it was saved.
 		way := next.wayBack
 		if way == nil {
 			for _, parcel := range h.parcels {
@@ -1197,7 +1196,7 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 	return next
 }
 
-// checkRestored looks whether a merge that undoes another one brought the record back.
+// checkRestored checks that a merge that undoes another one brought the record back.
 func (h *history) checkRestored(a *attempt, c *claim, held []byte, r *record.Record) error {
 	u := h.over(a, c, held).restores
 	switch {
@@ -1267,7 +1266,7 @@ func (h *history) noteUndo(a *attempt, c *claim, unsure bool, held []byte) error
 	return nil
 }
 
-// check looks whether what is recorded is true, half merged or not.
+// check checks that what is recorded is true, half merged or not.
 func (h *history) check(key string, r *record.Record) error {
 	c := h.claims[key]
 	if c == nil || r == nil || c.lied {
@@ -1536,8 +1535,8 @@ func (h *history) others(d *drive, content []byte) error {
 	return d.overwrite(content)
 }
 
-// rollBack has a drive hold again what it once held. The kernel does not count that as
-// a write to it.
+// rollBack makes a drive hold what it once held. The kernel does not count that as a
+// write to it.
 func (h *history) rollBack(d *drive, held []byte) error {
 	past := d.past[max(h.r.IntN(len(d.past)), h.r.IntN(len(d.past)))]
 	if len(past) != len(held) {
@@ -1556,7 +1555,7 @@ func (h *history) rollBack(d *drive, held []byte) error {
 	return h.others(d, past)
 }
 
-// move has drives be called otherwise, or be there anew.
+// move renames drives, or makes them anew.
 func (h *history) move(d *drive) error {
 	switch h.r.IntN(4) {
 	case 0:
@@ -1598,7 +1597,7 @@ func (h *history) grow(d *drive, size int) error {
 	return err
 }
 
-// lose has records be lost or damaged.
+// lose loses or damages records.
 func (h *history) lose() error {
 	kind := []string{".json", ".chunks"}[h.r.IntN(2)]
 	found, err := filepath.Glob(filepath.Join(h.state.Path, "*"+kind))

@@ -220,7 +220,7 @@ func TestHalfMergedAndRestored(t *testing.T) {
 		refused bool
 	}{
 		"in place": {func(r *rig) {
-			// Until it is not in the tick of the clock any more in which the merge wrote.
+			// Until the tick of the clock in which the merge wrote is over.
 			for now := time.Now().UnixNano(); r.changedNS() <= now; {
 				r.Write(r.Target, r.Base)
 			}

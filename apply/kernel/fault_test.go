@@ -15,9 +15,9 @@ import (
 	"ddsfs/testdata/harness"
 )
 
-// Wherever a sealed delta is cut, or a bit of it is another, and whichever way it
-// comes: its data is what is said to be at fault, and nothing is written, but by what
-// writes before it knows.
+// A sealed delta that is cut anywhere, or has a wrong bit, is said to be at fault,
+// whichever way it comes, and nothing is written, except by a way that writes before it
+// knows.
 func TestFaultOfTheDelta(t *testing.T) {
 	t.Parallel()
 	const c, count = harness.ChunkBytes, 40

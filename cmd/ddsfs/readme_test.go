@@ -30,7 +30,7 @@ func TestReadme(t *testing.T) {
 
 // The table of what can be seen quotes messages that there are.
 func TestReadmeQuotesMessages(t *testing.T) {
-	sources := sourceText(t)
+	sources := sourceText(t, "cmd", "apply", "cow", "fs") + string(read(t, "../ddsfs-replicate/ddsfs-replicate"))
 	_, table, _ := strings.Cut(string(read(t, readme)), "\n| what you see |")
 	table, _, ok := strings.Cut(table, "\n\n")
 	if !ok {
@@ -58,11 +58,19 @@ func TestReadmeQuotesMessages(t *testing.T) {
 	}
 }
 
-// sourceText is all that the program's sources say.
-func sourceText(t *testing.T) string {
+// A library names ways out of an error, and not the commands and flags that take them.
+func TestLibrariesNameNoFlags(t *testing.T) {
+	flag := regexp.MustCompile(`"[^"\n]*(--[a-z]|\bddsfs (mount|unmount|extract|apply|attach|detach|verify|status|info)\b)[^"\n]*"`)
+	sources := strings.ReplaceAll(sourceText(t, "apply", "cow", "fs"), "blockdev --", "blockdev ")
+	for _, message := range flag.FindAllString(sources, -1) {
+		t.Errorf("a library says %s", message)
+	}
+}
+
+// sourceText is all that the sources in these folders say.
+func sourceText(t *testing.T, dirs ...string) (text string) {
 	t.Helper()
-	text := string(read(t, "../ddsfs-replicate/ddsfs-replicate"))
-	for _, dir := range []string{"cmd", "apply", "cow", "fs"} {
+	for _, dir := range dirs {
 		must(t, filepath.WalkDir(filepath.Join("../..", dir), func(path string, _ fs.DirEntry, err error) error {
 			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
 				text += string(read(t, path))
