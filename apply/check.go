@@ -61,8 +61,9 @@ func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Check
 	return m.check(ctx, name, input{Volume: v})
 }
 
-// Receive writes the delta that comes from r to f, and checks it there as Check does. The directory is the one in which f needs room; instead is the way out, besides
-// another directory, if there is none.
+// Receive writes the delta that comes from r to f, and checks it there as Check does. The
+// directory is the one in which f needs room; instead is the way out, besides another
+// directory, if there is none.
 func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir string, instead wayout.Way, stage Stage) (*Checked, error) {
 	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
 	if err != nil {
@@ -73,7 +74,7 @@ func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.
 
 // check checks all that can be checked of a delta: every byte if it is sealed.
 func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
-	d, err := cow.Open(in)
+	d, err := cow.Open(in.Volume)
 	if err == nil && d.Seal != nil {
 		var bad badBlocks
 		err = in.verify(ctx, d, bad.add, func(done int64) { m.o.Progress(Verifying, done, d.Seal.BodyBytes) })

@@ -91,7 +91,7 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 
 func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
 	v := Verification{BadDelta: []Block{}, BadTarget: []Block{}}
-	d, err := cow.Open(in)
+	d, err := cow.Open(in.Volume)
 	if err != nil {
 		return Verification{}, err
 	}
