@@ -32,8 +32,8 @@
 //
 // # The files, from the bottom up
 //
-// ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (the other users
-// of a device), target.go (and what the system knows of one), options.go, input.go and spool.go
+// ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (the other users of a
+// device), target.go (and what the system knows of one), options.go, input.go and spool.go
 // (where a delta is read from), verify.go and status.go (commands of their own), merger.go
 // (a target that is held), check.go (a delta, and whether the target may take it),
 // merge.go (the writing), known.go (a record, and whether the target is still like that),
