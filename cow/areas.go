@@ -19,7 +19,7 @@ const maxWindowBytes = 1 << 20
 // them at a time.
 type areaReader struct {
 	v             layer.Volume
-	has           sizes
+	totalBytes    int64 // of the store, 0 if that is not known
 	chunkBytes    int64
 	perArea       int64
 	areasInDevice int64
@@ -134,9 +134,9 @@ func (a *areaReader) read(buf *[]byte, count int64) (areas int64, err error) {
 	n, err := layer.ReadPieces(a.v, a.parts, a.offsets)
 	if n == 0 && err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = &cutError{a.offsets[0], a.has.totalBytes}
-			if a.has.sizeBytes < a.offsets[0]+c {
-				err = &cutError{a.has.sizeBytes, a.has.totalBytes}
+			err = &cutError{a.offsets[0], a.totalBytes}
+			if a.v.Size() < a.offsets[0]+c {
+				err = &cutError{a.v.Size(), a.totalBytes}
 			}
 		}
 		return 0, fmt.Errorf("metadata chunk of area %d at byte %d: %w", a.area, a.offsets[0], err)

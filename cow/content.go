@@ -28,7 +28,7 @@ var _ layer.Pieces = (*content)(nil)
 // readPlaces fills newChunks from the metadata of the first count areas.
 func (c *content) readPlaces(count int64) error {
 	c.newChunks = make([]uint64, c.changed.Len())
-	areas := areaReader{v: c.store, has: sizes{sizeBytes: math.MaxInt64}, chunkBytes: c.chunkBytes, perArea: c.perArea, areasInDevice: count, once: math.MaxInt64}
+	areas := areaReader{v: c.store, chunkBytes: c.chunkBytes, perArea: c.perArea, areasInDevice: count, once: math.MaxInt64}
 	for window, err := range areas.windows() {
 		if err != nil {
 			return err

@@ -67,7 +67,7 @@ func NewDecoder(r io.Reader) (*Decoder, error) {
 // Decoder returns a decoder for the store, whose data may be in any order. It does not
 // look at digests.
 func (s *Store) Decoder() *Decoder {
-	return newDecoder(s, &fileReader{s.v, sizes{sizeBytes: s.v.Size()}}, s.v.Size(), make([]byte, s.ChunkBytes))
+	return newDecoder(s, &fileReader{v: s.v}, s.v.Size(), make([]byte, s.ChunkBytes))
 }
 
 func newDecoder(s *Store, input chunkReader, sizeBytes int64, metadata []byte) *Decoder {
@@ -211,16 +211,16 @@ func (d *Decoder) readArea() error {
 
 // fileReader reads chunks of a file.
 type fileReader struct {
-	v layer.Volume
-	sizes
+	v          layer.Volume
+	totalBytes int64
 }
 
 func (f *fileReader) readFirst(sector []byte) (n int, err error) {
-	n = int(min(int64(len(sector)), f.sizeBytes))
-	return n, f.readAt(f.v, sector[:n], 0)
+	n = int(min(int64(len(sector)), f.v.Size()))
+	return n, readAt(f.v, 0, sector[:n], 0)
 }
 
-func (f *fileReader) readChunks(p []byte, off int64) error { return f.readAt(f.v, p, off) }
+func (f *fileReader) readChunks(p []byte, off int64) error { return readAt(f.v, f.totalBytes, p, off) }
 
 func (f *fileReader) expect(totalBytes int64) { f.totalBytes = totalBytes }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"ddsfs/cow/layer"
 )
 
 // ErrBadData says that the data is at fault: a delta or a store that is empty, cut,
@@ -64,22 +66,18 @@ func (e *cutError) Is(target error) bool {
 	return target == ErrBadData || target == io.ErrUnexpectedEOF
 }
 
-// sizes are how many bytes of a delta or a store there are, and how many there must be,
-// 0 if that is not known.
-type sizes struct{ sizeBytes, totalBytes int64 }
-
-// readAt fills p from r, which holds the delta or the store. It returns a cutError if r
-// ends too early.
-func (e sizes) readAt(r io.ReaderAt, p []byte, off int64) error {
+// readAt fills p from v, which holds a delta or a store, or fails. There must be totalBytes
+// of it, 0 if that is not known.
+func readAt(v layer.Volume, totalBytes int64, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	n, err := r.ReadAt(p, off)
+	n, err := v.ReadAt(p, off)
 	switch {
 	case n == len(p):
 		return nil
 	case err == nil || err == io.EOF:
-		return &cutError{min(off+int64(n), e.sizeBytes), e.totalBytes}
+		return &cutError{min(off+int64(n), v.Size()), totalBytes}
 	}
 	return fmt.Errorf("%d bytes at byte %d: %w", len(p), off, err)
 }

@@ -414,7 +414,7 @@ func TestVerifyErrors(t *testing.T) {
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	verify := func(ctx context.Context, body io.ReaderAt) error {
-		return opened.compare(ctx, body, OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
+		return opened.compare(ctx, sized(body, s.Size()), OfNew, func(block int64) { t.Errorf("block %d differs", block) }, func(int64) {})
 	}
 	body := &badBlocks{ReaderAt: d.withSeal(s.Seal()), bad: []int64{5, 6, 7}, following: make(chan struct{})}
 	if err := verify(t.Context(), body); err == nil || !strings.HasSuffix(err.Error(), "MiB 5: block 5 is bad") {
@@ -424,7 +424,7 @@ func TestVerifyErrors(t *testing.T) {
 		t.Errorf("%d blocks were read", n)
 	}
 	lost := opened.At(sized(&failing{volume: volume{data: nil}, end: math.MaxInt64, err: io.ErrClosedPipe}, s.Size()))
-	if err := lost.compare(t.Context(), body.ReaderAt, OfNew, func(int64) {}, func(int64) {}); !errors.Is(err, io.ErrClosedPipe) {
+	if err := lost.compare(t.Context(), sized(body.ReaderAt, s.Size()), OfNew, func(int64) {}, func(int64) {}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("the digests can't be read: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -79,7 +79,7 @@ func ReadStore(v layer.Volume, o StoreOptions) (*Store, error) {
 // open reads chunk 0. If the snapshot is marked invalid, the header is returned with
 // the error.
 func open(v layer.Volume) (*Store, error) {
-	s, _, err := readFirst(&fileReader{v: v, sizes: sizes{sizeBytes: v.Size()}})
+	s, _, err := readFirst(&fileReader{v: v})
 	if s != nil {
 		s.v = v
 	}
@@ -140,20 +140,20 @@ func (s *Store) CheckList() error {
 }
 
 func (s *Store) readList(o StoreOptions) error {
-	has := sizes{sizeBytes: s.v.Size()}
+	size, total := s.v.Size(), int64(0)
 	if s.Seal != nil {
-		has.totalBytes = s.Seal.TotalBytes()
+		total = s.Seal.TotalBytes()
 		// A loop device cuts the file at its last whole sector, and with that the end of
 		// a trailer without padding: so only the body must be there.
-		if has.sizeBytes < s.Seal.BodyBytes {
-			return s.Seal.checkSize(has.sizeBytes)
+		if size < s.Seal.BodyBytes {
+			return s.Seal.checkSize(size)
 		}
 		if o.VolumeBytes == 0 {
 			o.VolumeBytes = s.Seal.VolumeBytes
 		}
 	}
-	p := newMetadataParser(s, has.sizeBytes, o.VolumeBytes)
-	areas := areaReader{v: s.v, has: has, chunkBytes: s.ChunkBytes, perArea: p.perArea, areasInDevice: p.areasInDevice(), once: math.MaxInt64}
+	p := newMetadataParser(s, size, o.VolumeBytes)
+	areas := areaReader{v: s.v, totalBytes: total, chunkBytes: s.ChunkBytes, perArea: p.perArea, areasInDevice: p.areasInDevice(), once: math.MaxInt64}
 	if o.Live {
 		areas.once = p.areasInUse(o.MetadataBytes)
 	}

@@ -67,7 +67,7 @@ func (s Seal) badNames() error {
 
 // readTrailer reads a part of the trailer.
 func (s *Store) readTrailer(p []byte, off int64) error {
-	return sizes{s.v.Size(), s.Seal.TotalBytes()}.readAt(s.v, p, off)
+	return readAt(s.v, s.Seal.TotalBytes(), p, off)
 }
 
 // digests reads up to digestsAtOnce digests of a list, from that of block first on.
@@ -103,7 +103,7 @@ func (s *Store) VerifyVolume(ctx context.Context, v layer.Volume, list List, bad
 
 // compare compares the blocks of a body with a list of digests. If some of them can't
 // be read, it returns the error of the first.
-func (s *Store) compare(ctx context.Context, body io.ReaderAt, list List, bad func(block int64), progress func(bytes int64)) error {
+func (s *Store) compare(ctx context.Context, body layer.Volume, list List, bad func(block int64), progress func(bytes int64)) error {
 	bodyBytes := s.Seal.BodyBytes
 	workers := int(min(int64(runtime.GOMAXPROCS(0)), blockCount(bodyBytes)))
 	buffers := make([][]byte, workers+1)
