@@ -53,8 +53,7 @@ func Find(name string) (string, error) {
 // mapperName returns LVM's name for a volume's device. Dashes in the names are doubled,
 // so that a single dash separates them.
 func mapperName(group, volume string) string {
-	double := strings.NewReplacer("-", "--")
-	return double.Replace(group) + "-" + double.Replace(volume)
+	return strings.ReplaceAll(group, "-", "--") + "-" + strings.ReplaceAll(volume, "-", "--")
 }
 
 // VolumeName returns the VG/LV of the logical volume with that dm uuid, "" if no such
@@ -64,32 +63,20 @@ func VolumeName(uuid string) string {
 		return ""
 	}
 	i, _ := mappedDevice(func(s string) bool { return s == uuid })
-	return volumeOf(i.DMName())
-}
-
-// volumeOf is the inverse of mapperName. It returns "" for a name that LVM gives to no
-// device.
-func volumeOf(name string) string {
-	for i := 0; i < len(name); i++ {
-		if name[i] != '-' {
-			continue
-		}
-		if i+1 < len(name) && name[i+1] == '-' {
-			i++
-			continue
-		}
-		single := strings.NewReplacer("--", "-")
-		return single.Replace(name[:i]) + "/" + single.Replace(name[i+1:])
+	// The inverse of mapperName.
+	names := strings.ReplaceAll(i.DMName(), "--", "\x00")
+	group, volume, ok := strings.Cut(names, "-")
+	if !ok {
+		return ""
 	}
-	return ""
+	return strings.ReplaceAll(group+"/"+volume, "\x00", "-")
 }
 
 // mappedDevice finds a mapped device by its uuid.
 func mappedDevice(fits func(uuid string) bool) (i Info, ok bool) {
-	folders, _ := filepath.Glob(filepath.Join(blockDir, "dm-*")) // the pattern is well-formed
-	for _, folder := range folders {
-		// A device that can't be read was removed meanwhile.
-		if i, err := folderInfo(folder); err == nil && fits(i.DMUUID()) {
+	all, _ := infosOf(blockDir, "dm-*/dev")
+	for _, i := range all {
+		if fits(i.DMUUID()) {
 			return i, true
 		}
 	}

@@ -80,26 +80,6 @@ func (i Info) disk() (Info, error) {
 	return folderInfo(filepath.Dir(folder))
 }
 
-// partitions returns the partitions of a disk.
-func (i Info) partitions() ([]Info, error) {
-	found, err := filepath.Glob(filepath.Join(i.dir(), "*", "partition"))
-	if err != nil {
-		return nil, err
-	}
-	var infos []Info
-	for _, attribute := range found {
-		p, err := folderInfo(filepath.Dir(attribute))
-		if isGone(err) {
-			continue // it was removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		infos = append(infos, p)
-	}
-	return infos, nil
-}
-
 // Below returns the devices and the file that lie below the device, each below the one
 // before, as long as nothing else uses them. The kernel's counts of changes to them are
 // then counts of changes to this device. Such are the file or device that a loop device
@@ -109,11 +89,11 @@ func (i Info) partitions() ([]Info, error) {
 func (i Info) Below() ([]Info, error) {
 	var list []Info
 	for at := i; len(list) < deepest; {
-		below, snapshots, err := at.allOf()
+		below, err := at.allOf()
 		if err != nil || below == nil {
 			return list, err
 		}
-		alone, err := below.usedOnlyBy(at, snapshots)
+		alone, err := below.usedOnlyBy(at)
 		if err != nil || !alone {
 			return list, err
 		}
@@ -123,103 +103,79 @@ func (i Info) Below() ([]Info, error) {
 }
 
 // allOf returns the device or file that this device shows as a whole, but for a
-// partition table, nil if there is none. If snapshots is true, other devices may be
-// snapshots of it, which only read it.
-func (i Info) allOf() (below *Info, snapshots bool, err error) {
+// partition table, nil if there is none.
+func (i Info) allOf() (*Info, error) {
 	switch {
 	case !i.Block:
-		return nil, false, nil
+		return nil, nil
 	case i.partition() != "":
 		disk, err := i.disk()
-		return &disk, false, err
+		return &disk, err
 	case i.IsDM():
 		return i.allMapped()
 	}
 	loop, err := i.loopDevice()
 	if err != nil || loop == nil || loop.start != 0 || loop.length != 0 {
-		return nil, false, err
+		return nil, err
 	}
-	return loop.lookup(), false, nil
+	// The name may lead elsewhere by now.
+	found, err := Lookup(loop.name)
+	if err != nil || found.id() != loop.shows {
+		return nil, nil
+	}
+	return &found, nil
 }
 
-func (i Info) allMapped() (below *Info, snapshots bool, err error) {
+func (i Info) allMapped() (*Info, error) {
 	targets, err := dm.Table(i.Number)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) {
-		return nil, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("%s: %w", i.Path, err)
+		return nil, fmt.Errorf("%s: %w", i.Path, err)
 	}
-	n, snapshots, ok := oneBelow(targets)
+	n, ok := oneBelow(targets)
 	if !ok {
-		return nil, false, nil
+		return nil, nil
 	}
 	device, _, err := numbered(n)
 	if err != nil {
-		return nil, false, fmt.Errorf("%s: what lies below it: %w", i.Path, err)
+		return nil, fmt.Errorf("%s: what lies below it: %w", i.Path, err)
 	}
 	size, err := device.SizeBytes()
 	if err != nil || uint64(size) != targets[0].Sectors*512 {
-		return nil, false, err
+		return nil, err
 	}
-	return &device, snapshots, nil
+	return &device, nil
 }
 
 // oneBelow returns the device that is all that a table shows, from the device's
 // beginning on.
-func oneBelow(targets []dm.Target) (n dm.Number, snapshots, ok bool) {
+func oneBelow(targets []dm.Target) (n dm.Number, ok bool) {
 	if len(targets) != 1 || targets[0].StartSector != 0 {
-		return n, false, false
+		return n, false
 	}
 	fields := strings.Fields(targets[0].Params)
 	switch kind := targets[0].Type; {
 	case kind == dm.KindLinear && len(fields) == 2 && fields[1] == "0":
-	case kind == dm.KindOrigin && len(fields) == 1, kind == dm.KindMerge && len(fields) >= 4:
-		snapshots = true
+	case kind == dm.KindOrigin && len(fields) == 1:
+	case kind == dm.KindMerge && len(fields) >= 4:
 	default:
-		return n, false, false
+		return n, false
 	}
 	n, err := targets[0].Below()
-	return n, snapshots, err == nil
+	return n, err == nil
 }
 
-// usedOnlyBy reports whether only the other device lies on this device or file. If
-// snapshots is true, snapshots of it are ignored.
-func (i Info) usedOnlyBy(other Info, snapshots bool) (bool, error) {
-	var users []Info
-	if i.Block {
-		partitions, err := i.partitions()
-		if err != nil {
-			return false, err
-		}
-		holders, err := i.Holders()
-		if err != nil {
-			return false, err
-		}
-		users = append(partitions, holders...)
-	}
-	loops, err := loopDevices()
+// usedOnlyBy reports whether only the other device lies on this device or file. Its
+// snapshots don't lie on it, as they only read it.
+func (i Info) usedOnlyBy(other Info) (bool, error) {
+	all, err := takeInventory()
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
 	}
-	for _, l := range loops {
-		if l.shows == i.id() {
-			users = append(users, l.Info)
-		}
-	}
-	for _, u := range users {
-		if u.Same(other) {
-			continue
-		}
-		if !snapshots {
-			return false, nil
-		}
-		s, err := u.Snapshot()
-		if err != nil || s == nil || s.Origin != i.Number {
-			return false, err
-		}
-	}
-	return true, nil
+	used := slices.ContainsFunc(all.infos, func(user Info) bool { return !user.Same(other) && all.stack.liesOn(user, i) })
+	return !used, nil
 }
 
 // hardwareAttributes are the names that sysfs may have of a disk's hardware, the best
@@ -279,14 +235,18 @@ func (i Info) loopKey() string {
 	if err != nil {
 		return ""
 	}
-	backing, err := disk.attribute("loop/backing_file")
-	if err != nil {
+	loop, err := disk.loopDevice()
+	if err != nil || loop == nil {
 		return ""
 	}
-	if number := i.partition(); number != "" {
-		return "loop-part:" + number + ":" + backing + disk.loopPart()
+	shown := loop.name
+	if loop.start != 0 || loop.length != 0 {
+		shown += fmt.Sprintf("@%d+%d", loop.start, loop.length)
 	}
-	return "loop:" + backing + disk.loopPart()
+	if number := i.partition(); number != "" {
+		return "loop-part:" + number + ":" + shown
+	}
+	return "loop:" + shown
 }
 
 // isBelow reports whether the path leads into one of the directories.

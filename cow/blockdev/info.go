@@ -37,22 +37,19 @@ type Info struct {
 // regular file.
 func Stat(file *os.File) (Info, error) {
 	fi, err := file.Stat()
-	if err != nil {
-		return Info{}, err
-	}
-	return statInfo(file.Name(), fi)
+	return statInfo(file.Name(), fi, err)
 }
 
 // Lookup returns what the block device or regular file at path is, without opening it.
 func Lookup(path string) (Info, error) {
 	fi, err := os.Stat(path)
+	return statInfo(path, fi, err)
+}
+
+func statInfo(path string, fi fs.FileInfo, err error) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return statInfo(path, fi)
-}
-
-func statInfo(path string, fi fs.FileInfo) (Info, error) {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	i := Info{Path: path, Block: fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0}
 	if !ok || !i.Block && !fi.Mode().IsRegular() {
@@ -155,30 +152,24 @@ func isGone(err error) bool {
 
 // Holders returns the devices that are stacked on this one, such as the snapshot on its
 // COW device.
-func (i Info) Holders() ([]Info, error) { return i.linked("holders") }
+func (i Info) Holders() ([]Info, error) { return infosOf(i.dir(), "holders/*/dev") }
 
 // slaves returns the devices that this one is stacked on.
-func (i Info) slaves() ([]Info, error) { return i.linked("slaves") }
+func (i Info) slaves() ([]Info, error) { return infosOf(i.dir(), "slaves/*/dev") }
 
-// linked returns the devices that a folder of this one in sysfs has links to.
-func (i Info) linked(name string) (infos []Info, err error) {
-	folder := filepath.Join(i.dir(), name)
-	links, err := os.ReadDir(folder)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // a file; and a partition has no holders folder on some kernels
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: its %s: %w", i.Path, name, err)
-	}
-	for _, link := range links {
-		other, err := folderInfo(filepath.Join(folder, link.Name()))
+// infosOf returns the devices whose numbers are in the files in sysfs that match the
+// pattern.
+func infosOf(pattern ...string) (infos []Info, err error) {
+	numbers, _ := filepath.Glob(filepath.Join(pattern...)) // the pattern is well-formed
+	for _, number := range numbers {
+		i, err := folderInfo(filepath.Dir(number))
 		if isGone(err) {
 			continue // it was removed meanwhile
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: its %s: %w", i.Path, name, err)
+			return nil, err
 		}
-		infos = append(infos, other)
+		infos = append(infos, i)
 	}
 	return infos, nil
 }
@@ -195,15 +186,21 @@ func (i Info) SizeBytes() (int64, error) { return i.sectorsOf("size") }
 // sectorsOf returns in bytes what an attribute says in sectors, which have 512 bytes
 // even if the device's are larger.
 func (i Info) sectorsOf(attribute string) (int64, error) {
+	sectors, err := i.integer(attribute)
+	return sectorBytes(uint64(sectors)), err
+}
+
+// integer returns an attribute that is a number, and not negative.
+func (i Info) integer(attribute string) (int64, error) {
 	text, err := i.attribute(attribute)
-	var sectors int64
+	var n uint64
 	if err == nil {
-		sectors, err = strconv.ParseInt(text, 10, 54)
+		n, err = strconv.ParseUint(text, 10, 63)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: its %s: %w", i.Path, attribute, err)
 	}
-	return sectors * 512, nil
+	return int64(n), nil
 }
 
 // IsLoop reports whether it is a loop device.

@@ -2,7 +2,7 @@ package blockdev
 
 import (
 	"fmt"
-	"path/filepath"
+	"slices"
 	"strings"
 
 	"ddsfs/cow/dm"
@@ -41,11 +41,9 @@ func (o Overlap) String() string { return fmt.Sprintf("%s, %s,", o.Path, o.Relat
 // inventory has all block devices that have a size, the files that they show, and what
 // they are made of.
 type inventory struct {
-	infos map[deviceID]Info
-	loops map[deviceID]*loopDevice
+	// infos are in the order of the names in sysfs, with each file after its device.
+	infos []Info
 	stack stack
-	// order is the order of the names in sysfs, with each file after its device.
-	order []deviceID
 }
 
 // Overlaps returns all other block devices that have some of the bytes of this device or
@@ -61,16 +59,16 @@ func (i Info) Overlaps() ([]Overlap, error) {
 	below := make(map[deviceID]bool)
 	all.stack.below(i.id(), false, below)
 	var list []Overlap
-	for _, id := range all.order {
-		if id == i.id() || !overlap(all.stack.extents(id.whole()), mine) {
+	for _, other := range all.infos {
+		if other.Same(i) || !overlap(all.stack.extents(other.id().whole()), mine) {
 			continue
 		}
-		relation, err := all.relation(i, all.infos[id], below)
+		claimed, isBelow := below[other.id()]
+		relation, err := all.relation(i, other, isBelow)
 		if err != nil {
 			return nil, err
 		}
-		claimed, isBelow := below[id]
-		list = append(list, Overlap{all.infos[id], relation, all.loops[id] != nil && !isBelow, claimed})
+		list = append(list, Overlap{other, relation, other.IsLoop() && !isBelow, claimed})
 	}
 	return list, nil
 }
@@ -103,15 +101,16 @@ func (i Info) LoopDevices() ([]Info, error) {
 	return infos, nil
 }
 
-// relation returns what the other device or file is to i, with all that is below i.
-func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, error) {
-	if _, ok := below[other.id()]; ok {
-		if disk, err := i.disk(); err != nil {
+// relation returns what the other device or file, which is below i or is not, is to i.
+func (d inventory) relation(i, other Info, isBelow bool) (Relation, error) {
+	if isBelow {
+		disk, err := i.disk()
+		switch {
+		case err != nil:
 			return "", err
-		} else if i.partition() != "" && disk.Same(other) {
+		case i.partition() != "" && disk.Same(other):
 			return DiskOf, nil
-		}
-		if loop := d.loops[i.id()]; loop != nil && loop.shows == other.id() {
+		case i.IsLoop() && d.stack.liesOn(i, other):
 			return ShownBy, nil
 		}
 		return BelowIt, nil
@@ -129,17 +128,13 @@ func (d inventory) relation(i, other Info, below map[deviceID]bool) (Relation, e
 
 // takeInventory finds all block devices, and what they are made of.
 func takeInventory() (inventory, error) {
-	d := inventory{make(map[deviceID]Info), make(map[deviceID]*loopDevice), make(stack), nil}
-	folders, err := filepath.Glob("/sys/class/block/*")
+	d := inventory{stack: make(stack)}
+	all, err := infosOf("/sys/class/block/*/dev")
 	if err != nil {
 		return inventory{}, err
 	}
-	for _, folder := range folders {
-		i, err := folderInfo(folder)
-		if err == nil {
-			err = d.add(i)
-		}
-		if err != nil && !isGone(err) {
+	for _, i := range all {
+		if err := d.add(i); err != nil && !isGone(err) {
 			return inventory{}, err
 		}
 	}
@@ -156,85 +151,54 @@ func (d *inventory) add(i Info) error {
 	if err != nil {
 		return err
 	}
-	segments, err := i.segments(size, loop)
-	if err != nil {
+	if d.stack[i.id()], err = i.segments(size, loop); err != nil {
 		return err
 	}
-	id := i.id()
-	d.know(i)
-	d.stack[id] = segments
-	if loop != nil {
-		d.loops[id] = loop
-		if file, ok := loop.file(); ok {
-			d.know(file)
-		}
+	d.infos = append(d.infos, i)
+	if loop == nil || loop.shows.block || loop.shows == (deviceID{}) {
+		return nil
+	}
+	file := Info{Path: loop.name}
+	file.stat.Dev, file.stat.Ino = loop.shows.dev, loop.shows.inode
+	if !slices.ContainsFunc(d.infos, file.Same) {
+		d.infos = append(d.infos, file)
 	}
 	return nil
 }
 
-func (d *inventory) know(i Info) {
-	if _, ok := d.infos[i.id()]; !ok {
-		d.infos[i.id()], d.order = i, append(d.order, i.id())
-	}
-}
-
 // segments returns the segments of a device of that size; loop is nil if it is not a
 // loop device.
-func (i Info) segments(size int64, loop *loopDevice) ([]segment, error) {
+func (i Info) segments(size int64, loop *loopDevice) (segments []segment, err error) {
 	switch {
 	case i.partition() != "":
-		p, err := i.partitionSegment(size)
-		return []segment{p}, err
+		disk, err := i.disk()
+		if err != nil {
+			return nil, err
+		}
+		start, err := i.sectorsOf("start")
+		return []segment{{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}}, err
+	case loop != nil && loop.shows == (deviceID{}):
+		return nil, nil
 	case loop != nil:
-		return loop.segments(), nil
+		on := extent{device: loop.shows, start: loop.start, end: everything}
+		if loop.length > 0 {
+			on.end = plus(loop.start, loop.length)
+		}
+		return []segment{{end: on.end - on.start, on: on}}, nil
 	case i.IsDM():
+		// A table may name the devices by their paths.
 		if table, err := dm.Table(i.Number); err == nil {
-			return tableSegments(table), nil
+			if segments := tableSegments(table); len(segments) > 0 {
+				return segments, nil
+			}
 		}
 	}
-	return i.slaveSegments()
-}
-
-// partitionSegment returns the place on its disk of a partition of that size.
-func (i Info) partitionSegment(size int64) (segment, error) {
-	disk, err := i.disk()
-	if err != nil {
-		return segment{}, err
-	}
-	start, err := i.sectorsOf("start")
-	return segment{end: size, on: extent{device: disk.id(), start: start, end: plus(start, size)}}, err
-}
-
-// segments returns what a loop device shows, if that is known.
-func (l *loopDevice) segments() []segment {
-	if l.shows == (deviceID{}) {
-		return nil
-	}
-	on := extent{device: l.shows, start: l.start, end: everything}
-	if l.length > 0 {
-		on.end = plus(l.start, l.length)
-	}
-	return []segment{{end: on.end - on.start, on: on}}
-}
-
-// file returns the file that a loop device shows, under the name that the kernel has for
-// it; ok is false if it shows none or that is not known.
-func (l *loopDevice) file() (i Info, ok bool) {
-	if l.shows.block || l.shows == (deviceID{}) {
-		return Info{}, false
-	}
-	i.Path, i.stat.Dev, i.stat.Ino = l.name, l.shows.dev, l.shows.inode
-	return i, true
-}
-
-// slaveSegments returns the devices that a device lies on, as if it were scattered over
-// them, as nothing else is known about it. A snapshot is scattered over its COW device
-// alone.
-func (i Info) slaveSegments() (segments []segment, err error) {
 	slaves, err := i.slaves()
 	if err != nil {
 		return nil, err
 	}
+	// As nothing else is known, the device is taken to be scattered over those that it
+	// lies on. A snapshot is scattered over its COW device alone.
 	for _, slave := range slaves {
 		p := segment{end: everything, on: slave.id().somewhere(), claimed: true}
 		if strings.HasPrefix(slave.DMUUID(), lvmPrefix) && strings.HasSuffix(slave.DMUUID(), "-cow") {

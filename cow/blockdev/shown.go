@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +16,6 @@ const deletedSuffix = " (deleted)"
 
 // loopDevice is a loop device that shows something.
 type loopDevice struct {
-	Info
 	// shows is the file or device that it shows, or the zero value if that is not known.
 	// name is the name that the file had when it was attached.
 	shows deviceID
@@ -28,32 +25,6 @@ type loopDevice struct {
 	start, length int64
 }
 
-// loopDevices returns the loop devices that show something.
-func loopDevices() ([]loopDevice, error) {
-	all, err := filepath.Glob(filepath.Join(blockDir, "loop*/loop/backing_file"))
-	if err != nil {
-		return nil, err
-	}
-	var loops []loopDevice
-	for _, attribute := range all {
-		i, err := folderInfo(filepath.Dir(filepath.Dir(attribute)))
-		if isGone(err) {
-			continue // it was removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		l, err := i.loopDevice()
-		if err != nil {
-			return nil, err
-		}
-		if l != nil {
-			loops = append(loops, *l)
-		}
-	}
-	return loops, nil
-}
-
 // loopDevice returns what a loop device shows. It is nil for anything else, and for a
 // loop device that shows nothing.
 func (i Info) loopDevice() (*loopDevice, error) {
@@ -61,21 +32,15 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	if err != nil {
 		return nil, nil
 	}
-	l := &loopDevice{Info: i, name: name}
-	for attribute, value := range map[string]*int64{"offset": &l.start, "sizelimit": &l.length} {
-		text, err := i.attribute("loop/" + attribute)
-		if isGone(err) {
-			return nil, nil // it was detached meanwhile
-		}
-		if err == nil {
-			*value, err = strconv.ParseInt(text, 10, 64)
-		}
-		if err == nil && *value < 0 {
-			err = strconv.ErrRange
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: the part of %s that it shows: %s %q: %w", i.Path, name, attribute, text, err)
-		}
+	l := &loopDevice{name: name}
+	if l.start, err = i.integer("loop/offset"); err == nil {
+		l.length, err = i.integer("loop/sizelimit")
+	}
+	if isGone(err) {
+		return nil, nil // it was detached meanwhile
+	}
+	if err != nil {
+		return nil, err
 	}
 	switch l.shows, err = i.asked(); {
 	case err == nil:
@@ -110,24 +75,4 @@ func (i Info) asked() (deviceID, error) {
 		return blockID(dm.NumberOf(status.Rdevice)), nil
 	}
 	return deviceID{dev: status.Device, inode: status.Inode}, nil
-}
-
-// lookup finds the file or device that the loop device shows by its name. It is nil if
-// the name leads elsewhere by now.
-func (l *loopDevice) lookup() *Info {
-	found, err := Lookup(l.name)
-	if err != nil || found.id() != l.shows {
-		return nil
-	}
-	return &found
-}
-
-// loopPart returns the part of a file that a loop device shows, "" if it shows all of it.
-func (i Info) loopPart() string {
-	offset, offsetErr := i.attribute("loop/offset")
-	limit, limitErr := i.attribute("loop/sizelimit")
-	if offsetErr != nil || limitErr != nil || offset == "0" && limit == "0" {
-		return ""
-	}
-	return fmt.Sprintf("@%s+%s", offset, limit)
 }

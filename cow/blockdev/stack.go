@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -86,6 +87,11 @@ func (s stack) below(id deviceID, claimed bool, found map[deviceID]bool) {
 			s.below(p.on.device, claims, found)
 		}
 	}
+}
+
+// liesOn reports whether a device lies on another device or file, with none in between.
+func (s stack) liesOn(i, other Info) bool {
+	return slices.ContainsFunc(s[i.id()], func(p segment) bool { return p.on.device == other.id() })
 }
 
 // overlap reports whether one of the extents overlaps one of the others.

@@ -163,6 +163,19 @@ func TestBelowStack(t *testing.T) {
 	}
 }
 
+// A snapshot only reads its origin, and so does not lie on it.
+func TestLiesOn(t *testing.T) {
+	l := labStack()
+	for user, want := range map[dm.Number]bool{dmNumber(4): true, dmNumber(6): false, dmNumber(5): false, dmNumber(0): false} {
+		if got := l.liesOn(Info{Block: true, Number: user}, Info{Block: true, Number: dmNumber(5)}); got != want {
+			t.Errorf("%s lies on the origin: %v", user, got)
+		}
+	}
+	if l.liesOn(Info{Block: true, Number: dmNumber(4)}, Info{Block: true, Number: vdb2}) {
+		t.Error("what is in between is not seen")
+	}
+}
+
 // Tables that change while they are read may form a ring, or hold senseless numbers.
 func TestStackWithoutSense(t *testing.T) {
 	l := make(stack)
