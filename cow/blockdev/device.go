@@ -70,7 +70,7 @@ func NewDevice(file *os.File) (d *Device, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setDirect(raw); err != nil {
+	if err := setDirect(file); err != nil {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
 	d.direct, d.batches = &directReader{file: file, block: sector, size: size}, newBatches(raw)
@@ -100,15 +100,12 @@ func OpenNumber(number string) (*Device, error) {
 
 // setDirect turns on O_DIRECT for an open file, as to open it again by its name might
 // open another device.
-func setDirect(raw syscall.RawConn) error {
-	var inner error
-	err := raw.Control(func(fd uintptr) {
-		var flags int
-		if flags, inner = unix.FcntlInt(fd, unix.F_GETFL, 0); inner == nil {
-			_, inner = unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_DIRECT)
-		}
-	})
-	return errors.Join(err, inner)
+func setDirect(file *os.File) error {
+	flags, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
+	}
+	return err
 }
 
 // Reopen opens the device or file that file has open once more, with other flags, even

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"cmp"
 	"io"
 	"sync"
 	"unsafe"
@@ -28,23 +29,18 @@ func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
 	if left := r.size - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
-	for n < len(p) {
+	for n < len(p) && err == nil {
 		at, todo := off+int64(n), p[n:]
-		if whole := len(todo) - len(todo)%int(r.block); whole > 0 && at%r.block == 0 && alignedTo(todo, r.block) {
-			done, err := r.file.ReadAt(todo[:whole], at)
-			n += done
-			if err != nil {
-				return n, err
-			}
-			continue
+		whole := todo[:len(todo)-len(todo)%int(r.block)]
+		var done int
+		if len(whole) > 0 && r.fit([][]byte{whole}, []int64{at}) {
+			done, err = r.file.ReadAt(whole, at)
+		} else {
+			done, err = r.readThroughBuffer(todo, at)
 		}
-		done, err := r.readThroughBuffer(todo, at)
 		n += done
-		if err != nil {
-			return n, err
-		}
 	}
-	return n, atEnd
+	return n, cmp.Or(err, atEnd)
 }
 
 // fit reports whether all pieces are aligned, so that the kernel can read them in place.

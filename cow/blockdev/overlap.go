@@ -55,12 +55,12 @@ func (i Info) Overlaps() ([]Overlap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: what has the same sectors: %w", i.Path, err)
 	}
-	mine := all.stack.extents(i.id().whole())
+	mine := all.stack.extents(i.id())
 	below := make(map[deviceID]bool)
 	all.stack.below(i.id(), false, below)
 	var list []Overlap
 	for _, other := range all.infos {
-		if other.Same(i) || !overlap(all.stack.extents(other.id().whole()), mine) {
+		if other.Same(i) || !overlap(all.stack.extents(other.id()), mine) {
 			continue
 		}
 		claimed, isBelow := below[other.id()]
@@ -82,7 +82,7 @@ func (i Info) Shares(other Info) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("%s: does it have sectors of %s: %w", i.Path, other.Path, err)
 	}
-	return overlap(all.stack.extents(i.id().whole()), all.stack.extents(other.id().whole())), nil
+	return overlap(all.stack.extents(i.id()), all.stack.extents(other.id())), nil
 }
 
 // LoopDevices returns the loop devices that show bytes of this device or file, except
@@ -200,7 +200,7 @@ func (i Info) segments(size int64, loop *loopDevice) (segments []segment, err er
 	// As nothing else is known, the device is taken to be scattered over those that it
 	// lies on. A snapshot is scattered over its COW device alone.
 	for _, slave := range slaves {
-		p := segment{end: everything, on: slave.id().somewhere(), claimed: true}
+		p := segment{end: everything, on: extent{device: slave.id(), end: everything, scattered: true}, claimed: true}
 		if strings.HasPrefix(slave.DMUUID(), lvmPrefix) && strings.HasSuffix(slave.DMUUID(), "-cow") {
 			return []segment{p}, nil
 		}

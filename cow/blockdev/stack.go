@@ -20,12 +20,6 @@ type extent struct {
 // everything is the end of an extent whose size is not known.
 const everything = math.MaxInt64
 
-// whole returns all of a device or file.
-func (id deviceID) whole() extent { return extent{device: id, end: everything} }
-
-// somewhere returns an extent that is scattered over all of a device or file.
-func (id deviceID) somewhere() extent { return extent{device: id, end: everything, scattered: true} }
-
 // overlaps reports whether two extents have bytes in common. Two extents that are
 // scattered over the same device only share that device: whether they overlap shows in
 // their extents on the device that scatters them.
@@ -46,9 +40,11 @@ type segment struct {
 // the bottom have none.
 type stack map[deviceID][]segment
 
-// extents returns the extents that a part of a device consists of at the bottom, and
-// those in each device on the way that scatters it.
-func (s stack) extents(e extent) []extent { return s.follow(nil, e, deepest) }
+// extents returns the extents that a device or file consists of at the bottom, and those
+// in each device on the way that scatters it.
+func (s stack) extents(id deviceID) []extent {
+	return s.follow(nil, extent{device: id, end: everything}, deepest)
+}
 
 func (s stack) follow(list []extent, e extent, depth int) []extent {
 	segments := s[e.device]
@@ -96,18 +92,7 @@ func (s stack) liesOn(i, other Info) bool {
 
 // overlap reports whether one of the extents overlaps one of the others.
 func overlap(extents, others []extent) bool {
-	at := make(map[deviceID][]extent)
-	for _, o := range others {
-		at[o.device] = append(at[o.device], o)
-	}
-	for _, e := range extents {
-		for _, o := range at[e.device] {
-			if e.overlaps(o) {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(extents, func(e extent) bool { return slices.ContainsFunc(others, e.overlaps) })
 }
 
 // plus returns the sum of two offsets, at most everything.
@@ -147,101 +132,68 @@ func tableSegments(table []dm.Target) (segments []segment) {
 // among them.
 //
 // The parameters of each type are in Documentation/admin-guide/device-mapper.
-func places(t dm.Target) []extent {
-	fields := strings.Fields(t.Params)
-	second := fields[min(1, len(fields)):min(2, len(fields))] // a snapshot's COW device
-	var places []extent
-	// ok is false where the parameters are not as expected.
-	ok := true
-	linear := func(device, sector int) {
-		var on extent
-		if on, ok = placeAt(fields, device, sector); ok {
-			places = append(places, on)
-		}
-	}
+func places(t dm.Target) (places []extent) {
+	// Parameters that are missing are read as "", which is no device.
+	fields := append(strings.Fields(t.Params), make([]string, 5)...)
 	switch t.Type {
 	case dm.KindLinear, "flakey", "dust":
-		linear(0, 1)
-	case "delay":
-		linear(0, 1)
-		if len(fields) > 3 { // writes go to another device
-			linear(3, 4)
-		}
+		places = placeAt(fields[0], fields[1])
+	case "delay": // writes may go to another device
+		places = append(placeAt(fields[0], fields[1]), placeAt(fields[3], fields[4])...)
 	case "crypt":
-		linear(3, 4)
+		places = placeAt(fields[3], fields[4])
 	case dm.KindOrigin:
-		linear(0, -1)
+		places = allOf(fields[:1], false)
 	case dm.KindMerge:
-		linear(0, -1)
-		places = append(places, scatteredOver(second)...)
+		places = append(allOf(fields[:1], false), allOf(fields[1:2], true)...)
 	case dm.KindSnapshot:
-		places = scatteredOver(second)
-		ok = len(places) == 1
-	case "multipath":
-		// Every path leads to the same sectors.
-		places = scatteredOver(fields)
-		for i := range places {
-			places[i].scattered = false
-		}
+		places = allOf(fields[1:2], true)
+	case "multipath": // every path leads to the same sectors
+		places = allOf(fields, false)
 	case "striped":
-		places, ok = stripes(fields, t.Sectors)
-	default:
-		ok = false
+		places = stripes(fields, t.Sectors)
 	}
-	if !ok {
-		places = scatteredOver(fields)
+	if places == nil {
+		places = allOf(fields, true)
 	}
 	return places
 }
 
-// placeAt returns a device from a sector on. device and sector are the indices of the
-// fields that have them; if sector is negative, it returns all of the device.
-func placeAt(fields []string, device, sector int) (extent, bool) {
-	if max(device, sector) >= len(fields) {
-		return extent{}, false
-	}
-	n, err := dm.ParseNumber(fields[device])
-	if err != nil {
-		return extent{}, false
-	}
-	on := blockID(n).whole()
-	if sector >= 0 {
-		at, err := strconv.ParseUint(fields[sector], 10, 64)
-		if err != nil {
-			return extent{}, false
+// allOf returns all of each device that is named in the fields.
+func allOf(fields []string, scattered bool) (places []extent) {
+	for _, field := range fields {
+		if n, err := dm.ParseNumber(field); err == nil {
+			places = append(places, extent{device: blockID(n), end: everything, scattered: scattered})
 		}
-		on.start = sectorBytes(at)
 	}
-	return on, true
+	return places
+}
+
+// placeAt returns a device from a sector on, nil if the texts name none.
+func placeAt(device, sector string) []extent {
+	places := allOf([]string{device}, false)
+	at, err := strconv.ParseUint(sector, 10, 64)
+	if err != nil || places == nil {
+		return nil
+	}
+	places[0].start = sectorBytes(at)
+	return places
 }
 
 // stripes returns the extents that a striped target of that many sectors is scattered
-// over.
-func stripes(fields []string, sectors uint64) (places []extent, ok bool) {
-	if len(fields) < 2 {
-		return nil, false
-	}
+// over, nil if the fields name no such.
+func stripes(fields []string, sectors uint64) (places []extent) {
 	count, err := strconv.ParseUint(fields[0], 10, 31)
 	if err != nil || count == 0 || uint64(len(fields)-2)/2 < count {
-		return nil, false
+		return nil
 	}
 	for i := range int(count) {
-		on, ok := placeAt(fields, 2+2*i, 3+2*i)
-		if !ok {
-			return nil, false
+		on := placeAt(fields[2+2*i], fields[3+2*i])
+		if on == nil {
+			return nil
 		}
-		on.end, on.scattered = plus(on.start, sectorBytes(sectors/count)), true
-		places = append(places, on)
-	}
-	return places, true
-}
-
-// scatteredOver returns all of each device that is named in the fields.
-func scatteredOver(fields []string) (places []extent) {
-	for _, field := range fields {
-		if n, err := dm.ParseNumber(field); err == nil {
-			places = append(places, blockID(n).somewhere())
-		}
+		on[0].end, on[0].scattered = plus(on[0].start, sectorBytes(sectors/count)), true
+		places = append(places, on...)
 	}
 	return places
 }

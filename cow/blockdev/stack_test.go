@@ -132,7 +132,7 @@ func TestOverlap(t *testing.T) {
 	for a, m := range names {
 		for b, n := range names {
 			want := a == b || pairs[a+" "+b]
-			if got := overlap(l.extents(blockID(m).whole()), l.extents(blockID(n).whole())); got != want {
+			if got := overlap(l.extents(blockID(m)), l.extents(blockID(n))); got != want {
 				t.Errorf("%s and %s: %v", a, b, got)
 			}
 		}
@@ -182,7 +182,7 @@ func TestStackWithoutSense(t *testing.T) {
 	a, b := dmNumber(1), dmNumber(2)
 	l[blockID(a)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:2 0")})
 	l[blockID(b)] = tableSegments([]dm.Target{target(0, 8, dm.KindLinear, "254:1 0")})
-	l.extents(blockID(a).whole())
+	l.extents(blockID(a))
 	l.below(blockID(a), false, make(map[deviceID]bool))
 
 	const most = 1<<64 - 1
@@ -193,7 +193,7 @@ func TestStackWithoutSense(t *testing.T) {
 		target(0, most, "striped", "1 8 253:1 1"),
 	} {
 		l[blockID(a)] = tableSegments([]dm.Target{target})
-		for _, e := range l.extents(blockID(a).whole()) {
+		for _, e := range l.extents(blockID(a)) {
 			if e.start < 0 || e.end < e.start {
 				t.Errorf("%+v is at %+v", target, e)
 			}

@@ -1,11 +1,11 @@
 package blockdev
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +55,8 @@ func UsersOf(infos []Info) ([][]User, error) {
 		opened := openIn("/proc/"+p.Name(), wanted)
 		for n, i := range infos {
 			if writes, ok := opened[i.id()]; ok {
-				users[n] = append(users[n], User{pid, commandName(pid), writes})
+				command, _ := readLine("/proc", p.Name(), "comm")
+				users[n] = append(users[n], User{pid, cmp.Or(command, "?"), writes})
 			}
 		}
 	}
@@ -72,7 +73,7 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
-	var opened map[deviceID]bool
+	opened := make(map[deviceID]bool)
 	for _, fd := range names {
 		var st unix.Statx_t
 		// A stat must not ask the server of a network file system, which may not answer.
@@ -80,9 +81,6 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 			continue
 		}
 		if id, ok := statxID(&st); ok && wanted[id] {
-			if opened == nil {
-				opened = make(map[deviceID]bool)
-			}
 			opened[id] = opened[id] || mayWrite(process+"/fdinfo/"+fd)
 		}
 	}
@@ -92,25 +90,13 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 // mayWrite reports whether a process may write to an open file, given the file's fdinfo
 // in /proc. It is true if that can't be read.
 func mayWrite(fdinfo string) bool {
-	text, err := os.ReadFile(fdinfo)
-	if err != nil {
+	text, _ := os.ReadFile(fdinfo)
+	_, flags, _ := strings.Cut(string(text), "flags:")
+	var mode int
+	if _, err := fmt.Sscanf(flags, "%o", &mode); err != nil {
 		return true
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "flags:"); ok {
-			flags, err := strconv.ParseUint(strings.TrimSpace(value), 8, 64)
-			return err != nil || flags&unix.O_ACCMODE != unix.O_RDONLY
-		}
-	}
-	return true
-}
-
-func commandName(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return "?"
-	}
-	return strings.TrimSpace(string(b))
+	return mode&unix.O_ACCMODE != unix.O_RDONLY
 }
 
 // statxID returns the identity of an open file; ok is false if it is neither a block
@@ -145,41 +131,34 @@ type Counter struct {
 // of a regular file is the one from when it was looked up.
 func (i Info) Counter(file *os.File) (Counter, error) {
 	if !i.Block {
-		st := &i.stat
 		if file != nil {
-			fi, err := file.Stat()
+			now, err := Stat(file)
 			if err != nil {
 				return Counter{}, err
 			}
-			var ok bool
-			if st, ok = fi.Sys().(*syscall.Stat_t); !ok {
-				return Counter{}, fmt.Errorf("%s: no stat", i.Path)
-			}
+			i = now
 		}
-		return Counter{Inode: st.Ino, ModifiedNS: st.Mtim.Nano(), AttributeNS: st.Ctim.Nano()}, nil
+		return Counter{Inode: i.stat.Ino, ModifiedNS: i.stat.Mtim.Nano(), AttributeNS: i.stat.Ctim.Nano()}, nil
 	}
 	boot, err := bootID()
 	if err != nil {
 		return Counter{}, err
 	}
-	// Documentation/block/stat.rst: the seventh field is sectors written.
 	stat, err := i.attribute("stat")
 	if err != nil {
 		return Counter{}, err
 	}
-	fields := strings.Fields(stat)
+	// The fields are in Documentation/block/stat.rst.
+	c, fields := Counter{BootID: boot}, strings.Fields(stat)
 	if len(fields) < 7 {
 		return Counter{}, fmt.Errorf("%s: its statistics %q have no seventh field", i.Path, stat)
 	}
-	written, err := strconv.ParseUint(fields[6], 10, 64)
+	c.WrittenSectors, err = strconv.ParseUint(fields[6], 10, 64)
+	if err == nil && len(fields) >= 14 {
+		c.DiscardedSectors, err = strconv.ParseUint(fields[13], 10, 64)
+	}
 	if err != nil {
 		return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
-	}
-	c := Counter{BootID: boot, WrittenSectors: written}
-	if len(fields) >= 14 {
-		if c.DiscardedSectors, err = strconv.ParseUint(fields[13], 10, 64); err != nil {
-			return Counter{}, fmt.Errorf("%s: its statistics: %w", i.Path, err)
-		}
 	}
 	return c, nil
 }
