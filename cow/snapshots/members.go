@@ -27,42 +27,41 @@ type members struct {
 	live bool
 }
 
-// findBase finds the base snapshot by its name.
-func findBase(name string) (*blockdev.Snapshot, error) {
+// find finds a device or file by its name.
+func find(name string) (blockdev.Info, error) {
 	path, err := blockdev.Find(name)
 	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
+		return blockdev.Info{}, err
 	}
-	info, err := blockdev.Lookup(path)
+	return blockdev.Lookup(path)
+}
+
+// findBase finds the base snapshot by its name.
+func findBase(name string) (*blockdev.Snapshot, error) {
+	info, err := find(name)
 	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
+		return nil, err
 	}
 	kind, err := info.Kind()
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, wayout.Add(fmt.Errorf("base: %w: only root may, with CAP_SYS_ADMIN", err), wayout.PairByCOW)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
-	}
-	switch kind {
-	case dm.KindSnapshot:
-	case dm.KindThin:
-		return nil, fmt.Errorf("base: %w", errThin(path))
-	case dm.KindOrigin:
-		return nil, fmt.Errorf("base: %s is a volume that has snapshots, and not one of them", path)
-	case dm.KindMerge:
-		return nil, fmt.Errorf("base: %w", afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", path)))
-	default:
-		return nil, wayout.Add(fmt.Errorf("base: %s is no snapshot of LVM's or the device mapper's", path), wayout.PairByCOW)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, wayout.Add(fmt.Errorf("%w: only root may, with CAP_SYS_ADMIN", err), wayout.PairByCOW)
+	case err != nil:
+		return nil, err
+	case kind == dm.KindThin:
+		return nil, errThin(info.Path)
+	case kind == dm.KindOrigin:
+		return nil, fmt.Errorf("%s is a volume that has snapshots, and not one of them", info.Path)
+	case kind == dm.KindMerge:
+		return nil, afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", info.Path))
+	case kind != dm.KindSnapshot:
+		return nil, wayout.Add(fmt.Errorf("%s is no snapshot of LVM's or the device mapper's", info.Path), wayout.PairByCOW)
 	}
 	s, err := info.Snapshot()
-	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
+	if err == nil && !s.Persistent {
+		err = fmt.Errorf("%s: its exception store is in memory, and can't be read: make it with a persistent one (P)", info.Path)
 	}
-	if !s.Persistent {
-		return nil, fmt.Errorf("base: %s: its exception store is in memory, and can't be read: make it with a persistent one (P)", path)
-	}
-	return s, nil
+	return s, err
 }
 
 // baseGone adds to an error what to do if the base can't be used any more.
@@ -108,16 +107,16 @@ func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
 	info := device.Info()
 	own, err := info.Snapshot()
 	if err == nil && own != nil {
-		return nil, wayout.Add(fmt.Errorf("COW device: %s is a snapshot, and not the COW device below it", info.Path), wayout.BaseByName)
+		return nil, wayout.Add(fmt.Errorf("%s is a snapshot, and not the COW device below it", info.Path), wayout.BaseByName)
 	}
 	var on *blockdev.Snapshot
 	if err == nil {
 		on, err = info.SnapshotOn()
 	}
-	if err != nil && !notToBeAsked(err) {
-		return nil, fmt.Errorf("COW device: %w", err)
+	if notToBeAsked(err) {
+		return nil, nil
 	}
-	return on, nil
+	return on, err
 }
 
 // findNew finds out what the source is, and fails if it makes no pair with the base.
@@ -131,9 +130,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		if m.base.Same(info) {
 			return fmt.Errorf("base and new are the same: %s", info.Path)
 		}
-		if m.base.Origin == info.Number {
-			m.live = info.Block
-		}
+		m.live = info.Block && m.base.Origin == info.Number
 	}
 	kind, err := info.Kind()
 	if err != nil && !notToBeAsked(err) {
@@ -182,22 +179,14 @@ func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
 		if source.Info().ReadOnly() {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("source: %s can be written to, and its exception store, which tells of that, is in memory: make it read-only, or with a persistent store (P)", m.new.Path)
+		return nil, fmt.Errorf("%s can be written to, and its exception store, which tells of that, is in memory: make it read-only, or with a persistent store (P)", m.new.Path)
 	}
-	info, err := blockdev.InfoOf(m.new.COW)
+	device, err := blockdev.OpenNumber(m.new.COW.String())
 	if err != nil {
-		return nil, fmt.Errorf("source: its COW device: %w", err)
-	}
-	device, err := blockdev.Open(info.Path)
-	if err != nil {
-		return nil, fmt.Errorf("source: its COW device: %w", err)
+		return nil, fmt.Errorf("its COW device: %w", err)
 	}
 	defer device.Close()
-	store, err := readStore(device, cow.StoreOptions{VolumeBytes: source.Size()})
-	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
-	}
-	return store, nil
+	return readStore(device, cow.StoreOptions{VolumeBytes: source.Size()})
 }
 
 // changes are the chunks of a delta, and where they come from.

@@ -16,6 +16,7 @@ package snapshots
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"ddsfs/cow"
@@ -87,10 +88,10 @@ type Pair struct {
 // unless that is needed for the base check, as a snapshot that is open can't be removed.
 func Open(o Options) (*Pair, error) {
 	path, err := blockdev.Find(o.Source)
-	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+	var source *blockdev.Device
+	if err == nil {
+		source, err = blockdev.Open(path)
 	}
-	source, err := blockdev.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -138,14 +139,19 @@ func (p *Pair) open(o Options) (err error) {
 	}
 	var changed *chunks.Set
 	var chunkBytes int64
-	p.warnOfSource()
+	// A source that is no snapshot may change while it is read.
+	if p.members.live || info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "" {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
+	}
 	if o.Full {
 		p.from = "none, the whole volume"
 		chunkBytes = fullChunkSize(p.source.Size())
 		if p.source.Size()/chunkBytes > 4*maxFullChunks {
 			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", info.Path, p.source.Size())
 		}
-		changed = allChunks(p.source.Size(), chunkBytes)
+		var all chunks.Builder
+		all.AddRange(0, uint64((p.source.Size()-1)/chunkBytes)+1)
+		changed = all.Set()
 	} else {
 		if seal.Base == "" {
 			seal.Base = p.cow.Info().SnapshotUUID()
@@ -163,8 +169,11 @@ func (p *Pair) open(o Options) (err error) {
 				return err
 			}
 		}
-		if err := p.closeCOW(o.BaseCheck); err != nil {
-			return fmt.Errorf("COW device: %w", err)
+		if !o.BaseCheck || p.baseData != nil {
+			err, p.cow = p.cow.Close(), nil
+			if err != nil {
+				return fmt.Errorf("COW device: %w", err)
+			}
 		}
 	}
 	delta, err := cow.Encode(layer.Layer{Changed: changed, ChunkBytes: chunkBytes, VolumeBytes: p.source.Size(), Content: p.source})
@@ -184,25 +193,22 @@ func (p *Pair) open(o Options) (err error) {
 // openCOW opens the COW device that the options name and finds its snapshot, or finds
 // the COW device of the snapshot that they name.
 func (p *Pair) openCOW(o Options) (err error) {
-	path := o.COW
-	if o.Base != "" {
+	if o.Base == "" {
+		p.cow, err = blockdev.Open(o.COW)
+	} else {
 		if p.members.base, err = findBase(o.Base); err != nil {
-			return err
+			return fmt.Errorf("base: %w", err)
 		}
-		info, err := blockdev.InfoOf(p.members.base.COW)
-		if err != nil {
-			return fmt.Errorf("base: %s: its COW device: %w", p.members.base.Path, err)
-		}
-		path = info.Path
+		p.cow, err = blockdev.OpenNumber(p.members.base.COW.String())
 	}
-	if p.cow, err = blockdev.Open(path); err != nil {
+	if err != nil {
 		return fmt.Errorf("COW device: %w", err)
 	}
-	p.from = path
+	p.from = p.cow.Info().Path
 	on, err := baseOn(p.cow)
 	switch {
 	case err != nil:
-		return err
+		return fmt.Errorf("COW device: %w", err)
 	case p.members.base != nil && (on == nil || !on.Same(p.members.base.Info)):
 		return fmt.Errorf("base: %s: its snapshot went away while it was looked at", p.members.base.Path)
 	}
@@ -221,7 +227,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 	m := &p.members
 	new, err := m.readNewStore(p.source)
 	if err != nil {
-		return nil, changes{}, err
+		return nil, changes{}, fmt.Errorf("source: %w", err)
 	}
 	baseBytes := p.source.Size()
 	if m.base != nil {
@@ -248,7 +254,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 
 // baseContent returns what the base held in the changed chunks. It is read from the
 // snapshot or, if there is only a copy of its store, from that.
-func (p *Pair) baseContent(store *cow.Store, c changes) (layer.Volume, error) {
+func (p *Pair) baseContent(store *cow.Store, c changes) (content layer.Volume, err error) {
 	base := p.members.base
 	switch {
 	case c.extended > 0:
@@ -262,27 +268,11 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (layer.Volume, error) {
 		}
 		return old.Content, nil
 	}
-	device, err := blockdev.Open(base.Path)
-	if err != nil {
+	if p.baseData, err = blockdev.Open(base.Path); err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
-	p.baseData = device
 	p.Warnings = append(p.Warnings, fmt.Sprintf("base %s stays open for the base check: it can't be removed before this ends", base.Path))
-	return device, nil
-}
-
-func allChunks(volumeBytes, chunkBytes int64) *chunks.Set {
-	var all chunks.Builder
-	all.AddRange(0, uint64((volumeBytes-1)/chunkBytes)+1)
-	return all.Set()
-}
-
-// warnOfSource warns of a source that may change while it is read.
-func (p *Pair) warnOfSource() {
-	info := p.source.Info()
-	if (info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "") || p.members.live {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
-	}
+	return p.baseData, nil
 }
 
 // ReadStore reads an exception store as [cow.ReadStore] does, by a name that
@@ -312,11 +302,7 @@ func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
 // storePath returns the path of the device or file that has the exception store of the
 // device with that name.
 func storePath(name string) (string, error) {
-	path, err := blockdev.Find(name)
-	if err != nil {
-		return "", err
-	}
-	info, err := blockdev.Lookup(path)
+	info, err := find(name)
 	if err != nil {
 		return "", err
 	}
@@ -325,21 +311,21 @@ func storePath(name string) (string, error) {
 	case err != nil && !notToBeAsked(err):
 		return "", err
 	case kind == dm.KindSnapshot:
-		base, err := findBase(path)
+		base, err := findBase(info.Path)
 		if err != nil {
 			return "", err
 		}
 		below, err := blockdev.InfoOf(base.COW)
 		if err != nil {
-			return "", fmt.Errorf("%s: its COW device: %w", path, err)
+			return "", fmt.Errorf("%s: its COW device: %w", info.Path, err)
 		}
 		return below.Path, nil
 	case kind == dm.KindThin:
-		return "", errThin(path)
+		return "", errThin(info.Path)
 	case kind == dm.KindOrigin || kind == dm.KindMerge:
-		return "", fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", path)
+		return "", fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", info.Path)
 	}
-	return path, nil
+	return info.Path, nil
 }
 
 func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) {
@@ -375,12 +361,7 @@ func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) 
 
 // IsMadeOf reports whether the delta is read from that device or file.
 func (p *Pair) IsMadeOf(info blockdev.Info) bool {
-	for _, i := range p.readFrom {
-		if i.Same(info) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.readFrom, info.Same)
 }
 
 // Table is the delta's exception map.
@@ -415,16 +396,6 @@ func named(path, id string) string {
 	return path + " " + id
 }
 
-// closeCOW closes the COW device, unless the base's content is read from it.
-func (p *Pair) closeCOW(baseCheck bool) error {
-	if p.cow == nil || baseCheck && p.baseData == nil {
-		return nil
-	}
-	err := p.cow.Close()
-	p.cow = nil
-	return err
-}
-
 // CheckSource returns an error if what was read of the source can't be trusted, because
 // its snapshot is invalid or was written to since Open. The sealed delta checks that
 // itself before it serves its trailer.
@@ -453,9 +424,11 @@ func (p *Pair) CheckSource() error {
 
 // Close closes the devices.
 func (p *Pair) Close() error {
-	err := errors.Join(p.source.Close(), p.closeCOW(false))
-	if p.baseData != nil {
-		err = errors.Join(err, p.baseData.Close())
+	var errs []error
+	for _, d := range []*blockdev.Device{p.source, p.cow, p.baseData} {
+		if d != nil {
+			errs = append(errs, d.Close())
+		}
 	}
-	return err
+	return errors.Join(errs...)
 }
