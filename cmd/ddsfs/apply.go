@@ -40,39 +40,13 @@ brings the old state back, and what was recorded of it. A target without a recor
 a delta of mount --full first, or one of mount --base-check. A delta that was merged
 already is compared with TARGET; with --assume-base it is written once more.
 
-The record of TARGET is compared with TARGET before it is built on: with what the
-kernel counts of writes to it, and with samples, digests of some 66 places all over it
-and of up to 256 that the last merges changed. So a TARGET that was written to, rolled
-back or exchanged is refused. Neither sees a few blocks that somebody changed while no
-counter was looking (before a reboot, or through the disk below TARGET), outside of the
-samples and of what DELTA writes. A full delta settles any doubt.
+Before it is built on, the record of TARGET is compared with what the kernel counts of
+writes to TARGET, and with samples of what TARGET holds. A full delta settles any doubt.
 
-With --kernel, the kernel's device mapper merges. /dev/mapper/NAME is there from the
-first moment: it shows the new state, and can be mounted and written to while chunks
-move. When all is merged it is removed, or stays as a plain view of TARGET if
-somebody has it open (ddsfs detach NAME). The kernel uses up a copy of DELTA, in the
-directory of --state-dir or of --spool if that is given, which must outlive a reboot;
-or, with --consume, DELTA itself, which is removed at the end (on a block device, its
-header is overwritten). A signal ends ddsfs and not the merge; the same command, or
---resume, finishes it. So after a reboot, and until then NAME is gone and TARGET by
-itself is half merged: nothing must use it. If somebody wrote to NAME, the next delta
-must be a full one.
-
-With --json: one object on stdout, with all sizes in bytes. About DELTA: valid (true),
-chunk_bytes, exception_chunks (its metadata chunks), exceptions (its chunks with
-data), meta_bytes, data_bytes and total_bytes; of a sealed one also volume_bytes,
-sealed_bytes (with seal and digests), delta (its digest), and base, new and origin
-(names, where known), and perhaps new_only (see ddsfs-info(8)). About the merge:
-
-  target_bytes        the size of TARGET
-  written_bytes       what was written
-  skipped_zero_bytes  zeros that TARGET held already
-  punched_bytes       zeros that became holes
-  resumed_bytes       what was merged before this run
-  seconds             how long it took, a number with a fraction
-  dry_run             true with --dry-run, and else not there
-  device              with --kernel, the device that stays, if one does
-  touched             with --kernel, true if the device was written to`,
+With --kernel, the kernel's device mapper merges. /dev/mapper/NAME shows the new state
+from the first moment, and can be mounted and written to meanwhile. A signal ends ddsfs
+and not the merge. After a reboot the same command, or --resume, finishes it, and nothing
+must use TARGET before that.`,
 		Example: `
 ddsfs apply /backup/delta.cow /dev/vg/data
 ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data
@@ -90,7 +64,7 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 	flags.StringVar(&m.Name, "name", "", "with --kernel, the `name` in /dev/mapper (default ddsfs- and the last part of TARGET)")
 	flags.BoolVar(&m.Consume, "consume", false, "with --kernel, use up DELTA itself and not a copy")
 	flags.BoolVar(&m.resume, "resume", false, "with --kernel, finish what was begun")
-	flags.BoolVar(&m.asJSON, "json", false, "print a JSON object")
+	flags.BoolVar(&m.asJSON, "json", false, "print a JSON object; see ddsfs-apply(8)")
 	flags.BoolVarP(&m.verbose, "verbose", "v", false, "print the header and the report before the summary")
 	flags.BoolVarP(&m.quiet, "quiet", "q", false, "print neither progress nor a summary")
 	c.RunE = func(_ *cobra.Command, args []string) error {

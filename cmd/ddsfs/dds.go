@@ -35,22 +35,10 @@ of it, as they are in SRC, the newer snapshot, to FILE or to stdout. --merge wri
 such a delta, from FILE or from stdin, to DEV, a block device or a file. The caller
 must know what DEV holds before: it is not checked.
 
-Differences from dds:
-
-  COW is read past the page cache, which misses what the kernel writes there. A COW
-  that is damaged, or has overflowed, is refused. If SRC overflows while it is read,
-  the delta lacks its end, and --merge refuses it.
-
-  --merge looks through all of the delta before it writes. A delta from stdin is put
-  into a file without a name until then, and needs room in --spool: if the pipe
-  breaks, DEV is as it was. ddsfs apply --stream does without.
-
-  --merge refuses a DEV that is in use, that is too small, or that the delta was
-  taken from. A delta of ddsfs is verified by its digests.
-
-  --merge records that DEV holds a state without a name, or that of a full delta, so
-  that ddsfs apply does not take it for what it was. Where the state directory can't
-  be written to, it goes without, unless there is a record that would be wrong then.
+Differences from dds, on which dds(8) has more: a COW that is damaged, or has
+overflowed, is refused. --merge looks through all of the delta before it writes, and
+refuses a DEV that is in use, that is too small, or that the delta was taken from. It
+records that DEV holds a state without a name, or that of a full delta.
 
 If a merge was interrupted, DEV is half merged: merge that delta again, or a later
 one from the same base snapshot.

@@ -37,7 +37,8 @@ func init() {
 }
 
 // man has the pages, as templates of go-md2man's markdown. Scripts, and commands without
-// a template of their own, have that of command.8.
+// a template of their own, have that of command.8, and in it what the file of their name
+// says beyond the help.
 //
 //go:embed man/*.md
 var man embed.FS
@@ -72,8 +73,12 @@ func writeDocumentation(dir string, scripts []string) error {
 		"upper":        strings.ToUpper,
 		"exitCodes":    func() string { return exitCodesHelp },
 		"mountOptions": mountOptionsTable,
-		"others":       func(p page) string { return others(p, pages) },
-	}).ParseFS(man, "man/*.md")
+		"more": func(p page) string {
+			text, _ := man.ReadFile("man/" + p.Name() + ".md") // most have none
+			return string(text)
+		},
+		"others": func(p page) string { return others(p, pages) },
+	}).ParseFS(man, "man/*.*.md")
 	if err != nil {
 		return err
 	}

@@ -21,19 +21,13 @@ func infoCommand() *cobra.Command {
 		Long: `
 Reads the metadata of BASE, a snapshot, by the names that mount takes, or of FILE, a
 COW device, a copy of one, or a delta, checks it, and prints its header and its report.
-FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.
-
-With --json: one object with valid, chunk_bytes, exception_chunks (the metadata
-chunks), exceptions, meta_bytes, data_bytes and total_bytes; of a sealed delta also
-volume_bytes, new_only (exceptions that only the new snapshot's store had, if there
-are any), base, new and origin (names, where known), sealed_bytes and delta (its
-digest).`,
+FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.`,
 		Example: `
 ddsfs info vg/base
 ddsfs info delta.cow`,
 		Args: takes(1, 1, "one snapshot or file"),
 	}
-	asJSON := c.Flags().Bool("json", false, "print a JSON object")
+	asJSON := c.Flags().Bool("json", false, "print a JSON object; see ddsfs-info(8)")
 	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		store, err := readStore(args[0], *quiet)

@@ -24,34 +24,13 @@ that is under way or was interrupted. The device is not read: apply compares it 
 the record before it builds on that.
 
 Exit code 5: a target is half merged, and nobody is at it. Exit code 1: a record can't
-be understood; the others are shown all the same.
-
-With --json: an array, [] if nothing is recorded, of objects with
-  target (its absolute path), name (VG/LV, of a logical volume that is active), key (by
-  which it is known again),
-  state: whole, running (an apply is at it), interrupted (half merged, and nobody is at
-  it), touched (others wrote to it while the kernel merged) or damaged (the record can't
-  be understood),
-  holds: what it holds, or held before what is under way, null if that is not known:
-  snapshot (the identity of the state), delta (the digest of the delta that led there),
-  volume_bytes, name (VG/LV, of a snapshot that is active on this host),
-  since (UTC), last_merge: the last merge that was done: delta, undo (digest of the
-  delta that undoes it), began (UTC), seconds, chunks, data_bytes (of those chunks),
-  written_bytes (of them, by the run that finished it),
-  written_since: an earlier state; a delta from there that has all that was written
-  since is taken as well,
-  merging: what is under way or was interrupted: base, new (snapshot, delta,
-  volume_bytes), began, done_bytes and total_bytes (of the delta's data; 0 if not
-  known), undo (the file that undoes it), device (through which the kernel merges),
-  pid (the process that is at it), problem (what is wrong), and
-  undos: merges that can be undone, the last one at the end: file, delta (its digest),
-  holds (what the target then holds), undoes (digest of the delta that it undoes).`,
+be understood; the others are shown all the same.`,
 		Example: `
 ddsfs status /dev/vg/data
 ddsfs status --json`,
 		Args: takes(0, 1, "one target at most"),
 	}
-	asJSON := c.Flags().Bool("json", false, "print a JSON array")
+	asJSON := c.Flags().Bool("json", false, "print a JSON array; see ddsfs-status(8)")
 	dir := c.Flags().String("state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		targets, err := apply.Status(*dir, args...)

@@ -23,25 +23,11 @@ chunks of the volume it has. The exit code is then 4.
 A delta that is not sealed, as those of dds, has no digests: its list is checked, and
 nothing else can be. If that is well-formed, the exit code is 1. A DELTA that is cut,
 empty or something else is not compared: the exit code is 4, and stderr says what is
-wrong with it.
-
-With --json: one object on stdout, also where the exit code is 1 or 4 because of what
-was compared:
-
-  sealed      whether DELTA has digests
-  delta       its digest, which names it; not there if it is not sealed
-  exceptions  how many chunks its list has
-  blocks      how many MiB of its digests were compared, 0 if it is not sealed
-  bad_delta   an array of the MiB of DELTA that differ
-  bad_target  an array of those in which TARGET differs; it is empty as well without
-              TARGET, and if there are any in bad_delta, when TARGET is not read
-
-Each is an object with mib (which MiB of DELTA, from 0), and first_chunk and
-last_chunk (of the volume, whose data is in there), where they are known.`,
+wrong with it.`,
 		Example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
 		Args:    takes(1, 2, "a delta, and perhaps a target"),
 	}
-	asJSON := c.Flags().Bool("json", false, "print a JSON object")
+	asJSON := c.Flags().Bool("json", false, "print a JSON object; see ddsfs-verify(8)")
 	spool := c.Flags().String("spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
 	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
 	c.RunE = func(_ *cobra.Command, args []string) error {
