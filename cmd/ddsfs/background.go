@@ -97,23 +97,21 @@ func startInBackground(args []string) error {
 func detach(ready *os.File) error {
 	defer ready.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err == nil {
+		defer null.Close()
+		err = errors.Join(
+			os.Chdir("/"),
+			// Otherwise ps and killall would know it as "exe".
+			os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0),
+			unix.Dup3(int(null.Fd()), unix.Stdin, 0),
+			unix.Dup3(int(null.Fd()), unix.Stdout, 0),
+			unix.Dup3(int(null.Fd()), unix.Stderr, 0),
+		)
+	}
+	if err == nil {
+		_, err = ready.Write([]byte{1})
+	}
 	if err != nil {
-		return fmt.Errorf("go to the background: %w", err)
-	}
-	defer null.Close()
-	for _, fd := range []int{unix.Stdin, unix.Stdout, unix.Stderr} {
-		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
-			return fmt.Errorf("go to the background: %w", err)
-		}
-	}
-	if err := os.Chdir("/"); err != nil {
-		return fmt.Errorf("go to the background: %w", err)
-	}
-	// Otherwise ps and killall would know it as "exe".
-	if err := os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0); err != nil {
-		return fmt.Errorf("go to the background: %w", err)
-	}
-	if _, err := ready.Write([]byte{1}); err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}
 	return nil

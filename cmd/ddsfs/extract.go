@@ -75,8 +75,9 @@ func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
 // of the delta, as callers of dds don't look at the exit code of this end of the pipe.
 func (x *extract) write(p *snapshots.Pair) error {
 	if !x.toStdout() {
-		if err := x.checkOutput(p); err != nil {
-			return err
+		// Where there is no such file yet, writeOutput says what is wrong, if anything is.
+		if out, err := blockdev.Lookup(x.output); err == nil && p.IsMadeOf(out) {
+			return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
 		}
 	}
 	var delta layer.Volume = p.Delta
@@ -117,18 +118,6 @@ func (x *extract) copy(out io.Writer, delta layer.Volume, p *snapshots.Pair, pro
 			return fmt.Errorf("delta: write at byte %d: %w", at, err)
 		}
 		progress(at)
-	}
-	return nil
-}
-
-// checkOutput refuses to write the delta over a device or file that it is read from.
-func (x *extract) checkOutput(p *snapshots.Pair) error {
-	out, err := blockdev.Lookup(x.output)
-	if err != nil {
-		return nil // a new file, or writeOutput says what is wrong
-	}
-	if p.IsMadeOf(out) {
-		return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
 	}
 	return nil
 }

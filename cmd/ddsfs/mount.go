@@ -7,15 +7,12 @@ import (
 	"log"
 	"log/syslog"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"ddsfs/cow/snapshots"
 	"ddsfs/fs"
 )
 
@@ -51,27 +48,23 @@ ddsfs unmount /mnt/delta`,
 	m.pair.define(flags)
 	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr")
 	flags.StringVar(&m.logFile, "log", "", "log to this `file` instead of the system log")
-	flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as --mode allows")
-	flags.Uint32Var(&m.uid, "uid", uint32(os.Geteuid()), "owner of the files, a `number`, if not the mounting user")
-	flags.Uint32Var(&m.gid, "gid", uint32(os.Getegid()), "group of the files, a `number`, if not the mounting user's")
+	flags.BoolVar(&m.AllowOther, "allow-other", false, "let other users in, as far as --mode allows")
+	flags.Uint32Var(&m.UID, "uid", uint32(os.Geteuid()), "owner of the files, a `number`, if not the mounting user")
+	flags.Uint32Var(&m.GID, "gid", uint32(os.Getegid()), "group of the files, a `number`, if not the mounting user's")
 	// Help shows the same to every user.
 	flags.Lookup("uid").DefValue, flags.Lookup("gid").DefValue = "0", "0"
 	flags.StringVar(&m.mode, "mode", "0400", "mode of the files, `octal`; they hold the volume's raw data")
 	flags.BoolVarP(&m.quiet, "quiet", "q", false, "show no progress")
-	flags.StringArrayVar(&m.selinux, selinuxFlag, nil, "")
+	flags.StringArrayVar(&m.SELinux, selinuxFlag, nil, "")
 	flags.Lookup(selinuxFlag).Hidden = true
 	return c
 }
 
 type mount struct {
-	pair       pairFlags
-	foreground bool
-	logFile    string
-	allowOther bool
-	uid, gid   uint32
-	mode       string
-	quiet      bool
-	selinux    []string
+	fs.Options
+	pair              pairFlags
+	foreground, quiet bool
+	logFile, mode     string
 }
 
 // selinuxFlag is the hidden flag by which mount.ddsfs passes on an option of SELinux.
@@ -97,15 +90,15 @@ func (m *mount) run(args []string) error {
 		return startInBackground(os.Args[1:])
 	}
 
-	logger := log.New(os.Stderr, "ddsfs: ", 0)
-	var quiet io.Writer
+	m.Log = log.New(os.Stderr, "ddsfs: ", 0)
+	var logFile io.Writer
 	if m.logFile != "" {
 		file, err := os.OpenFile(m.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
 		defer file.Close()
-		quiet = file
+		logFile = file
 	}
 
 	// The garbage of parsing and serving must not add much to the memory of the list.
@@ -118,34 +111,32 @@ func (m *mount) run(args []string) error {
 	// hangs.
 	// Until here a signal just ends the process, even while it waits for a slow device.
 	// From here on a signal must not leave a mount without a server.
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	mounted, err := fs.Mount(args[0], deltaFiles(p), fs.Options{
-		Source:     m.pair.name(),
-		UID:        m.uid,
-		GID:        m.gid,
-		Mode:       os.FileMode(mode),
-		AllowOther: m.allowOther,
-		SELinux:    m.selinux,
-		Log:        logger,
-	})
-	var unable *fs.UnableError
-	if errors.As(err, &unable) {
+	ctx, stop := untilSignal()
+	defer stop()
+	m.Source, m.Mode = m.pair.name(), os.FileMode(mode)
+	mounted, err := fs.Mount(args[0], []fs.File{
+		{Name: "header", Content: strings.NewReader(p.HeaderText())},
+		{Name: "exceptions", Content: p.Table()},
+		{Name: "delta.cow", Content: p.Delta},
+		{Name: "report", Content: strings.NewReader(p.ReportText())},
+	}, m.Options)
+	if _, ok := errors.AsType[*fs.UnableError](err); ok {
 		return fmt.Errorf("%w; ddsfs extract writes the same delta.cow without a mount", err)
 	}
 	if err != nil {
 		return err
 	}
 	switch {
-	case quiet != nil:
-		logger.SetFlags(log.LstdFlags)
-		logger.SetOutput(quiet)
+	case logFile != nil:
+		m.Log.SetFlags(log.LstdFlags)
+		m.Log.SetOutput(logFile)
 	case ready != nil:
-		logger.SetOutput(systemLog())
+		m.Log.SetOutput(systemLog())
 	}
 	if ready != nil {
 		if err := detach(ready); err != nil {
-			return joinUnmount(err, mounted)
+			_ = mounted.Unmount()
+			return err
 		}
 	}
 
@@ -156,27 +147,12 @@ func (m *mount) run(args []string) error {
 	}()
 	select {
 	case <-ended:
-		return nil
-	case <-stop:
-		return joinUnmount(nil, mounted)
+	case <-ctx.Done():
+		if err := mounted.Unmount(); err != nil {
+			return fmt.Errorf("unmount: %w", err)
+		}
 	}
-}
-
-func joinUnmount(err error, mounted *fs.Mounted) error {
-	if unmountErr := mounted.Unmount(); unmountErr != nil && err == nil {
-		return fmt.Errorf("unmount: %w", unmountErr)
-	}
-	return err
-}
-
-// deltaFiles are the files of the mounted directory.
-func deltaFiles(p *snapshots.Pair) []fs.File {
-	return []fs.File{
-		{Name: "header", Content: strings.NewReader(p.HeaderText())},
-		{Name: "exceptions", Content: p.Table()},
-		{Name: "delta.cow", Content: p.Delta},
-		{Name: "report", Content: strings.NewReader(p.ReportText())},
-	}
+	return nil
 }
 
 // systemLog returns the log of a process in the background: syslog or, if that does not

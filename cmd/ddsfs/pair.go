@@ -1,24 +1,17 @@
 package main
 
 import (
-	"strings"
+	"cmp"
+	"fmt"
 
 	"github.com/spf13/pflag"
 
 	"ddsfs/cow/snapshots"
 )
 
-// pairUsage are the forms of the devices on the command lines of mount and extract,
-// before the other arguments.
-var pairUsage = []string{"BASE NEW", "--cow COW --source SRC", "--full SRC"}
-
 // withPair are the forms of a command with other arguments after the pair, a line each.
 func withPair(name, others string) string {
-	var forms []string
-	for _, pair := range pairUsage {
-		forms = append(forms, name+" "+pair+" "+others)
-	}
-	return strings.Join(forms, "\n")
+	return fmt.Sprintf("%[1]s BASE NEW %[2]s\n%[1]s --cow COW --source SRC %[2]s\n%[1]s --full SRC %[2]s", name, others)
 }
 
 // pairHelp explains these forms.
@@ -27,45 +20,36 @@ BASE and NEW are snapshots of the same volume, of LVM's (not thin ones) or plain
 device-mapper ones: VG/LV, a device's path, or an LV's uuid. BASE is the older one,
 and says what changed; NEW says what is there now. SRC is such a name, or a file.`
 
-// pairFlags are the flags and arguments of mount and extract that name their
-// devices.
-type pairFlags struct {
-	base          string
-	cow, source   string
-	full          bool
-	baseCheck     bool
-	allowLive     bool
-	newWasWritten bool
-	baseID, newID string
-}
+// pairFlags are the flags and arguments of mount and extract that name their devices.
+type pairFlags struct{ snapshots.Options }
 
 func (p *pairFlags) define(flags *pflag.FlagSet) {
-	flags.StringVar(&p.cow, "cow", "", "in place of BASE: its COW `device` (/dev/mapper/VG-BASE-cow), or a copy of it")
-	flags.StringVar(&p.source, "source", "", "with --cow: the new snapshot's `device`, or a file")
-	flags.BoolVar(&p.full, "full", false, "take the whole volume: the first sync")
-	flags.BoolVar(&p.baseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The base stays open")
-	flags.BoolVar(&p.allowLive, "allow-live-origin", false, "take the volume itself for NEW, to which nobody writes meanwhile")
-	flags.BoolVar(&p.newWasWritten, "new-was-written", false, "take NEW for the newer one though its store says that it is older, or was written to")
-	flags.StringVar(&p.baseID, "base-id", "", "`name` of the base's state, where the devices have none (files)")
-	flags.StringVar(&p.newID, "new-id", "", "`name` of the new state, where the devices have none (files)")
+	flags.StringVar(&p.COW, "cow", "", "in place of BASE: its COW `device` (/dev/mapper/VG-BASE-cow), or a copy of it")
+	flags.StringVar(&p.Source, "source", "", "with --cow: the new snapshot's `device`, or a file")
+	flags.BoolVar(&p.Full, "full", false, "take the whole volume: the first sync")
+	flags.BoolVar(&p.BaseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The base stays open")
+	flags.BoolVar(&p.AllowLiveOrigin, "allow-live-origin", false, "take the volume itself for NEW, to which nobody writes meanwhile")
+	flags.BoolVar(&p.NewWasWritten, "new-was-written", false, "take NEW for the newer one though its store says that it is older, or was written to")
+	flags.StringVar(&p.BaseID, "base-id", "", "`name` of the base's state, where the devices have none (files)")
+	flags.StringVar(&p.NewID, "new-id", "", "`name` of the new state, where the devices have none (files)")
 }
 
 // check sets the devices that are named by arguments, and returns the other arguments.
 func (p *pairFlags) check(args []string) ([]string, error) {
 	switch {
-	case p.full && (p.cow != "" || p.baseCheck || p.baseID != ""):
+	case p.Full && (p.COW != "" || p.BaseCheck || p.BaseID != ""):
 		return nil, usageError("--full takes the whole volume and has no base")
-	case p.full && p.source == "":
+	case p.Full && p.Source == "":
 		if len(args) == 0 {
 			return nil, usageError("--full needs the volume that it takes")
 		}
-		p.source, args = args[0], args[1:]
-	case !p.full && p.cow == "" && p.source == "":
+		p.Source, args = args[0], args[1:]
+	case !p.Full && p.COW == "" && p.Source == "":
 		if len(args) < 2 {
 			return nil, usageError("needs BASE and NEW, or --cow and --source, or --full")
 		}
-		p.base, p.source, args = args[0], args[1], args[2:]
-	case !p.full && (p.cow == "" || p.source == ""):
+		p.Base, p.Source, args = args[0], args[1], args[2:]
+	case !p.Full && (p.COW == "" || p.Source == ""):
 		return nil, usageError("--cow and --source go together")
 	}
 	return args, nil
@@ -73,22 +57,15 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 
 // name returns the name of the pair in the list of mounts.
 func (p *pairFlags) name() string {
-	if p.base != "" {
-		return p.base
-	}
-	return p.source
+	return cmp.Or(p.Base, p.Source)
 }
 
 // open opens the devices, and prints the warnings about them. A progress bar shows how
 // much of the exception list was read.
 func (p *pairFlags) open(quiet bool) (*snapshots.Pair, error) {
 	bar := newCounter("reading the exception list", quiet)
-	opened, err := snapshots.Open(snapshots.Options{
-		Base: p.base, COW: p.cow, Source: p.source, Full: p.full,
-		BaseCheck: p.baseCheck, AllowLiveOrigin: p.allowLive, NewWasWritten: p.newWasWritten,
-		BaseID: p.baseID, NewID: p.newID,
-		Progress: bar.set,
-	})
+	p.Progress = bar.set
+	opened, err := snapshots.Open(p.Options)
 	bar.stop()
 	if err != nil {
 		return nil, err
