@@ -18,27 +18,35 @@ type File struct {
 	Content layer.Volume
 }
 
+// node is what the directory and its files have in common.
+type node struct {
+	gofs.Inode
+	attr fuse.Attr
+}
+
 // fileNode is a File in the tree.
 type fileNode struct {
-	gofs.Inode
+	node
 	file File
-	attr fuse.Attr
 	log  *log.Logger
 }
 
 var (
-	_ gofs.NodeGetattrer = (*fileNode)(nil)
+	_ gofs.NodeGetattrer = (*node)(nil)
+	_ gofs.NodeFsyncer   = (*node)(nil)
 	_ gofs.NodeOpener    = (*fileNode)(nil)
 	_ gofs.NodeReader    = (*fileNode)(nil)
-	_ gofs.NodeFsyncer   = (*fileNode)(nil)
 
 	_ fuse.ReadResult = (*answer)(nil)
 )
 
-func (n *fileNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+func (n *node) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Attr = n.attr
 	return gofs.OK
 }
+
+// Fsync does nothing, as nothing is written. Backup tools call it all the same.
+func (n *node) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
 func (n *fileNode) Open(_ context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
@@ -46,9 +54,6 @@ func (n *fileNode) Open(_ context.Context, flags uint32) (gofs.FileHandle, uint3
 	}
 	return nil, fuse.FOPEN_KEEP_CACHE, gofs.OK
 }
-
-// Fsync does nothing, as nothing is written. Backup tools call it all the same.
-func (n *fileNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
 // Read answers with all bytes that were asked for, up to the end of the file, or with an
 // error, as the kernel would fill up a short answer with zeros.

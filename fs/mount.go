@@ -7,7 +7,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,12 +51,10 @@ type Options struct {
 }
 
 // UnableError says that this user, or this machine, can't mount on any mountpoint.
-type UnableError struct{ err error }
-
-func (u *UnableError) Error() string { return u.err.Error() }
+type UnableError struct{ error }
 
 // Unwrap returns what the kernel or fusermount3 said.
-func (u *UnableError) Unwrap() error { return u.err }
+func (u *UnableError) Unwrap() error { return u.error }
 
 // Mounted is a mounted directory that this process serves.
 type Mounted struct {
@@ -75,10 +72,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	if err := checkMountpoint(mountpoint); err != nil {
 		return nil, err
 	}
-	path, err := filepath.Abs(mountpoint)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
+	path, err := resolve(mountpoint)
 	if err != nil {
 		return nil, fmt.Errorf("mountpoint: %w", err)
 	}
@@ -87,7 +81,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	attr.Owner = fuse.Owner{Uid: o.UID, Gid: o.GID}
 	attr.SetTimes(&now, &now, &now)
 
-	root := &rootNode{attr: attr}
+	root := &rootNode{node: node{attr: attr}}
 	root.attr.Mode = syscall.S_IFDIR | uint32(o.Mode.Perm()|o.Mode.Perm()&0o444>>2)
 	root.attr.Nlink = 2
 	root.attr.Blksize = 4096
@@ -95,7 +89,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	// files they have.
 	root.attr.Ino = uint64(now.UnixNano())
 	for i, f := range files {
-		n := &fileNode{file: f, attr: attr, log: o.Log}
+		n := &fileNode{node: node{attr: attr}, file: f, log: o.Log}
 		n.attr.Ino = root.attr.Ino + 1 + uint64(i)
 		n.attr.Size = uint64(f.Content.Size())
 		n.attr.Blocks = (n.attr.Size + 511) / 512
@@ -129,11 +123,17 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 		NullPermissions: true,
 		RootStableAttr:  &gofs.StableAttr{Ino: root.attr.Ino},
 		Logger:          o.Log,
+		OnAdd: func(ctx context.Context) {
+			for _, n := range root.files {
+				child := root.NewPersistentInode(ctx, n, gofs.StableAttr{Mode: n.attr.Mode & syscall.S_IFMT, Ino: n.attr.Ino})
+				root.AddChild(n.file.Name, child, false)
+			}
+		},
 	})
 	if err != nil {
 		// It may be mounted all the same, without a server: go-fuse fails after the mount
 		// if this user may not look into the directory.
-		if mounted, mountsErr := isMounted(path); mountsErr == nil && mounted {
+		if last, _ := lastMount(path); isOurs(last) {
 			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
 		}
 	}
@@ -145,9 +145,8 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	case err != nil:
 		return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and, for others to be let in, user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
 	}
-	m := &Mounted{server: server, mountpoint: path}
-	m.readAhead()
-	return m, nil
+	readAhead(path)
+	return &Mounted{server: server, mountpoint: path}, nil
 }
 
 // readAheadKiB is how far the kernel reads ahead of a sequential reader; its default is
@@ -157,8 +156,8 @@ const readAheadKiB = 2048
 
 // readAhead lets the kernel read further ahead. Only root may set that, and not in every
 // container. Without it, reading is slower.
-func (m *Mounted) readAhead() {
-	last, err := lastMount(m.mountpoint)
+func readAhead(mountpoint string) {
+	last, err := lastMount(mountpoint)
 	if err != nil || last == nil {
 		return
 	}
@@ -192,6 +191,12 @@ func mountTime(mountpoint string) time.Time {
 func checkMountpoint(path string) error {
 	// os.Open would wait if the path were a pipe's.
 	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err == nil {
+		defer dir.Close()
+		if _, err = dir.Readdirnames(1); err == io.EOF {
+			return nil
+		}
+	}
 	switch {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("mountpoint %s: not a directory", path)
@@ -199,21 +204,15 @@ func checkMountpoint(path string) error {
 		return wayout.Add(fmt.Errorf("mountpoint %s: an earlier mount lost its server", path), wayout.Unmount.Of(path))
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("mountpoint %s: no such directory: create it first", path)
+	}
+	there := mountedThere(path)
+	switch {
 	case err != nil:
-		return errors.Join(mountedThere(path), fmt.Errorf("mountpoint: %w", err))
-	}
-	defer dir.Close()
-	switch _, err := dir.Readdirnames(1); err {
-	case io.EOF:
-		return nil
-	case nil:
-		if err := mountedThere(path); err != nil {
-			return err
-		}
+		return errors.Join(there, fmt.Errorf("mountpoint: %w", err))
+	case there == nil:
 		return fmt.Errorf("mountpoint %s: not empty: name an empty directory", path)
-	default:
-		return errors.Join(mountedThere(path), fmt.Errorf("mountpoint: %w", err))
 	}
+	return there
 }
 
 // mountedThere returns an error that says what is mounted on a directory that is not
@@ -239,30 +238,14 @@ func (m *Mounted) Unmount() error { return unmount(m.mountpoint, unix.MNT_DETACH
 
 // rootNode is the mounted directory.
 type rootNode struct {
-	gofs.Inode
-	attr  fuse.Attr
+	node
 	files []*fileNode
 }
 
 var (
-	_ gofs.NodeOnAdder    = (*rootNode)(nil)
-	_ gofs.NodeGetattrer  = (*rootNode)(nil)
 	_ gofs.NodeGetxattrer = (*rootNode)(nil)
 	_ gofs.NodeStatfser   = (*rootNode)(nil)
-	_ gofs.NodeFsyncer    = (*rootNode)(nil)
 )
-
-func (r *rootNode) OnAdd(ctx context.Context) {
-	for _, n := range r.files {
-		child := r.NewPersistentInode(ctx, n, gofs.StableAttr{Mode: n.attr.Mode & syscall.S_IFMT, Ino: n.attr.Ino})
-		r.AddChild(n.file.Name, child, false)
-	}
-}
-
-func (r *rootNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Attr = r.attr
-	return gofs.OK
-}
 
 func (r *rootNode) Getxattr(_ context.Context, name string, dest []byte) (uint32, syscall.Errno) {
 	if name != pidAttribute {
@@ -274,9 +257,6 @@ func (r *rootNode) Getxattr(_ context.Context, name string, dest []byte) (uint32
 	}
 	return uint32(copy(dest, pid)), gofs.OK
 }
-
-// Fsync does nothing, as no name ever changes.
-func (r *rootNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return gofs.OK }
 
 // Statfs returns the sum of the files' sizes, for df.
 func (r *rootNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {

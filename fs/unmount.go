@@ -29,11 +29,11 @@ func Unmount(mountpoint string) error {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
 	}
-	ours, err := isMounted(path)
+	last, err := lastMount(path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("unmount %s: %w", mountpoint, err)
-	case !ours:
+	case !isOurs(last):
 		return fmt.Errorf("unmount %s: no %s file system is mounted there", mountpoint, TypeName)
 	}
 	server := openServer(path)
@@ -120,17 +120,11 @@ func resolve(mountpoint string) (string, error) {
 	return path, nil
 }
 
-// isMounted reports whether the last mount on a directory is one of this package.
-func isMounted(mountpoint string) (bool, error) {
-	mount, err := lastMount(mountpoint)
-	return mount != nil && isOurs(mount), err
-}
-
 // MountedWith returns the options, as the kernel lists them, of the last mount on a
 // directory, nil if that is not one of this package, in any process.
 func MountedWith(mountpoint string) ([]string, error) {
 	mount, err := lastMount(mountpoint)
-	if err != nil || mount == nil || !isOurs(mount) {
+	if err != nil || !isOurs(mount) {
 		return nil, err
 	}
 	return strings.Split(mount.Options+","+mount.VFSOptions, ","), nil
@@ -149,4 +143,5 @@ func lastMount(mountpoint string) (*mountinfo.Info, error) {
 	return mounts[len(mounts)-1], nil
 }
 
-func isOurs(mount *mountinfo.Info) bool { return mount.FSType == "fuse."+TypeName }
+// isOurs reports whether there is a mount, and it is one of this package.
+func isOurs(mount *mountinfo.Info) bool { return mount != nil && mount.FSType == "fuse."+TypeName }
