@@ -86,13 +86,11 @@ func (x *extract) write(p *snapshots.Pair) error {
 		// A reader that hangs up then makes the write fail instead of ending the process.
 		signal.Ignore(syscall.SIGPIPE)
 	}
-	bar := newProgress("extracting", x.quiet)
-	bar.of(delta.Size())
-	defer bar.stop()
-	err := writeOutput(x.output, func(out io.Writer) error { return x.copy(out, delta, p, bar.set) })
-	if err == nil {
-		bar.finish()
-	}
+	stages := newStages(x.quiet)
+	err := writeOutput(x.output, func(out io.Writer) error {
+		return x.copy(out, delta, p, func(done int64) { stages.set("extracting", done, delta.Size()) })
+	})
+	stages.done(err)
 	return err
 }
 

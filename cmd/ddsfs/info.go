@@ -58,9 +58,9 @@ func readStore(name string, quiet bool) (*cow.Store, error) {
 		}
 		return store, nil
 	}
-	bar := newCounter("reading the exception list", quiet)
-	defer bar.stop()
-	return snapshots.ReadStore(name, cow.StoreOptions{Progress: bar.set})
+	count, stop := countExceptions(quiet)
+	defer stop()
+	return snapshots.ReadStore(name, cow.StoreOptions{Progress: count})
 }
 
 func printReport(out io.Writer, report report.Report, asJSON bool) error {

@@ -63,10 +63,10 @@ func (p *pairFlags) name() string {
 // open opens the devices, and prints the warnings about them. A progress bar shows how
 // much of the exception list was read.
 func (p *pairFlags) open(quiet bool) (*snapshots.Pair, error) {
-	bar := newCounter("reading the exception list", quiet)
-	p.Progress = bar.set
+	count, stop := countExceptions(quiet)
+	p.Progress = count
 	opened, err := snapshots.Open(p.Options)
-	bar.stop()
+	stop()
 	if err != nil {
 		return nil, err
 	}

@@ -13,128 +13,96 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// progress shows on stderr how far work is, if that is a terminal. The methods of a nil
-// progress do nothing. Other output to the terminal must wait for its end, or it would
-// be overwritten.
-type progress struct {
-	bars  *mpb.Progress
-	bar   *mpb.Bar
-	what  atomic.Value // a string
-	total int64
-}
+func showsProgress(quiet bool) bool { return !quiet && term.IsTerminal(int(os.Stderr.Fd())) }
 
-func showProgress(quiet bool) bool { return !quiet && term.IsTerminal(int(os.Stderr.Fd())) }
-
-// newProgress shows bytes, rate and time left.
-func newProgress(what string, quiet bool) *progress {
-	if !showProgress(quiet) {
-		return nil
-	}
-	p := &progress{bars: mpb.New(mpb.WithOutput(os.Stderr))}
-	p.name(what)
-	p.bar = p.bars.AddBar(0,
-		mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(
-			decor.Any(func(decor.Statistics) string { return p.what.Load().(string) + " " }),
-			decor.Counters(decor.SizeB1024(0), "% .1f / % .1f"),
-		),
-		mpb.AppendDecorators(
-			decor.NewPercentage("% d"),
-			decor.AverageSpeed(decor.SizeB1024(0), " % .1f "),
-			decor.AverageETA(decor.ET_STYLE_GO),
-		),
-	)
-	return p
-}
-
-// newCounter shows a number whose end is not known.
-func newCounter(what string, quiet bool) *progress {
-	if !showProgress(quiet) {
-		return nil
+// countExceptions shows on stderr how many exceptions were read, if that is a terminal,
+// until stop is called. set may be nil.
+func countExceptions(quiet bool) (set func(count int64), stop func()) {
+	if !showsProgress(quiet) {
+		return nil, func() {}
 	}
 	bars := mpb.New(mpb.WithOutput(os.Stderr))
-	return &progress{bars: bars, bar: bars.AddSpinner(0,
+	bar := bars.AddSpinner(0,
 		mpb.BarRemoveOnComplete(),
-		mpb.AppendDecorators(decor.Name(what+" "), decor.CurrentNoUnit("%d")),
-	)}
-}
-
-// name sets the text that says what is being done.
-func (p *progress) name(what string) {
-	if p != nil {
-		p.what.Store(what)
+		mpb.AppendDecorators(decor.Name("reading the exception list "), decor.CurrentNoUnit("%d")),
+	)
+	return bar.SetCurrent, func() {
+		bar.Abort(true)
+		bars.Wait()
 	}
 }
 
-// of sets the total; 0 is unknown.
-func (p *progress) of(total int64) {
-	if p != nil {
-		p.total = total
-		p.bar.SetTotal(total, false)
-	}
-}
-
-// set sets how much is done.
-func (p *progress) set(done int64) {
-	if p != nil {
-		p.bar.SetCurrent(done)
-	}
-}
-
-// finish shows that all is done, and takes the bar away.
-func (p *progress) finish() {
-	if p != nil && p.total > 0 {
-		p.bar.SetTotal(p.total, true)
-	}
-	p.stop()
-}
-
-// stop takes the bar away, even before its end.
-func (p *progress) stop() {
-	if p != nil {
-		p.bar.Abort(true)
-		p.bars.Wait()
-	}
-}
-
-// stages shows a progress for each stage of apply, one after the other.
+// stages shows on stderr, if that is a terminal, bytes, rate and time left of each stage
+// of work, one after the other. Other output to the terminal must wait for the end of a
+// bar, or it would be overwritten.
 type stages struct {
-	quiet bool
+	hidden bool
+	name   atomic.Value // the stage as a string, for the bar
 
 	mu    sync.Mutex
 	stage apply.Stage
-	bar   *progress
+	total int64 // 0 if unknown
+	bars  *mpb.Progress
+	bar   *mpb.Bar // nil between stages
 }
 
-func newStages(quiet bool) *stages { return &stages{quiet: quiet} }
+func newStages(quiet bool) *stages { return &stages{hidden: !showsProgress(quiet)} }
 
+// set shows how much of a stage is done.
 func (s *stages) set(stage apply.Stage, done, total int64) {
+	if s.hidden {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.stage == stage:
-	case isWriting(s.stage) && isWriting(stage):
-		s.bar.name(string(stage))
-	default:
-		s.bar.finish()
-		s.bar = newProgress(string(stage), s.quiet)
+	goesOn := s.bar != nil && (s.stage == stage || isWriting(s.stage) && isWriting(stage))
+	if !goesOn {
+		s.end(true)
 	}
-	s.stage = stage
-	s.bar.of(total)
-	s.bar.set(done)
+	s.name.Store(string(stage))
+	if !goesOn {
+		s.bars = mpb.New(mpb.WithOutput(os.Stderr))
+		s.bar = s.bars.AddBar(0,
+			mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(
+				decor.Any(func(decor.Statistics) string { return s.name.Load().(string) + " " }),
+				decor.Counters(decor.SizeB1024(0), "% .1f / % .1f"),
+			),
+			mpb.AppendDecorators(
+				decor.NewPercentage("% d"),
+				decor.AverageSpeed(decor.SizeB1024(0), " % .1f "),
+				decor.AverageETA(decor.ET_STYLE_GO),
+			),
+		)
+	}
+	s.stage, s.total = stage, total
+	s.bar.SetTotal(total, false)
+	s.bar.SetCurrent(done)
 }
 
 // isWriting reports whether a stage is one of the two that take turns, as the target is
 // flushed now and then while it is written.
 func isWriting(stage apply.Stage) bool { return stage == apply.Writing || stage == apply.Flushing }
 
+// end takes the bar away, which is shown at its end before if all is done.
+func (s *stages) end(done bool) {
+	if s.bar == nil {
+		return
+	}
+	if done && s.total > 0 {
+		s.bar.SetTotal(s.total, true)
+	}
+	s.bar.Abort(true)
+	s.bars.Wait()
+	s.bar = nil
+}
+
 // warner returns what warns of something where the bar does not write over it.
 func (s *stages) warner(warn func(string, ...wayout.Way)) func(string, ...wayout.Way) {
 	return func(message string, ways ...wayout.Way) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.bar.stop()
-		s.bar, s.stage = nil, ""
+		s.end(false)
 		warn(message, ways...)
 	}
 }
@@ -143,10 +111,5 @@ func (s *stages) warner(warn func(string, ...wayout.Way)) func(string, ...wayout
 func (s *stages) done(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil {
-		s.bar.finish()
-	} else {
-		s.bar.stop()
-	}
-	s.bar, s.stage = nil, ""
+	s.end(err == nil)
 }
