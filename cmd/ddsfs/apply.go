@@ -116,7 +116,7 @@ func (m *merge) run(args []string) error {
 		}
 	}
 	if !m.quiet {
-		return m.printSummary(os.Stdout, target, result, took)
+		return m.printSummary(target, result, took)
 	}
 	return nil
 }
@@ -161,20 +161,16 @@ func (m *merge) arguments(args []string) (delta, target string, err error) {
 }
 
 // printSummary says what was done, and how long it took.
-func (m *merge) printSummary(out io.Writer, target string, r apply.Result, took time.Duration) error {
+func (m *merge) printSummary(target string, r apply.Result, took time.Duration) error {
 	if r.Touched {
 		warn(target + ": it was written to while it was merged: the next delta must be a full one")
 	}
-	_, err := io.WriteString(out, m.summary(target, r, took))
-	return err
-}
-
-func (m *merge) summary(target string, r apply.Result, took time.Duration) string {
 	text := fmt.Sprintf("%s: %d chunks, %s\n", target, r.Exceptions, m.done(r, took))
 	if r.Device != "" {
 		text += fmt.Sprintf("%s: stays, as it is in use, and shows %s: ddsfs detach %s\n", r.Device, target, filepath.Base(r.Device))
 	}
-	return text
+	_, err := io.WriteString(os.Stdout, text)
+	return err
 }
 
 // done says what was done to the chunks.

@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ddsfs/apply"
 	"ddsfs/apply/kernel"
 	"ddsfs/cow/dm"
 )
@@ -33,7 +32,7 @@ e2fsck -fn /dev/mapper/tomorrow
 ddsfs detach tomorrow`,
 		Args: takes(3, 3, "a delta, a target and a name"),
 	}
-	flags, o := c.Flags(), kernel.AttachOptions{Options: apply.Options{Warn: warn}}
+	flags, o := c.Flags(), kernel.AttachOptions{}
 	flags.BoolVar(&o.Writable, "writable", false, "let NAME be written to, without a change of TARGET")
 	flags.StringVar(&o.OverlayDir, "overlay", "/var/tmp", "`directory` with room for what is written with --writable")
 	flags.BoolVar(&o.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, NAME shows a mixture")
@@ -47,22 +46,18 @@ ddsfs detach tomorrow`,
 		if err := dm.CheckName(name); err != nil {
 			return usageError("%v", err)
 		}
-		return attach(delta, target, name, o, *quiet)
+		ctx, stop := untilSignal()
+		defer stop()
+		stages := newStages(*quiet)
+		o.Progress, o.Warn = stages.set, stages.warner(warn)
+		result, err := kernel.Attach(ctx, delta, target, name, o)
+		stages.done(err)
+		if err == nil && !*quiet {
+			fmt.Printf("/dev/mapper/%s: %s with %d chunks of %s\n", name, target, result.Exceptions, delta)
+		}
+		return err
 	}
 	return c
-}
-
-func attach(delta, target, name string, o kernel.AttachOptions, quiet bool) error {
-	ctx, stop := untilSignal()
-	defer stop()
-	stages := newStages(quiet)
-	o.Progress, o.Warn = stages.set, stages.warner(o.Warn)
-	result, err := kernel.Attach(ctx, delta, target, name, o)
-	stages.done(err)
-	if err == nil && !quiet {
-		fmt.Printf("/dev/mapper/%s: %s with %d chunks of %s\n", name, target, result.Exceptions, delta)
-	}
-	return err
 }
 
 func detachCommand() *cobra.Command {

@@ -82,8 +82,7 @@ func startInBackground(args []string) error {
 		_ = child.Process.Signal(<-stop)
 	}
 	err = child.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Exited() {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return &reported{exit.ExitCode()}
 	}
 	if err == nil {

@@ -87,8 +87,7 @@ func runDDS(args []string, out io.Writer) error {
 	default:
 		err = d.run(flags.Args())
 	}
-	var wrong *usage
-	if errors.As(err, &wrong) {
+	if _, wrong := errors.AsType[*usage](err); wrong {
 		return usageError("%v (usage: %s)", err, strings.Join(ddsUsage, ", or "))
 	}
 	return err

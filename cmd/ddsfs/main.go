@@ -53,8 +53,7 @@ func main() {
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("stopped by a signal")
 	}
-	var said *reported
-	if err != nil && !errors.As(err, &said) {
+	if _, said := errors.AsType[*reported](err); err != nil && !said {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", name, oneLine(withAdvice(err.Error(), wayout.From(err))))
 	}
 	os.Exit(exitCode(err))
@@ -76,8 +75,7 @@ func run(args []string, out io.Writer) error {
 	root.SetArgs(args)
 	root.SetOut(out)
 	c, err := root.ExecuteC()
-	var wrong *usage
-	if !errors.As(err, &wrong) {
+	if _, wrong := errors.AsType[*usage](err); !wrong {
 		return err
 	}
 	about := ""

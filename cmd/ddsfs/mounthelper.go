@@ -132,13 +132,13 @@ func mountUsageError(format string, args ...any) error {
 }
 
 func mountHelperExitCode(err error) int {
-	var said *reported
+	_, said := errors.AsType[*reported](err)
 	switch code := exitCode(err); {
 	case code == exitDone:
 		return exitDone
 	case code == exitUsage:
 		return mountExitUsage
-	case errors.As(err, &said):
+	case said:
 		return mountExitFailed
 	}
 	return mountExitSystem

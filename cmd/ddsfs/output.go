@@ -22,31 +22,31 @@ func writeOutput(path string, write func(io.Writer) error) error {
 		widenPipe(os.Stdout)
 		return write(os.Stdout)
 	}
-	fi, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("output: %w", err)
-	case !fi.Mode().IsRegular():
-		return writeInPlace(path, fi.Mode(), write)
-	default:
-		// A symbolic link stays, and the file that it leads to is replaced.
-		if path, err = filepath.EvalSymlinks(path); err != nil {
-			return fmt.Errorf("output: %w", err)
-		}
-	}
-	var failed error
-	err = files.Replace(files.Disk{}, path, func(f files.File) error {
-		failed = write(io.NewOffsetWriter(f, 0))
+	var failed error // which says what it was about
+	err := atPath(path, func(out io.Writer) error {
+		failed = write(out)
 		return failed
 	})
-	if failed != nil {
-		return failed
-	}
-	if err != nil {
+	if failed == nil && err != nil {
 		return fmt.Errorf("output: %w", err)
 	}
-	return nil
+	return failed
+}
+
+// atPath replaces a file, or writes in place to what is none.
+func atPath(path string, write func(io.Writer) error) error {
+	fi, err := os.Stat(path)
+	if err == nil && !fi.Mode().IsRegular() {
+		return writeInPlace(path, fi.Mode(), write)
+	}
+	if err == nil {
+		// A symbolic link stays, and the file that it leads to is replaced.
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return files.Replace(files.Disk{}, path, func(f files.File) error { return write(io.NewOffsetWriter(f, 0)) })
 }
 
 // writeInPlace writes to a path that is not a regular file's.
@@ -57,21 +57,16 @@ func writeInPlace(path string, mode fs.FileMode, write func(io.Writer) error) er
 	}
 	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
-		return fmt.Errorf("output: %w", err)
-	}
-	if err := write(f); err != nil {
-		f.Close()
 		return err
 	}
-	// A pipe can't be flushed, and need not be.
-	err = f.Sync()
-	if errors.Is(err, syscall.EINVAL) {
-		err = nil
+	err = write(f)
+	if err == nil {
+		// A pipe can't be flushed, and need not be.
+		if err = f.Sync(); errors.Is(err, syscall.EINVAL) {
+			err = nil
+		}
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("output: %w", err)
-	}
-	return nil
+	return errors.Join(err, f.Close())
 }
 
 // widenPipe makes a pipe hold 1 MiB instead of 64 KiB, so that both of its ends run

@@ -48,20 +48,16 @@ ddsfs status --json`,
 }
 
 // problemOf returns an error if a target needs the administrator's attention.
-func problemOf(targets []apply.TargetStatus) error {
-	code := exitDone
+func problemOf(targets []apply.TargetStatus) (err error) {
 	for _, t := range targets {
-		switch {
-		case t.State == apply.Damaged:
+		switch t.State {
+		case apply.Damaged:
 			return errors.New(t.Problem + ": a full delta replaces it (mount --full)")
-		case t.State == apply.Interrupted:
-			code = exitInterrupted
+		case apply.Interrupted:
+			err = &reported{exitInterrupted}
 		}
 	}
-	if code != exitDone {
-		return &reported{code}
-	}
-	return nil
+	return err
 }
 
 func printTargets(out io.Writer, targets []apply.TargetStatus) error {

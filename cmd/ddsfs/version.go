@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,13 +19,9 @@ const version = "0.1.0"
 // printVersion prints what this program is and what it finds on this machine. Each line
 // begins with a word for scripts.
 func printVersion(out io.Writer) {
-	fmt.Fprintf(out, "ddsfs %s\n", version)
 	info, _ := debug.ReadBuildInfo()
-	fmt.Fprintf(out, "commit %s\n", commitOf(info))
-	fmt.Fprintf(out, "seal %d\n", cow.SealVersion)
-	fmt.Fprintf(out, "kernel %s\n", kernelRelease())
-	fmt.Fprintf(out, "fuse %s\n", fuseFound())
-	fmt.Fprintf(out, "device-mapper %s\n", mapperFound(dm.Versions()))
+	fmt.Fprintf(out, "ddsfs %s\ncommit %s\nseal %d\nkernel %s\nfuse %s\ndevice-mapper %s\n",
+		version, commitOf(info), cow.SealVersion, kernelRelease(), fuseFound(), mapperFound(dm.Versions()))
 }
 
 // commitOf returns the commit that a program was built from, and when that was made.
@@ -65,11 +60,7 @@ func fuseFound() string {
 		f.Close()
 		return "yes"
 	}
-	var path *os.PathError
-	if errors.As(err, &path) {
-		err = path.Err
-	}
-	return fmt.Sprintf("no: /dev/fuse: %v", err)
+	return "no: " + strings.TrimPrefix(err.Error(), "open ")
 }
 
 // mapperFound says which versions the device mapper and those of its targets have that
