@@ -170,9 +170,7 @@ func statusOf(dir record.Dir, r *record.Record) TargetStatus {
 	}
 	if m := r.Merging; m != nil {
 		s.Merging = &Job{Base: m.Base, New: m.New, Began: m.Began}
-		if page, ok := dir.Running(r); ok {
-			s.Merging.DoneBytes, s.Merging.TotalBytes = page.HandledBytes, page.TotalBytes
-		}
+		s.Merging.DoneBytes, s.Merging.TotalBytes = dir.Running(r)
 		if m.Undo != nil {
 			s.Merging.Undo = m.Undo.Path
 		}

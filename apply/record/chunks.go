@@ -35,28 +35,18 @@ func (c Chunks) Len() int64 {
 	return c.set.Len()
 }
 
-// span is a part of a volume, in bytes.
-type span struct{ begin, end int64 }
-
-// spans calls yield with each run of chunks, ascending, until that returns false.
-func (c Chunks) spans(yield func(span) bool) {
-	if c.set == nil {
-		return
-	}
-	for cursor := c.set.Cursor(0); ; {
-		first, n := cursor.Next(c.set.Len())
-		if n == 0 {
+// spans calls yield with where each run of chunks begins and ends on the volume, in
+// bytes and ascending, until that returns false.
+func (c Chunks) spans(yield func(begin, end int64) bool) {
+	for run := range c.set.Runs {
+		begin, end := int64(run.Chunk)*c.chunkBytes, c.endBytes
+		if begin >= end {
 			return
 		}
-		begin := int64(first) * c.chunkBytes
-		if begin >= c.endBytes {
-			return
+		if run.Count <= (end-begin)/c.chunkBytes {
+			end = begin + run.Count*c.chunkBytes
 		}
-		end := c.endBytes
-		if n <= (c.endBytes-begin)/c.chunkBytes {
-			end = begin + n*c.chunkBytes
-		}
-		if !yield(span{begin, end}) {
+		if !yield(begin, end) {
 			return
 		}
 	}
@@ -93,8 +83,8 @@ func (c Chunks) Covers(other Chunks) bool {
 	if c.chunkBytes == other.chunkBytes && c.endBytes == other.endBytes {
 		return c.set.ContainsAll(other.set)
 	}
-	for s := range other.spans {
-		if !c.contains(s.begin, s.end) {
+	for begin, end := range other.spans {
+		if !c.contains(begin, end) {
 			return false
 		}
 	}
@@ -114,8 +104,8 @@ func (c Chunks) With(other Chunks) Chunks {
 			b.AddSet(each.set)
 			continue
 		}
-		for s := range each.spans {
-			b.AddRange(uint64(s.begin/both.chunkBytes), uint64((s.end-1)/both.chunkBytes)+1)
+		for begin, end := range each.spans {
+			b.AddRange(uint64(begin/both.chunkBytes), uint64((end-1)/both.chunkBytes)+1)
 		}
 	}
 	both.set = b.Set()

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -29,6 +30,9 @@ type Known struct {
 	// does not.
 	Touched string
 }
+
+// last is the merge that led to what the target holds, as far as that is known.
+func (k Known) last() Run { return *cmp.Or(k.Last, &Run{}) }
 
 // Verdict is what a target may take.
 type Verdict int
@@ -91,11 +95,9 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 			fresh.Since = k.Holds
 		}
 	}
-	if sure && k.Merging == nil && d.Name != "" && (d.Name == k.Holds.Delta || d.Name == k.Last.delta()) {
+	if sure && k.Merging == nil && d.Name != "" && (d.Name == k.Holds.Delta || d.Name == k.last().Delta) {
 		if assumeBase {
-			over := again(d, k)
-			over.Held = k.Holds
-			return over // written once more, over what it wrote
+			return fresh.over(d, k) // written once more, over what it wrote
 		}
 		return Decision{Verdict: Done}
 	}
@@ -146,7 +148,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 			wayout.FullDelta, wayout.AssumeBase.Of(NameOf(d.Base)+" but for what was merged"))
 	case k.Touched != "":
 		return decideUnknown(d, fresh, assumeBase, "the target is not as the last merge left it ("+k.Touched+")")
-	case d.Name != "" && d.Name == k.Last.undo():
+	case d.Name != "" && d.Name == k.last().Undo:
 		return fresh.undoing(k, d)
 	case d.Base != "" && d.Base == k.Holds.Snapshot:
 		if why := lacksGrowth(d, k.Holds.VolumeBytes); why != "" && !assumeBase {
@@ -154,9 +156,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 		}
 		return fresh.undoing(k, d)
 	case covers(d, k):
-		over := again(d, k)
-		over.Held = k.Holds
-		return over.undoing(k, d)
+		return fresh.over(d, k).undoing(k, d)
 	case assumeBase:
 		fresh.Held = nil
 		fresh.Warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
@@ -211,7 +211,7 @@ func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decisio
 // decideInterrupted decides where a merge was begun and not finished.
 func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decision {
 	m := k.Merging
-	over := again(d, k)
+	over := fresh.over(d, k)
 	switch {
 	case over.goesOn(d, m):
 		return over
@@ -274,9 +274,10 @@ func covers(d Delta, k Known) bool {
 		d.Chunks.Covers(k.Written) && lacksGrowth(d, k.WrittenSince.VolumeBytes) == ""
 }
 
-// again merges over what merges from the same state have written.
-func again(d Delta, k Known) Decision {
-	return Decision{Verdict: Merge, Since: k.WrittenSince, Written: k.Written.With(d.Chunks)}
+// over merges over what merges from the same state have written.
+func (how Decision) over(d Delta, k Known) Decision {
+	how.Since, how.Written = k.WrittenSince, k.Written.With(d.Chunks)
+	return how
 }
 
 // lacksGrowth says that the volume grew and the delta does not have all that was added,

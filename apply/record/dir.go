@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -96,14 +95,8 @@ func (d Dir) LockedBy(key string) int {
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil || whole.Type == unix.F_UNLCK {
 		return 0
 	}
-	b, err := io.ReadAll(io.LimitReader(f, lockBytes))
-	if err != nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return 0
-	}
+	var pid int
+	_, _ = fmt.Fscan(f, &pid)
 	return pid
 }
 
@@ -136,15 +129,10 @@ func (d Dir) Load(key string) (*Record, error) {
 }
 
 func read(path string) (*Record, error) {
-	f, err := os.Open(path)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("state file: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
 	}
@@ -242,10 +230,7 @@ func (d Dir) Tidy(key string, r *Record) error {
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	var needed map[string]bool
-	if r != nil {
-		needed = r.files()
-	}
+	needed := r.files()
 	for _, e := range entries {
 		suffix, ofTarget := strings.CutPrefix(e.Name(), fileName(key))
 		isOld := strings.HasPrefix(suffix, "-") && !needed[e.Name()]
@@ -310,12 +295,7 @@ func (d Dir) page(r *Record) *Page {
 	if r.Merging == nil || r.Merging.Page == "" {
 		return nil
 	}
-	f, err := os.Open(filepath.Join(d.Path, pageName(r.Key, r.Merging.Page)))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, pageBytes))
+	content, err := os.ReadFile(filepath.Join(d.Path, pageName(r.Key, r.Merging.Page)))
 	if err != nil {
 		return nil
 	}
@@ -325,13 +305,14 @@ func (d Dir) page(r *Record) *Page {
 	return nil
 }
 
-// Running is what the page of the merge that is under way says.
-func (d Dir) Running(r *Record) (s PageState, ok bool) {
+// Running is how many of the delta's bytes of data are where they should be, and how many
+// it has, as the page of the merge that is under way says. It is 0 where there is none.
+func (d Dir) Running(r *Record) (handledBytes, totalBytes int64) {
 	p := d.page(r)
 	if p == nil {
-		return PageState{}, false
+		return 0, 0
 	}
-	return PageState{PID: int(p.get(pagePID)), HandledBytes: p.get(pageHandled), TotalBytes: p.get(pageTotal)}, true
+	return p.get(pageHandled), p.get(pageTotal)
 }
 
 // Writes are those of the merge that was interrupted, nil if none was. The chunks are
@@ -354,11 +335,9 @@ func (d Dir) List() (records []*Record, damaged []error, err error) {
 		if filepath.Ext(e.Name()) != recordSuffix {
 			continue
 		}
-		r, err := read(filepath.Join(d.Path, e.Name()))
-		switch {
-		case err != nil:
+		if r, err := read(filepath.Join(d.Path, e.Name())); err != nil {
 			damaged = append(damaged, err)
-		case r != nil:
+		} else if r != nil {
 			records = append(records, r)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/layer"
@@ -103,10 +104,7 @@ func Stale(Sample) bool { return true }
 // counters is evidence without samples.
 func counters(s Subject) (*Evidence, error) {
 	self, below, err := s.Traces()
-	if err != nil {
-		return nil, err
-	}
-	return &Evidence{SizeBytes: s.SizeBytes, Self: self, Below: below}, nil
+	return &Evidence{SizeBytes: s.SizeBytes, Self: self, Below: below}, err
 }
 
 // TracesOf are those of an open device or file, and of what lies below it that nothing
@@ -151,18 +149,7 @@ func (e *Evidence) Touched(s Subject, writes *Writes) (string, error) {
 	if why := e.counted(now, writes); why != "" {
 		return why, nil
 	}
-	var left []Sample
-	for _, sample := range e.Samples {
-		if writes == nil || !writes.mayTouch(sample) {
-			left = append(left, sample)
-		}
-	}
-	if err := compareSamples(s.Content, left); isOther(err) {
-		return err.Error(), nil
-	} else if err != nil {
-		return "", err
-	}
-	return "", nil
+	return compareSamples(s.Content, slices.DeleteFunc(slices.Clone(e.Samples), writes.mayTouch))
 }
 
 // counted tells what the counters say.
@@ -179,20 +166,16 @@ func (e *Evidence) counted(now *Evidence, writes *Writes) string {
 	}
 	for _, then := range e.Below {
 		for _, below := range now.Below {
-			if then.isOf(below) {
-				if why := then.touched(below, grown, nil); why != "" {
-					return fmt.Sprintf("%s, below it: %s", below.Device, why)
-				}
+			// The instance is compared later: a device that was made anew counts from zero.
+			if then.Device != below.Device || (then.Inode == 0) != (below.Inode == 0) {
+				continue
+			}
+			if why := then.touched(below, grown, nil); why != "" {
+				return fmt.Sprintf("%s, below it: %s", below.Device, why)
 			}
 		}
 	}
 	return ""
-}
-
-// isOf tells whether both are traces of the same device or file. The instance is
-// compared later: a device that was made anew counts from zero.
-func (t Trace) isOf(now Trace) bool {
-	return t.Device == now.Device && (t.Inode == 0) == (now.Inode == 0)
 }
 
 // touched tells how a device or a file that had trace t shows that it was written to.
@@ -261,9 +244,13 @@ type Writes struct {
 	page *Page
 }
 
-// mayTouch tells whether the merge may have written to the place of a sample.
+// mayTouch tells whether the merge, if there is one, may have written to the place of a
+// sample.
 func (w *Writes) mayTouch(s Sample) bool {
-	if w.All || !w.chunks.Known() {
+	switch {
+	case w == nil:
+		return false
+	case w.All || !w.chunks.Known():
 		// A stream is written in ascending order.
 		return w.page == nil || s.At < w.page.end()
 	}

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -23,13 +24,6 @@ type Page struct {
 	// ID is that of the page, by which its record knows it.
 	ID     string
 	memory []byte
-}
-
-// PageState is what a page says.
-type PageState struct {
-	PID int
-	// HandledBytes of the delta's TotalBytes of data are where they should be.
-	HandledBytes, TotalBytes int64
 }
 
 const (
@@ -87,11 +81,7 @@ func parsePage(content []byte) *Page {
 		string(content[pageBoot:pageBoot+len(boot)]) != boot {
 		return nil
 	}
-	id := content[pageID:pageBoot]
-	for len(id) > 0 && id[len(id)-1] == 0 {
-		id = id[:len(id)-1]
-	}
-	return &Page{ID: string(id), memory: content}
+	return &Page{ID: string(bytes.TrimRight(content[pageID:pageBoot], "\x00")), memory: content}
 }
 
 func bootID() (string, error) {
@@ -106,46 +96,44 @@ func (p *Page) get(at int) int64 { return int64(binary.LittleEndian.Uint64(p.mem
 
 func (p *Page) put(at int, n int64) { binary.LittleEndian.PutUint64(p.memory[at:], uint64(n)) }
 
-// Begin notes that so many bytes at off are about to be written.
-func (p *Page) Begin(off, bytes int64) {
-	if p == nil || bytes <= 0 {
+// note changes the page, if there is one. It recovers from a fault: a full disk may not
+// take the page, and the merge goes on without it.
+func (p *Page) note(change func()) {
+	if p == nil {
 		return
 	}
-	defer p.survive()()
+	before := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(before)
+		_ = recover()
+	}()
+	change()
+}
+
+// Begin notes that so many bytes at off are about to be written.
+func (p *Page) Begin(off, bytes int64) {
 	first, end := off-off%blockBytes, off+bytes+(blockBytes-1-(off+bytes-1)%blockBytes)
-	p.put(pageStamp, time.Now().UnixNano())
-	p.put(pageEnd, max(p.get(pageEnd), off+bytes))
-	p.put(pageBegun, p.get(pageDone)+end-first)
+	p.note(func() {
+		p.put(pageStamp, time.Now().UnixNano())
+		p.put(pageEnd, max(p.get(pageEnd), off+bytes))
+		p.put(pageBegun, p.get(pageDone)+end-first)
+	})
 }
 
 // Done notes that what was begun is written, or that it failed.
 func (p *Page) Done() {
-	if p == nil {
-		return
-	}
-	defer p.survive()()
-	p.put(pageStamp, time.Now().UnixNano())
-	p.put(pageDone, p.get(pageBegun))
-}
-
-// survive recovers from a fault: a full disk may not take the page, and the merge goes on
-// without it.
-func (p *Page) survive() (done func()) {
-	before := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(before)
-		_ = recover()
-	}
+	p.note(func() {
+		p.put(pageStamp, time.Now().UnixNano())
+		p.put(pageDone, p.get(pageBegun))
+	})
 }
 
 // Progress notes how much of the delta's data is where it should be.
 func (p *Page) Progress(handledBytes, totalBytes int64) {
-	if p == nil {
-		return
-	}
-	defer p.survive()()
-	p.put(pageHandled, handledBytes)
-	p.put(pageTotal, totalBytes)
+	p.note(func() {
+		p.put(pageHandled, handledBytes)
+		p.put(pageTotal, totalBytes)
+	})
 }
 
 // Close takes the page out of memory. Its file stays.

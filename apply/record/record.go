@@ -2,12 +2,14 @@ package record
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -96,20 +98,6 @@ type Run struct {
 // NewRun is a run that ends now.
 func NewRun(began time.Time) Run {
 	return Run{Began: began.UTC().Truncate(time.Second), Seconds: time.Since(began).Round(time.Millisecond).Seconds()}
-}
-
-func (r *Run) delta() string {
-	if r == nil {
-		return ""
-	}
-	return r.Delta
-}
-
-func (r *Run) undo() string {
-	if r == nil {
-		return ""
-	}
-	return r.Undo
 }
 
 // Merging is a merge that was begun.
@@ -299,14 +287,12 @@ func (r *Record) check() error {
 				return fmt.Errorf("kernel: %w", err)
 			}
 		}
-		for _, u := range []*Undo{m.Undo, m.Restores} {
-			if err := u.check(); err != nil {
-				return err
-			}
-		}
 	}
-	for i := range r.Undos {
-		if err := r.Undos[i].check(); err != nil {
+	for _, u := range r.waysBack() {
+		if u.Delta == "" {
+			return errors.New("an undo without a delta")
+		}
+		if err := errors.Join(u.Holds.check(), u.WrittenSince.check(), u.Written.check()); err != nil {
 			return err
 		}
 	}
@@ -314,12 +300,7 @@ func (r *Record) check() error {
 	if r.File != "" && r.EndBytes == 0 && r.Evidence.SizeBytes > 0 {
 		return errors.New("no written_end")
 	}
-	for _, c := range []*Content{r.Holds, r.WrittenSince} {
-		if err := c.check(); err != nil {
-			return err
-		}
-	}
-	return r.Written.check()
+	return cmp.Or(r.Holds.check(), r.WrittenSince.check(), r.Written.check())
 }
 
 func (c *Content) check() error {
@@ -339,31 +320,31 @@ func (w Written) check() error {
 	return nil
 }
 
-func (u *Undo) check() error {
-	if u == nil {
-		return nil
-	}
-	if u.Delta == "" {
-		return errors.New("an undo without a delta")
-	}
-	return errors.Join(u.Holds.check(), u.WrittenSince.check(), u.Written.check())
-}
-
-// files are the names of the sets of chunks and of the page that the record needs.
-func (r *Record) files() map[string]bool {
-	names := map[string]bool{r.File: true}
-	for _, u := range r.Undos {
-		names[u.File] = true
-	}
+// waysBack are all those that the record names.
+func (r *Record) waysBack() []Undo {
+	ways := slices.Clone(r.Undos)
 	if m := r.Merging; m != nil {
-		if m.Page != "" {
-			names[pageName(r.Key, m.Page)] = true
-		}
 		for _, u := range []*Undo{m.Undo, m.Restores} {
 			if u != nil {
-				names[u.File] = true
+				ways = append(ways, *u)
 			}
 		}
+	}
+	return ways
+}
+
+// files are the names of the sets of chunks and of the page that the record, if there is
+// one, needs.
+func (r *Record) files() map[string]bool {
+	if r == nil {
+		return nil
+	}
+	names := map[string]bool{r.File: true}
+	for _, u := range r.waysBack() {
+		names[u.File] = true
+	}
+	if m := r.Merging; m != nil && m.Page != "" {
+		names[pageName(r.Key, m.Page)] = true
 	}
 	return names
 }
@@ -386,14 +367,13 @@ func (r *Record) undoneBy(delta string) (undo *Undo, before int) {
 func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 	m := r.Merging
 	content := m.New
-	r.Holds, r.Merging, r.Evidence = &content, nil, e
-	r.Last = &run
+	run.Delta = m.New.Delta
+	r.Holds, r.Merging, r.Evidence, r.Last = &content, nil, e, &run
 	now = now.UTC().Truncate(time.Second)
 	if earliest := r.Since.Add(time.Second); now.Before(earliest) {
 		now = earliest
 	}
 	r.Since = now
-	r.Last.Delta = m.New.Delta
 	if u := m.Restores; u != nil {
 		restored := u.Holds
 		r.Holds, r.WrittenSince, r.Written, r.Last.Undo = &restored, u.WrittenSince, u.Written, u.UndoneBy
@@ -421,7 +401,7 @@ func (r *Record) forget(u *Undo) {
 func NewUndo(path, delta, of string, held Content, k Known) *Undo {
 	u := &Undo{Path: path, Delta: delta, Of: of, Holds: held}
 	if k.Record != nil && k.Holds != nil && held == *k.Holds {
-		u.WrittenSince, u.Written, u.UndoneBy = k.WrittenSince, k.Record.Written, k.Last.undo()
+		u.WrittenSince, u.Written, u.UndoneBy = k.WrittenSince, k.Record.Written, k.last().Undo
 	}
 	return u
 }

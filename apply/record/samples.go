@@ -2,7 +2,6 @@ package record
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -149,29 +148,15 @@ func readSamples(target layer.Pieces, list []Sample) ([]Sample, error) {
 	return read, err
 }
 
-// errOther says that a sample is not what it was.
-type errOther struct{ Sample }
-
-func (e errOther) Error() string {
-	return fmt.Sprintf("it holds something else at byte %d", e.At)
-}
-
-// compareSamples compares the target with the samples. It is nil if all are as they
-// were, and errOther for the first that is not.
-func compareSamples(target layer.Pieces, list []Sample) error {
+// compareSamples tells which is the first sample that is not what it was, "" if all are.
+func compareSamples(target layer.Pieces, list []Sample) (other string, err error) {
 	now, err := readSamples(target, list)
 	for i, s := range now {
 		if s.Digest != list[i].Digest {
-			return errOther{s}
+			return fmt.Sprintf("it holds something else at byte %d", s.At), nil
 		}
 	}
-	return err
-}
-
-// isOther tells whether an error is that of a sample which is not what it was.
-func isOther(err error) bool {
-	var other errOther
-	return errors.As(err, &other)
+	return "", err
 }
 
 // Difference is a sample of what a place at byte at will hold, if that is not what it
@@ -180,7 +165,7 @@ func Difference(at int64, now, will []byte) (s Sample, differs bool) {
 	for i := 0; i < len(now); i += PlaceBytes {
 		end := min(i+PlaceBytes, len(now))
 		if !bytes.Equal(now[i:end], will[i:end]) {
-			s := NewSample(at+int64(i), will[i:end])
+			s = NewSample(at+int64(i), will[i:end])
 			s.Changed = true
 			return s, true
 		}
