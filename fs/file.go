@@ -2,8 +2,8 @@ package fs
 
 import (
 	"context"
+	"fmt"
 	"io"
-	"log"
 	"syscall"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
@@ -28,7 +28,7 @@ type node struct {
 type fileNode struct {
 	node
 	file File
-	log  *log.Logger
+	fail func(text string, err error) // logs a failed read
 }
 
 var (
@@ -71,7 +71,7 @@ func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off i
 		if err == nil || err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		n.log.Printf("%s: %d bytes at byte %d: %v", n.file.Name, len(dest), off, err)
+		n.fail(fmt.Sprintf("%s: %d bytes at byte %d", n.file.Name, len(dest), off), err)
 		return nil, syscall.EIO
 	}
 	return a, gofs.OK

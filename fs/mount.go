@@ -46,8 +46,19 @@ type Options struct {
 	// SELinux are mount options of SELinux, such as context=CONTEXT. A kernel without
 	// SELinux refuses them.
 	SELinux []string
-	// Log gets a line for each failed read.
-	Log *log.Logger
+	// Log gets a line for each failed read, in which ErrorText is the text of the error,
+	// its own if it is nil.
+	Log       *log.Logger
+	ErrorText func(error) string `json:"-"`
+}
+
+// logFailed logs a read that failed.
+func (o Options) logFailed(read string, err error) {
+	text := err.Error()
+	if o.ErrorText != nil {
+		text = o.ErrorText(err)
+	}
+	o.Log.Printf("%s: %s", read, text)
 }
 
 // UnableError says that this user, or this machine, can't mount on any mountpoint.
@@ -89,7 +100,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 	// files they have.
 	root.attr.Ino = uint64(now.UnixNano())
 	for i, f := range files {
-		n := &fileNode{node: node{attr: attr}, file: f, log: o.Log}
+		n := &fileNode{node: node{attr: attr}, file: f, fail: o.logFailed}
 		n.attr.Ino = root.attr.Ino + 1 + uint64(i)
 		n.attr.Size = uint64(f.Content.Size())
 		n.attr.Blocks = (n.attr.Size + 511) / 512

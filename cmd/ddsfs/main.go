@@ -54,7 +54,7 @@ func main() {
 		err = errors.New("stopped by a signal")
 	}
 	if _, said := errors.AsType[*reported](err); err != nil && !said {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", name, oneLine(withAdvice(err.Error(), wayout.From(err))))
+		fmt.Fprintf(os.Stderr, "%s: %s\n", name, errorText(err))
 	}
 	os.Exit(exitCode(err))
 }
@@ -190,6 +190,9 @@ func warn(message string, ways ...wayout.Way) {
 func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
 }
+
+// errorText is an error in one line, with what can be done about it.
+func errorText(err error) string { return oneLine(withAdvice(err.Error(), wayout.From(err))) }
 
 func oneLine(text string) string {
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }), "; ")

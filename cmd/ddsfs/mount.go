@@ -90,7 +90,7 @@ func (m *mount) run(args []string) error {
 		return startInBackground(os.Args[1:])
 	}
 
-	m.Log = log.New(os.Stderr, "ddsfs: ", 0)
+	m.Log, m.ErrorText = log.New(os.Stderr, "ddsfs: ", 0), errorText
 	var logFile io.Writer
 	if m.logFile != "" {
 		file, err := os.OpenFile(m.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
