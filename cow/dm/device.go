@@ -83,8 +83,7 @@ func Create(name, uuid string) (*Device, error) {
 	if err := errors.Join(CheckName(name), CheckUUID(uuid)); err != nil {
 		return nil, err
 	}
-	r := byName(name)
-	r.Uuid = byUUID(uuid).Uuid
+	r := about(name, uuid)
 	if err := r.call(unix.DM_DEV_CREATE, 0); err != nil {
 		if errors.Is(err, syscall.EBUSY) {
 			err = fmt.Errorf("there is a device of that name: %w", fs.ErrExist)
@@ -99,7 +98,7 @@ func ByName(name string) (*Device, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	return byName(name).find(filepath.Join(Dir, name))
+	return about(name, "").find(filepath.Join(Dir, name))
 }
 
 // ByUUID finds a device by its uuid. The error is fs.ErrNotExist if there is none.
@@ -107,7 +106,7 @@ func ByUUID(uuid string) (*Device, error) {
 	if err := CheckUUID(uuid); err != nil {
 		return nil, err
 	}
-	return byUUID(uuid).find("dm uuid " + uuid)
+	return about("", uuid).find("dm uuid " + uuid)
 }
 
 func (r *request) find(what string) (*Device, error) {
@@ -126,7 +125,7 @@ func (d *Device) Path() string { return filepath.Join(Dir, d.Name) }
 
 // call makes a call about the device. Its error says what the call was for.
 func (d *Device) call(what string, command uintptr, r *request) error {
-	r.Uuid = byUUID(d.UUID).Uuid
+	copy(r.Uuid[:len(r.Uuid)-1], d.UUID)
 	if err := r.call(command, 0); err != nil {
 		return fmt.Errorf("%s: %s: %w", d.Path(), what, err)
 	}
@@ -173,7 +172,7 @@ func (d *Device) LoadedStatus() ([]Target, error) {
 }
 
 func (d *Device) targets(what string, flags uint32) ([]Target, error) {
-	targets, err := byUUID(d.UUID).targets(flags)
+	targets, err := about("", d.UUID).targets(flags)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", d.Path(), what, err)
 	}
@@ -207,9 +206,7 @@ func udevFlags(hidden bool) uint32 {
 
 // MakeNode makes the device's node in /dev/mapper, unless udev does.
 func (d *Device) MakeNode() error {
-	for try := 0; !d.hasNode() && udevRuns() && try < nodeTries; try++ {
-		time.Sleep(udevPause)
-	}
+	wait(nodeTries, func() bool { return d.hasNode() || !udevRuns() })
 	if d.hasNode() {
 		return nil
 	}
@@ -239,23 +236,27 @@ func (d *Device) removeNode() error {
 // Remove removes the device with its node. It waits if the device is open for a moment,
 // as when udev looks into a new device; after that the error is syscall.EBUSY.
 func (d *Device) Remove() error {
-	remove := func() error { return d.call("remove it", unix.DM_DEV_REMOVE, new(request)) }
-	err := remove()
-	for try := 1; errors.Is(err, syscall.EBUSY) && try < busyTries; try++ {
-		time.Sleep(udevPause)
-		err = remove()
-	}
+	var err error
+	wait(busyTries, func() bool {
+		err = d.call("remove it", unix.DM_DEV_REMOVE, new(request))
+		return !errors.Is(err, syscall.EBUSY)
+	})
 	if err != nil {
 		return err
 	}
 	// udev removes the node that it made.
-	for try := 0; udevRuns() && try < busyTries; try++ {
-		if _, err := os.Lstat(d.Path()); err != nil {
-			return nil
-		}
+	wait(busyTries, func() bool {
+		_, err := os.Lstat(d.Path())
+		return err != nil || !udevRuns()
+	})
+	return d.removeNode()
+}
+
+// wait tries again until it is done, but not more often than tries.
+func wait(tries int, done func() bool) {
+	for try := 1; !done() && try < tries; try++ {
 		time.Sleep(udevPause)
 	}
-	return d.removeNode()
 }
 
 // udevRuns reports whether udev runs, and so makes the nodes.

@@ -8,8 +8,8 @@ import (
 
 // A request begins as linux/dm-ioctl.h says, and what belongs to the call follows.
 func TestRequest(t *testing.T) {
-	r := byName(strings.Repeat("n", 127))
-	r.Uuid, r.data = byUUID(strings.Repeat("u", 128)).Uuid, []byte("data")
+	r := about(strings.Repeat("n", 127), strings.Repeat("u", 128))
+	r.data = []byte("data")
 	r.Flags, r.Target_count, r.Event_nr, r.Dev = 1, 2, 3, 4
 	ne := binary.NativeEndian
 	for _, room := range []int{0, 100} {

@@ -59,25 +59,22 @@ func newLoop(control, backing *os.File, writable bool) (l *Loop, err error) {
 		}
 	}()
 	// Without direct I/O, the data is cached twice. If the file system has no direct
-	// I/O, most kernels ignore the flag, and some fail.
-	err = configureLoop(f, backing, flags|unix.LO_FLAGS_DIRECT_IO)
-	if errors.Is(err, syscall.EINVAL) {
-		err = configureLoop(f, backing, flags)
+	// I/O, most kernels ignore the flag, and some fail. The block size is given because
+	// it would depend on direct I/O, and chunks can be as small as a sector.
+	for _, direct := range []uint32{unix.LO_FLAGS_DIRECT_IO, 0} {
+		err = unix.IoctlLoopConfigure(int(f.Fd()), &unix.LoopConfig{
+			Fd: uint32(backing.Fd()), Size: 512, Info: unix.LoopInfo64{Flags: flags | direct},
+		})
+		if !errors.Is(err, syscall.EINVAL) {
+			break
+		}
+	}
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(int(f.Fd()), &st)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Name(), err)
-	}
 	return &Loop{f, NumberOf(st.Rdev)}, nil
-}
-
-func configureLoop(loop, backing *os.File, flags uint32) error {
-	// The block size is given because it would depend on direct I/O, and chunks can be
-	// as small as a sector.
-	return unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-		Fd: uint32(backing.Fd()), Size: 512, Info: unix.LoopInfo64{Flags: flags},
-	})
 }

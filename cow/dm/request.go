@@ -32,16 +32,11 @@ type request struct {
 	data []byte
 }
 
-// byName returns a request about the device with that name, which must have been
-// checked; byUUID and byNumber are alike.
-func byName(name string) *request {
+// about returns a request about the device with that name, uuid or both. They must have
+// been checked.
+func about(name, uuid string) *request {
 	r := new(request)
 	copy(r.Name[:len(r.Name)-1], name)
-	return r
-}
-
-func byUUID(uuid string) *request {
-	r := new(request)
 	copy(r.Uuid[:len(r.Uuid)-1], uuid)
 	return r
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -49,10 +50,7 @@ func parseTargets(b []byte, count uint32) (targets []Target, err error) {
 	at := uint32(0)
 	for range count {
 		var spec unix.DmTargetSpec
-		if uint64(at) > uint64(len(b)) {
-			return nil, errors.New("the device mapper's table is cut off")
-		}
-		if _, err := binary.Decode(b[at:], binary.NativeEndian, &spec); err != nil {
+		if _, err := binary.Decode(b[min(int64(at), int64(len(b))):], binary.NativeEndian, &spec); err != nil {
 			return nil, errors.New("the device mapper's table is cut off")
 		}
 		targets = append(targets, Target{
@@ -101,11 +99,7 @@ func (t Target) Snapshot() (s Snapshot, err error) {
 
 // Failed reports whether the status of a snapshot's target says that it failed.
 func (t Target) Failed() bool {
-	switch t.Params {
-	case "Invalid", "Overflow", "Merge failed", "Unknown":
-		return true
-	}
-	return false
+	return slices.Contains([]string{"Invalid", "Overflow", "Merge failed", "Unknown"}, t.Params)
 }
 
 // Usage is how many sectors of a snapshot's store are in use, and how many of these hold
