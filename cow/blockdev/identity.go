@@ -86,96 +86,49 @@ func (i Info) disk() (Info, error) {
 // shows as a whole, LVM's hidden volume below one that has snapshots, the device that a
 // linear mapping shows as a whole, and the disk of a single partition. For other users
 // than root the list is shorter, as only root can read tables.
-func (i Info) Below() ([]Info, error) {
-	var list []Info
-	for at := i; len(list) < deepest; {
-		below, err := at.allOf()
-		if err != nil || below == nil {
-			return list, err
+func (i Info) Below() (list []Info, err error) {
+	if !i.Block {
+		return nil, nil
+	}
+	all, err := takeInventory()
+	if err != nil {
+		return nil, fmt.Errorf("%s: what lies below it: %w", i.Path, err)
+	}
+	for at := i; len(list) < deepest; at = list[len(list)-1] {
+		below, ok := all.allOf(at)
+		if !ok {
+			break
 		}
-		alone, err := below.usedOnlyBy(at)
-		if err != nil || !alone {
-			return list, err
-		}
-		list, at = append(list, *below), *below
+		list = append(list, below)
 	}
 	return list, nil
 }
 
-// allOf returns the device or file that this device shows as a whole, but for a
-// partition table, nil if there is none.
-func (i Info) allOf() (*Info, error) {
+// allOf returns the device or file that a device shows as a whole, but for a partition
+// table, if no other lies on that. Snapshots don't, as they only read it.
+func (d inventory) allOf(i Info) (below Info, ok bool) {
+	on, ok := d.stack.allOf(i.id())
+	if kind, _ := i.Kind(); kind != "" && kind != dm.KindLinear && kind != dm.KindOrigin && kind != dm.KindMerge {
+		ok = false
+	}
+	n := slices.IndexFunc(d.infos, func(other Info) bool { return other.id() == on.device })
+	used := slices.ContainsFunc(d.infos, func(user Info) bool { return !user.Same(i) && d.stack.liesOn(user.id(), on.device) })
+	if !ok || n < 0 || used {
+		return Info{}, false
+	}
+	below = d.infos[n]
 	switch {
-	case !i.Block:
-		return nil, nil
 	case i.partition() != "":
-		disk, err := i.disk()
-		return &disk, err
-	case i.IsDM():
-		return i.allMapped()
+		return below, true
+	case on.start != 0:
+		return Info{}, false
+	case below.Block:
+		size, err := below.SizeBytes()
+		return below, err == nil && (on.end == size || on.end == everything)
 	}
-	loop, err := i.loopDevice()
-	if err != nil || loop == nil || loop.start != 0 || loop.length != 0 {
-		return nil, err
-	}
-	// The name may lead elsewhere by now.
-	found, err := Lookup(loop.name)
-	if err != nil || found.id() != loop.shows {
-		return nil, nil
-	}
-	return &found, nil
-}
-
-func (i Info) allMapped() (*Info, error) {
-	targets, err := dm.Table(i.Number)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, dm.ErrNoMapper) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", i.Path, err)
-	}
-	n, ok := oneBelow(targets)
-	if !ok {
-		return nil, nil
-	}
-	device, _, err := numbered(n)
-	if err != nil {
-		return nil, fmt.Errorf("%s: what lies below it: %w", i.Path, err)
-	}
-	size, err := device.SizeBytes()
-	if err != nil || uint64(size) != targets[0].Sectors*512 {
-		return nil, err
-	}
-	return &device, nil
-}
-
-// oneBelow returns the device that is all that a table shows, from the device's
-// beginning on.
-func oneBelow(targets []dm.Target) (n dm.Number, ok bool) {
-	if len(targets) != 1 || targets[0].StartSector != 0 {
-		return n, false
-	}
-	fields := strings.Fields(targets[0].Params)
-	switch kind := targets[0].Type; {
-	case kind == dm.KindLinear && len(fields) == 2 && fields[1] == "0":
-	case kind == dm.KindOrigin && len(fields) == 1:
-	case kind == dm.KindMerge && len(fields) >= 4:
-	default:
-		return n, false
-	}
-	n, err := targets[0].Below()
-	return n, err == nil
-}
-
-// usedOnlyBy reports whether only the other device lies on this device or file. Its
-// snapshots don't lie on it, as they only read it.
-func (i Info) usedOnlyBy(other Info) (bool, error) {
-	all, err := takeInventory()
-	if err != nil {
-		return false, fmt.Errorf("%s: what lies on it: %w", i.Path, err)
-	}
-	used := slices.ContainsFunc(all.infos, func(user Info) bool { return !user.Same(other) && all.stack.liesOn(user, i) })
-	return !used, nil
+	// The file's name may lead elsewhere by now.
+	found, err := Lookup(below.Path)
+	return found, err == nil && found.Same(below) && on.end == everything
 }
 
 // hardwareAttributes are the names that sysfs may have of a disk's hardware, the best

@@ -243,27 +243,29 @@ func TestBelow(t *testing.T) {
 	}
 }
 
-func TestOneBelow(t *testing.T) {
+func TestAllOf(t *testing.T) {
 	for name, c := range map[string]struct {
-		targets  []dm.Target
-		want     dm.Number
-		nothings bool
+		targets []dm.Target
+		want    extent
 	}{
-		"linear":                   {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0")}, want: number(7, 1)},
-		"an origin":                {targets: []dm.Target{target(0, 8, dm.KindOrigin, "254:3")}, want: number(254, 3)},
-		"a merge":                  {targets: []dm.Target{target(0, 8, dm.KindMerge, "254:3 254:4 P 8")}, want: number(254, 3)},
-		"linear, from further on":  {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 8")}, nothings: true},
-		"linear, of several parts": {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0"), target(8, 8, dm.KindLinear, "7:1 8")}, nothings: true},
-		"linear, not of its start": {targets: []dm.Target{target(8, 8, dm.KindLinear, "7:1 0")}, nothings: true},
-		"a snapshot":               {targets: []dm.Target{target(0, 8, dm.KindSnapshot, "254:3 254:4 P 8")}, nothings: true},
-		"striped":                  {targets: []dm.Target{target(0, 8, "striped", "1 8 7:1 0")}, nothings: true},
-		"no table":                 {nothings: true},
-		"no parameters":            {targets: []dm.Target{target(0, 8, dm.KindLinear, "")}, nothings: true},
-		"no number":                {targets: []dm.Target{target(0, 8, dm.KindLinear, "/dev/x 0")}, nothings: true},
+		"linear":                   {[]dm.Target{target(0, 8, dm.KindLinear, "7:1 0")}, at(number(7, 1), 0, 4096)},
+		"an origin":                {[]dm.Target{target(0, 8, dm.KindOrigin, "254:3")}, at(number(254, 3), 0, 4096)},
+		"a merge":                  {[]dm.Target{target(0, 8, dm.KindMerge, "254:3 254:4 P 8")}, at(number(254, 3), 0, 4096)},
+		"linear, from further on":  {[]dm.Target{target(0, 8, dm.KindLinear, "7:1 8")}, at(number(7, 1), 4096, 8192)},
+		"linear, of several parts": {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0"), target(8, 8, dm.KindLinear, "7:1 8")}},
+		"linear, not of its start": {targets: []dm.Target{target(8, 8, dm.KindLinear, "7:1 0")}},
+		"a snapshot":               {targets: []dm.Target{target(0, 8, dm.KindSnapshot, "254:3 254:4 P 8")}},
+		"striped":                  {targets: []dm.Target{target(0, 8, "striped", "1 8 7:1 0")}},
+		"linear, and more":         {targets: []dm.Target{target(0, 8, dm.KindLinear, "7:1 0"), target(8, 8, dm.KindThin, "7:2 1")}},
+		"several paths":            {targets: []dm.Target{target(0, 8, "multipath", "0 0 1 1 service-time 0 2 2 253:1 1 1 253:2 1 1")}},
+		"no table":                 {},
+		"no parameters":            {targets: []dm.Target{target(0, 8, dm.KindLinear, "")}},
+		"no number":                {targets: []dm.Target{target(0, 8, dm.KindLinear, "/dev/x 0")}},
 	} {
-		n, ok := oneBelow(c.targets)
-		if ok == c.nothings || ok && n != c.want {
-			t.Errorf("%s: %v, %v", name, n, ok)
+		id := blockID(dmNumber(0))
+		got, ok := stack{id: tableSegments(c.targets)}.allOf(id)
+		if got != c.want || ok != (c.want != extent{}) {
+			t.Errorf("%s: %+v, %v", name, got, ok)
 		}
 	}
 }

@@ -110,7 +110,7 @@ func (d inventory) relation(i, other Info, isBelow bool) (Relation, error) {
 			return "", err
 		case i.partition() != "" && disk.Same(other):
 			return DiskOf, nil
-		case i.IsLoop() && d.stack.liesOn(i, other):
+		case i.IsLoop() && d.stack.liesOn(i.id(), other.id()):
 			return ShownBy, nil
 		}
 		return BelowIt, nil

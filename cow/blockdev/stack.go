@@ -86,8 +86,22 @@ func (s stack) below(id deviceID, claimed bool, found map[deviceID]bool) {
 }
 
 // liesOn reports whether a device lies on another device or file, with none in between.
-func (s stack) liesOn(i, other Info) bool {
-	return slices.ContainsFunc(s[i.id()], func(p segment) bool { return p.on.device == other.id() })
+func (s stack) liesOn(id, other deviceID) bool {
+	return slices.ContainsFunc(s[id], func(p segment) bool { return p.on.device == other })
+}
+
+// allOf returns the extent that is all that a device shows, in its order; ok is false if
+// there is none. It may have a second one scattered over it, as a merging snapshot has.
+func (s stack) allOf(id deviceID) (on extent, ok bool) {
+	for n, p := range s[id] {
+		if p.start != 0 || p.on.scattered != (n > 0) {
+			return extent{}, false
+		}
+		if n == 0 {
+			on = p.on
+		}
+	}
+	return on, len(s[id]) > 0
 }
 
 // overlap reports whether one of the extents overlaps one of the others.

@@ -167,11 +167,11 @@ func TestBelowStack(t *testing.T) {
 func TestLiesOn(t *testing.T) {
 	l := labStack()
 	for user, want := range map[dm.Number]bool{dmNumber(4): true, dmNumber(6): false, dmNumber(5): false, dmNumber(0): false} {
-		if got := l.liesOn(Info{Block: true, Number: user}, Info{Block: true, Number: dmNumber(5)}); got != want {
+		if got := l.liesOn(blockID(user), blockID(dmNumber(5))); got != want {
 			t.Errorf("%s lies on the origin: %v", user, got)
 		}
 	}
-	if l.liesOn(Info{Block: true, Number: dmNumber(4)}, Info{Block: true, Number: vdb2}) {
+	if l.liesOn(blockID(dmNumber(4)), blockID(vdb2)) {
 		t.Error("what is in between is not seen")
 	}
 }
