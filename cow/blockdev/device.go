@@ -88,14 +88,11 @@ func OpenNumber(number string) (*Device, error) {
 		return nil, err
 	}
 	d, err := Open(info.Path)
-	if err != nil {
-		return nil, err
-	}
-	if d.info.Number != n {
+	if err == nil && d.info.Number != n {
 		d.Close()
-		return nil, fmt.Errorf("%s: it is not the block device %s", d.info.Path, n)
+		return nil, fmt.Errorf("%s: it is not the block device %s", info.Path, n)
 	}
-	return d, nil
+	return d, err
 }
 
 // setDirect turns on O_DIRECT for an open file, as to open it again by its name might

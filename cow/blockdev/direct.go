@@ -63,8 +63,7 @@ func (r *directReader) readThroughBuffer(p []byte, off int64) (n int, err error)
 
 	start := off - off%r.block
 	within := off - start
-	want := min(within+int64(len(p)), int64(len(*buf)))
-	want = min((want+r.block-1)/r.block*r.block, int64(len(*buf)))
+	want := min((within+int64(len(p))+r.block-1)/r.block*r.block, int64(len(*buf)))
 	got, err := r.file.ReadAt((*buf)[:want], start)
 	if int64(got) > within {
 		n = copy(p, (*buf)[within:got])

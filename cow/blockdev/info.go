@@ -64,7 +64,11 @@ func statInfo(path string, fi fs.FileInfo, err error) (Info, error) {
 
 // InfoOf finds the block device with that number, and a path that leads to it.
 func InfoOf(n dm.Number) (Info, error) {
-	i, folder, err := numbered(n)
+	folder, err := filepath.EvalSymlinks(Info{Number: n}.dir())
+	if err != nil {
+		return Info{}, fmt.Errorf("device %s: %w", n, err)
+	}
+	i, err := folderInfo(folder)
 	if err != nil {
 		return Info{}, fmt.Errorf("device %s: %w", n, err)
 	}
@@ -75,15 +79,6 @@ func InfoOf(n dm.Number) (Info, error) {
 		}
 	}
 	return Info{}, fmt.Errorf("device %s: neither %s nor %s is it: %w", n, i.Path, nodeOf(folder), fs.ErrNotExist)
-}
-
-// numbered finds the block device with that number in sysfs, and its folder there.
-func numbered(n dm.Number) (i Info, folder string, err error) {
-	if folder, err = filepath.EvalSymlinks(filepath.Join(numberDir, n.String())); err != nil {
-		return Info{}, "", err
-	}
-	i, err = folderInfo(folder)
-	return i, folder, err
 }
 
 // folderInfo returns the block device with that folder in sysfs. A link to the folder
@@ -176,8 +171,8 @@ func infosOf(pattern ...string) (infos []Info, err error) {
 
 // ReadOnly reports whether a block device can't be written to.
 func (i Info) ReadOnly() bool {
-	ro, err := i.attribute("ro")
-	return err == nil && ro == "1"
+	ro, _ := i.attribute("ro")
+	return ro == "1"
 }
 
 // SizeBytes returns the size of a block device in bytes, without opening it.

@@ -17,18 +17,18 @@ type Snapshot struct {
 
 // firstTarget returns the first target of a mapped device, the zero value for anything
 // else.
-func (i Info) firstTarget() (dm.Target, error) {
+func (i Info) firstTarget() (first dm.Target, err error) {
 	if !i.IsDM() {
-		return dm.Target{}, nil
+		return first, nil
 	}
 	targets, err := dm.Table(i.Number)
 	if err != nil {
-		return dm.Target{}, fmt.Errorf("%s: %w", i.Path, err)
+		return first, fmt.Errorf("%s: %w", i.Path, err)
 	}
-	if len(targets) == 0 {
-		return dm.Target{}, nil
+	if len(targets) > 0 {
+		first = targets[0]
 	}
-	return targets[0], nil
+	return first, nil
 }
 
 // Kind returns the type of a mapped device's first target, "" for anything else.

@@ -80,7 +80,14 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 		if err := unix.Statx(int(dir.Fd()), fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
 			continue
 		}
-		if id, ok := statxID(&st); ok && wanted[id] {
+		var id deviceID // of anything else than a block device or a regular file, none
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFBLK:
+			id = blockID(dm.Number{Major: st.Rdev_major, Minor: st.Rdev_minor})
+		case unix.S_IFREG:
+			id = deviceID{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), inode: st.Ino}
+		}
+		if wanted[id] {
 			opened[id] = opened[id] || mayWrite(process+"/fdinfo/"+fd)
 		}
 	}
@@ -97,18 +104,6 @@ func mayWrite(fdinfo string) bool {
 		return true
 	}
 	return mode&unix.O_ACCMODE != unix.O_RDONLY
-}
-
-// statxID returns the identity of an open file; ok is false if it is neither a block
-// device nor a regular file.
-func statxID(st *unix.Statx_t) (id deviceID, ok bool) {
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFBLK:
-		return blockID(dm.Number{Major: st.Rdev_major, Minor: st.Rdev_minor}), true
-	case unix.S_IFREG:
-		return deviceID{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), inode: st.Ino}, true
-	}
-	return deviceID{}, false
 }
 
 // Counter has the kernel's counts of changes to a device or file, which cost nothing to

@@ -66,9 +66,9 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 
 // baseGone adds to an error what to do if the base can't be used any more.
 func baseGone(err error) error {
-	var gone *blockdev.SnapshotError
+	gone, ok := errors.AsType[*blockdev.SnapshotError](err)
 	switch {
-	case !errors.As(err, &gone):
+	case !ok:
 		return err
 	case gone.Status == "":
 		return afterMerge(err)
@@ -78,9 +78,9 @@ func baseGone(err error) error {
 
 // newGone adds to an error what to do if the new snapshot can't be used any more.
 func newGone(err error) error {
-	var gone *blockdev.SnapshotError
+	gone, ok := errors.AsType[*blockdev.SnapshotError](err)
 	switch {
-	case !errors.As(err, &gone):
+	case !ok:
 		return err
 	case gone.Status == "":
 		return fmt.Errorf("%w: take another snapshot when that has ended (lvs shows how far it is)", err)

@@ -106,11 +106,9 @@ func Open(o Options) (*Pair, error) {
 // OpenError says why no delta can be made of a pair. If it is a [cow.ErrBadData], the
 // kernel's own store is at fault, as when a snapshot overflowed, and not a delta that
 // was sent.
-type OpenError struct{ err error }
+type OpenError struct{ error }
 
-func (e *OpenError) Error() string { return e.err.Error() }
-
-func (e *OpenError) Unwrap() error { return e.err }
+func (e *OpenError) Unwrap() error { return e.error }
 
 // open makes the delta of the source that is open.
 func (p *Pair) open(o Options) (err error) {
