@@ -64,11 +64,8 @@ func (i Info) Overlaps() ([]Overlap, error) {
 			continue
 		}
 		claimed, isBelow := below[other.id()]
-		relation, err := all.relation(i, other, isBelow)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, Overlap{other, relation, other.IsLoop() && !isBelow, claimed})
+		loop := other.IsLoop() && !isBelow
+		list = append(list, Overlap{other, all.relation(i, other, isBelow), loop, claimed})
 	}
 	return list, nil
 }
@@ -102,28 +99,26 @@ func (i Info) LoopDevices() ([]Info, error) {
 }
 
 // relation returns what the other device or file, which is below i or is not, is to i.
-func (d inventory) relation(i, other Info, isBelow bool) (Relation, error) {
-	if isBelow {
-		disk, err := i.disk()
-		switch {
-		case err != nil:
-			return "", err
-		case i.partition() != "" && disk.Same(other):
-			return DiskOf, nil
-		case i.IsLoop() && d.stack.liesOn(i.id(), other.id()):
-			return ShownBy, nil
-		}
-		return BelowIt, nil
-	}
+func (d inventory) relation(i, other Info, isBelow bool) Relation {
 	above := make(map[deviceID]bool)
 	d.stack.below(other.id(), false, above)
-	if _, ok := above[i.id()]; !ok {
-		return BesideIt, nil
+	_, isAbove := above[i.id()]
+	// What is no partition is its own disk. One that is gone by now has none.
+	disk, _ := i.disk()
+	otherDisk, _ := other.disk()
+	switch {
+	case isBelow && disk.Same(other):
+		return DiskOf
+	case isBelow && i.IsLoop() && d.stack.liesOn(i.id(), other.id()):
+		return ShownBy
+	case isBelow:
+		return BelowIt
+	case isAbove && otherDisk.Same(i):
+		return PartitionOf
+	case isAbove:
+		return AboveIt
 	}
-	if disk, err := other.disk(); err == nil && other.partition() != "" && disk.Same(i) {
-		return PartitionOf, nil
-	}
-	return AboveIt, nil
+	return BesideIt
 }
 
 // takeInventory finds all block devices, and what they are made of.

@@ -36,24 +36,19 @@ func (i Info) loopDevice() (*loopDevice, error) {
 	if l.start, err = i.integer("loop/offset"); err == nil {
 		l.length, err = i.integer("loop/sizelimit")
 	}
+	if err == nil {
+		l.shows, err = i.asked()
+		// A user who can't open the loop device still knows the name of its file. It may
+		// be another file's by now, or no file's.
+		if err != nil && !errors.Is(err, unix.ENXIO) {
+			found, _ := Lookup(name)
+			l.shows, err = found.id(), nil
+		}
+	}
 	if isGone(err) {
 		return nil, nil // it was detached meanwhile
 	}
-	if err != nil {
-		return nil, err
-	}
-	switch l.shows, err = i.asked(); {
-	case err == nil:
-		return l, nil
-	case errors.Is(err, unix.ENXIO):
-		return nil, nil // it was detached meanwhile
-	}
-	// A user who can't open the loop device still knows the name of its file. It may be
-	// another file's by now, or no file's.
-	if found, err := Lookup(name); err == nil {
-		l.shows = found.id()
-	}
-	return l, nil
+	return l, err
 }
 
 // asked asks a loop device what it shows. The name in sysfs would not do: the file may

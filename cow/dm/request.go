@@ -71,15 +71,8 @@ func (r *request) encode(room int) []byte {
 	r.Version = [3]uint32{unix.DM_VERSION_MAJOR} // 4.0 has most of what is used here
 	r.Data_start = headerBytes
 	r.Data_size = uint32(headerBytes + max(room, len(r.data)))
-	b := append(appendNative(make([]byte, 0, r.Data_size), &r.DmIoctl), r.data...)
-	return b[:r.Data_size]
-}
-
-// appendNative appends one of the kernel's structs. As all its fields have a fixed size,
-// there is no error.
-func appendNative(b []byte, v any) []byte {
-	b, _ = binary.Append(b, binary.NativeEndian, v)
-	return b
+	b, _ := binary.Append(make([]byte, 0, r.Data_size), binary.NativeEndian, &r.DmIoctl) // its size is fixed
+	return append(b, r.data...)[:r.Data_size]
 }
 
 // targets asks for the targets of the device, with their status or, if the flags say so,

@@ -39,8 +39,8 @@ func encodeTargets(targets []Target) (b []byte) {
 		padding := 8 - len(t.Params)%8
 		spec := unix.DmTargetSpec{Sector_start: t.StartSector, Length: t.Sectors, Next: uint32(targetBytes + len(t.Params) + padding)}
 		copy(spec.Target_type[:len(spec.Target_type)-1], t.Type)
-		b = append(appendNative(b, &spec), t.Params...)
-		b = append(b, make([]byte, padding)...)
+		b, _ = binary.Append(b, binary.NativeEndian, &spec) // its size is fixed
+		b = append(append(b, t.Params...), make([]byte, padding)...)
 	}
 	return b
 }

@@ -132,19 +132,15 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		}
 		m.live = info.Block && m.base.Origin == info.Number
 	}
-	kind, err := info.Kind()
-	if err != nil && !notToBeAsked(err) {
+	var err error
+	switch m.kind, err = info.Kind(); {
+	case err != nil && !notToBeAsked(err):
 		return fmt.Errorf("source: %w", err)
-	}
-	m.kind = kind
-	switch kind {
-	case dm.KindThin:
-		if !o.Full {
-			return fmt.Errorf("source: %w", errThin(info.Path))
-		}
-	case dm.KindOrigin, dm.KindMerge:
+	case m.kind == dm.KindThin && !o.Full:
+		return fmt.Errorf("source: %w", errThin(info.Path))
+	case m.kind == dm.KindOrigin || m.kind == dm.KindMerge:
 		m.live = true
-	case dm.KindSnapshot:
+	case m.kind == dm.KindSnapshot:
 		if m.new, err = info.Snapshot(); err != nil {
 			return fmt.Errorf("source: %w", err)
 		}
@@ -152,7 +148,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 	if m.live && !o.AllowLiveOrigin {
 		return wayout.Add(fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless", info.Path), wayout.AllowLiveOrigin)
 	}
-	if m.base == nil || kind == "" && !m.live {
+	if m.base == nil || m.kind == "" && !m.live {
 		return nil // as far as is known, it is a copy of a snapshot
 	}
 	origin, err := info.OriginDevice()

@@ -72,7 +72,6 @@ type Pair struct {
 	// Warnings are what the user should know about the devices.
 	Warnings []string
 
-	report   report.Report
 	table    *report.Table
 	members  members
 	source   *blockdev.Device
@@ -135,21 +134,20 @@ func (p *Pair) open(o Options) (err error) {
 	if seal.New == "" && !p.members.live {
 		seal.New = info.DMUUID()
 	}
-	var changed *chunks.Set
-	var chunkBytes int64
+	l := layer.Layer{VolumeBytes: p.source.Size(), Content: p.source}
 	// A source that is no snapshot may change while it is read.
 	if p.members.live || info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "" {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
 	}
 	if o.Full {
 		p.from = "none, the whole volume"
-		chunkBytes = fullChunkSize(p.source.Size())
-		if p.source.Size()/chunkBytes > 4*maxFullChunks {
-			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", info.Path, p.source.Size())
+		l.ChunkBytes = fullChunkSize(l.VolumeBytes)
+		if l.VolumeBytes/l.ChunkBytes > 4*maxFullChunks {
+			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", info.Path, l.VolumeBytes)
 		}
 		var all chunks.Builder
-		all.AddRange(0, uint64((p.source.Size()-1)/chunkBytes)+1)
-		changed = all.Set()
+		all.AddRange(0, uint64((l.VolumeBytes-1)/l.ChunkBytes)+1)
+		l.Changed = all.Set()
 	} else {
 		if seal.Base == "" {
 			seal.Base = p.cow.Info().SnapshotUUID()
@@ -161,7 +159,7 @@ func (p *Pair) open(o Options) (err error) {
 		if err != nil {
 			return err
 		}
-		changed, chunkBytes, seal.NewOnly, p.extended = c.chunks, store.ChunkBytes, c.newOnly, c.extended
+		l.Changed, l.ChunkBytes, seal.NewOnly, p.extended = c.chunks, store.ChunkBytes, c.newOnly, c.extended
 		if o.BaseCheck {
 			if seal.BaseContent, err = p.baseContent(store, c); err != nil {
 				return err
@@ -174,13 +172,11 @@ func (p *Pair) open(o Options) (err error) {
 			}
 		}
 	}
-	delta, err := cow.Encode(layer.Layer{Changed: changed, ChunkBytes: chunkBytes, VolumeBytes: p.source.Size(), Content: p.source})
+	delta, err := cow.Encode(l)
 	if err != nil {
 		return err
 	}
 	p.Unsealed = delta
-	p.report = report.OfDelta(delta)
-	p.report.NewOnly = seal.NewOnly
 	if p.table, err = report.NewTable(delta); err != nil {
 		return err
 	}
@@ -366,13 +362,14 @@ func (p *Pair) IsMadeOf(info blockdev.Info) bool {
 func (p *Pair) Table() *report.Table { return p.table }
 
 // HeaderText returns the delta's header as text.
-func (p *Pair) HeaderText() string { return p.report.HeaderText() }
+func (p *Pair) HeaderText() string { return report.OfDelta(p.Unsealed).HeaderText() }
 
 // ReportText returns the delta's report as text, with what the delta was made of.
 func (p *Pair) ReportText() string {
 	var b strings.Builder
-	seal := p.Delta.Seal()
-	b.WriteString(p.report.Text())
+	r, seal := report.OfDelta(p.Unsealed), p.Delta.Seal()
+	r.NewOnly = seal.NewOnly
+	b.WriteString(r.Text())
 	fmt.Fprintf(&b, "Base %s\nNew %s\n", named(p.from, seal.Base), named(p.source.Info().Path, seal.New))
 	if seal.Origin != "" {
 		fmt.Fprintf(&b, "Origin %s\n", seal.Origin)
