@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -18,13 +19,15 @@ import (
 // Device is a block device, or a regular file in its place, opened for reading.
 // It is safe for concurrent use.
 type Device struct {
-	file   *os.File
-	raw    syscall.RawConn // of the file
-	info   Info
-	size   int64
-	direct *directReader // nil if reads are buffered
-	// batches read many pieces of a block device at once.
-	batches *batches
+	file *os.File
+	raw  syscall.RawConn // of the file
+	info Info
+	size int64
+	// block is a block device's logical block size in bytes, and 0 for a file, whose
+	// reads are buffered, and which has no batches.
+	block   int64
+	buffers sync.Pool // for reads that are not aligned
+	batches *batches  // for reads of many pieces at once
 	// waits says that the file system, or this machine, can't read from the page cache
 	// without waiting for the disk.
 	waits atomic.Bool
@@ -66,14 +69,13 @@ func NewDevice(file *os.File) (d *Device, err error) {
 	if !info.Block {
 		return d, nil
 	}
-	sector, err := LogicalBlockBytes(file)
-	if err != nil {
+	if d.block, err = LogicalBlockBytes(file); err != nil {
 		return nil, err
 	}
 	if err := setDirect(file); err != nil {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
-	d.direct, d.batches = &directReader{file: file, block: sector, size: size}, newBatches(raw)
+	d.batches = newBatches(raw)
 	return d, nil
 }
 
@@ -172,8 +174,8 @@ func (d *Device) Close() error {
 
 // ReadAt implements io.ReaderAt. Its errors name the device and the offset.
 func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
-	if d.direct != nil {
-		n, err = d.direct.ReadAt(p, off)
+	if d.block > 0 {
+		n, err = d.readDirect(p, off)
 	} else {
 		n, err = d.file.ReadAt(p, off)
 	}

@@ -3,40 +3,31 @@ package blockdev
 import (
 	"cmp"
 	"io"
-	"sync"
 	"unsafe"
 )
 
 // bounceBytes is the size of the buffer for reads that are not aligned.
 const bounceBytes = 256 << 10
 
-// directReader reads a file that was opened with O_DIRECT, at any offset, with any
-// length and into any memory. The kernel wants all three aligned to the device's logical
-// block. A read that is not aligned goes through a buffer that is.
-type directReader struct {
-	file    io.ReaderAt
-	block   int64 // logical block size in bytes
-	size    int64 // of the device in bytes
-	buffers sync.Pool
-}
-
-// ReadAt implements io.ReaderAt.
-func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
-	if off >= r.size {
+// readDirect is ReadAt for a file that was opened with O_DIRECT. The kernel wants the
+// offset, the length and the memory aligned to the device's logical block. A read that is
+// not aligned goes through a buffer that is.
+func (d *Device) readDirect(p []byte, off int64) (n int, err error) {
+	if off >= d.size {
 		return 0, io.EOF
 	}
 	var atEnd error
-	if left := r.size - off; int64(len(p)) > left {
+	if left := d.size - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
 	for n < len(p) && err == nil {
 		at, todo := off+int64(n), p[n:]
-		whole := todo[:len(todo)-len(todo)%int(r.block)]
+		whole := todo[:len(todo)-len(todo)%int(d.block)]
 		var done int
-		if len(whole) > 0 && r.fit([][]byte{whole}, []int64{at}) {
-			done, err = r.file.ReadAt(whole, at)
+		if len(whole) > 0 && d.fit([][]byte{whole}, []int64{at}) {
+			done, err = d.file.ReadAt(whole, at)
 		} else {
-			done, err = r.readThroughBuffer(todo, at)
+			done, err = d.readThroughBuffer(todo, at)
 		}
 		n += done
 	}
@@ -44,9 +35,9 @@ func (r *directReader) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // fit reports whether all pieces are aligned, so that the kernel can read them in place.
-func (r *directReader) fit(pieces [][]byte, offsets []int64) bool {
+func (d *Device) fit(pieces [][]byte, offsets []int64) bool {
 	for i, p := range pieces {
-		if offsets[i]%r.block != 0 || int64(len(p))%r.block != 0 || !alignedTo(p, r.block) {
+		if offsets[i]%d.block != 0 || int64(len(p))%d.block != 0 || !alignedTo(p, d.block) {
 			return false
 		}
 	}
@@ -54,17 +45,17 @@ func (r *directReader) fit(pieces [][]byte, offsets []int64) bool {
 }
 
 // readThroughBuffer reads the beginning of p, as much as the buffer holds.
-func (r *directReader) readThroughBuffer(p []byte, off int64) (n int, err error) {
-	buf, _ := r.buffers.Get().(*[]byte)
+func (d *Device) readThroughBuffer(p []byte, off int64) (n int, err error) {
+	buf, _ := d.buffers.Get().(*[]byte)
 	if buf == nil {
-		buf = alignedBuffer(bounceBytes, r.block)
+		buf = alignedBuffer(bounceBytes, d.block)
 	}
-	defer r.buffers.Put(buf)
+	defer d.buffers.Put(buf)
 
-	start := off - off%r.block
+	start := off - off%d.block
 	within := off - start
-	want := min((within+int64(len(p))+r.block-1)/r.block*r.block, int64(len(*buf)))
-	got, err := r.file.ReadAt((*buf)[:want], start)
+	want := min((within+int64(len(p))+d.block-1)/d.block*d.block, int64(len(*buf)))
+	got, err := d.file.ReadAt((*buf)[:want], start)
 	if int64(got) > within {
 		n = copy(p, (*buf)[within:got])
 	}

@@ -29,8 +29,7 @@ func Find(name string) (string, error) {
 	case lvUUID.MatchString(name):
 		uuid := strings.ReplaceAll(name, "-", "")
 		i, ok := mappedDevice(func(s string) bool {
-			s, ok := strings.CutPrefix(s, lvmPrefix)
-			return ok && len(s) == 2*len(uuid) && s[len(uuid):] == uuid
+			return strings.HasPrefix(s, lvmPrefix) && len(s) == len(lvmPrefix)+2*len(uuid) && strings.HasSuffix(s, uuid)
 		})
 		if !ok {
 			return "", fmt.Errorf("%s: no active logical volume has this uuid: %w", name, fs.ErrNotExist)

@@ -131,14 +131,10 @@ func (d inventory) allOf(i Info) (below Info, ok bool) {
 	return found, err == nil && found.Same(below) && on.end == everything
 }
 
-// hardwareAttributes are the names that sysfs may have of a disk's hardware, the best
-// first.
-var hardwareAttributes = [...]string{"wwid", "device/wwid", "serial", "device/serial"}
-
 // hardwareID returns the hardware's name of the disk with that folder in sysfs, "" if it
 // has none.
 func hardwareID(folder string) string {
-	for _, attribute := range hardwareAttributes {
+	for _, attribute := range []string{"wwid", "device/wwid", "serial", "device/serial"} { // the best first
 		if id, err := readLine(folder, attribute); err == nil && id != "" {
 			return id
 		}

@@ -65,10 +65,10 @@ func statInfo(path string, fi fs.FileInfo, err error) (Info, error) {
 // InfoOf finds the block device with that number, and a path that leads to it.
 func InfoOf(n dm.Number) (Info, error) {
 	folder, err := filepath.EvalSymlinks(Info{Number: n}.dir())
-	if err != nil {
-		return Info{}, fmt.Errorf("device %s: %w", n, err)
+	var i Info
+	if err == nil {
+		i, err = folderInfo(folder)
 	}
-	i, err := folderInfo(folder)
 	if err != nil {
 		return Info{}, fmt.Errorf("device %s: %w", n, err)
 	}
@@ -122,8 +122,7 @@ func (i Info) id() deviceID {
 // Same reports whether both are the same device or file, even under different names.
 func (i Info) Same(other Info) bool { return i.id() == other.id() }
 
-// dir returns the device's folder in sysfs. For a file it does not exist, as no device is
-// 0:0.
+// dir returns the device's folder in sysfs. A file has none, as no device is 0:0.
 func (i Info) dir() string { return filepath.Join(numberDir, i.Number.String()) }
 
 func (i Info) attribute(name string) (string, error) { return readLine(i.dir(), name) }
@@ -139,8 +138,7 @@ func readLine(path ...string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// isGone reports whether an error says that a device, or its folder in sysfs, is not
-// there any more.
+// isGone reports whether an error says that a device is not there any more.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO)
 }
@@ -152,8 +150,7 @@ func (i Info) Holders() ([]Info, error) { return infosOf(i.dir(), "holders/*/dev
 // slaves returns the devices that this one is stacked on.
 func (i Info) slaves() ([]Info, error) { return infosOf(i.dir(), "slaves/*/dev") }
 
-// infosOf returns the devices whose numbers are in the files in sysfs that match the
-// pattern.
+// infosOf returns the devices whose numbers are in the files that match the pattern.
 func infosOf(pattern ...string) (infos []Info, err error) {
 	numbers, _ := filepath.Glob(filepath.Join(pattern...)) // the pattern is well-formed
 	for _, number := range numbers {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,9 +53,8 @@ type pieceSet [piecesAtOnce]bool
 
 // ReadPieces implements [layer.Pieces].
 func (d *Device) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
-	for n < len(pieces) {
-		count := min(piecesAtOnce, len(pieces)-n)
-		done, err := d.readSome(pieces[n:n+count], offsets[n:n+count])
+	for some := range slices.Chunk(pieces, piecesAtOnce) {
+		done, err := d.readSome(some, offsets[n:n+len(some)])
 		if n += done; err != nil {
 			return n, err
 		}
@@ -67,10 +67,10 @@ func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
 	var done pieceSet
 	switch {
 	case len(pieces) == 1:
-	case d.direct == nil:
+	case d.block == 0:
 		d.readCached(pieces, offsets, &done)
 	default:
-		if d.direct.fit(pieces, offsets) {
+		if d.fit(pieces, offsets) {
 			d.batches.read(pieces, offsets, &done)
 		}
 		return d.readMissing(pieces, offsets, &done)
@@ -90,13 +90,11 @@ func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
 // cache. For the others it starts the disk, and does not wait.
 func (d *Device) readCached(pieces [][]byte, offsets []int64, done *pieceSet) {
 	waits := d.waits.Load()
-	vector := make([][]byte, 1)
 	// If the file is closed, the read that follows fails.
 	_ = d.raw.Control(func(fd uintptr) {
 		for i, p := range pieces {
 			if !waits {
-				vector[0] = p
-				n, err := unix.Preadv2(int(fd), vector, offsets[i], unix.RWF_NOWAIT)
+				n, err := unix.Preadv2(int(fd), pieces[i:i+1], offsets[i], unix.RWF_NOWAIT)
 				done[i] = n == len(p)
 				waits = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM)
 			}
