@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -50,56 +51,62 @@ func writeDocumentation(dir string, scripts []string) error {
 		return fmt.Errorf("SOURCE_DATE_EPOCH, which dates the pages: %w", err)
 	}
 	root := rootCommand()
-	pages := map[string]page{} // by name and section
-	add := func(c *cobra.Command) { pages[page{c}.Title()+".8"] = page{c} }
-	add(root)
-	for _, c := range root.Commands() {
-		if c.IsAvailableCommand() {
-			add(c)
-		}
-	}
-	add(ddsManual())
-	add(&cobra.Command{Use: mountHelperName + " BASE NEW SRC"})
+	commands := append(root.Commands(), root, ddsManual(), &cobra.Command{Use: mountHelperName + " BASE NEW SRC"})
 	for _, script := range scripts {
 		c, err := scriptManual(script)
 		if err != nil {
 			return err
 		}
-		add(c)
+		commands = append(commands, c)
 	}
+	title := func(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
+	pages := map[string]*cobra.Command{} // by name and section
 	templates, err := template.New("").Funcs(template.FuncMap{
 		"date":         func() string { return time.Unix(seconds, 0).UTC().Format(time.DateOnly) },
 		"version":      func() string { return "ddsfs " + version },
 		"upper":        strings.ToUpper,
+		"title":        title,
+		"synopsis":     synopsis,
+		"text":         text,
+		"code":         code,
 		"exitCodes":    func() string { return exitCodesHelp },
 		"mountOptions": mountOptionsTable,
-		"more": func(p page) string {
-			text, _ := man.ReadFile("man/" + p.Name() + ".md") // most have none
+		"more": func(c *cobra.Command) string {
+			text, _ := man.ReadFile("man/" + c.Name() + ".md") // most have none
 			return string(text)
 		},
-		"others": func(p page) string { return others(p, pages) },
+		"others": func(c *cobra.Command) string {
+			all := []string{"**dmsetup**(8)", "**lvcreate**(8)", "**mount**(8)"}
+			for name, other := range pages {
+				if other != c {
+					all = append(all, pageName.ReplaceAllString(name, "**$1**($2)"))
+				}
+			}
+			slices.Sort(all)
+			return strings.Join(all, ", ")
+		},
 	}).ParseFS(man, "man/*.*.md")
 	if err != nil {
 		return err
 	}
 	for _, t := range templates.Templates() {
-		if name := strings.TrimSuffix(t.Name(), ".md"); !strings.HasSuffix(name, ".8") {
-			pages[name] = page{&cobra.Command{Use: name}}
-		}
+		pages[strings.TrimSuffix(t.Name(), ".md")] = &cobra.Command{}
 	}
+	for _, c := range commands {
+		pages[title(c)+".8"] = c
+	}
+	delete(pages, "command.8")
+	delete(pages, "ddsfs-help.8")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for name, p := range pages {
-		t := templates.Lookup(name + ".md")
-		if t == nil {
-			t = templates.Lookup("command.8.md")
-		}
-		var text bytes.Buffer
-		if err := t.Execute(&text, p); err != nil {
+	for name, c := range pages {
+		t := cmp.Or(templates.Lookup(name+".md"), templates.Lookup("command.8.md"))
+		var page bytes.Buffer
+		if err := t.Execute(&page, c); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), unbroken(md2man.Render(text.Bytes())), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), unbroken(md2man.Render(page.Bytes())), 0o644); err != nil {
 			return err
 		}
 	}
@@ -128,22 +135,7 @@ func unbroken(roff []byte) []byte {
 
 var textLine = regexp.MustCompile(`(?m)^[^.\n].*$`)
 
-// others returns all pages but this one, and some of other programs.
-func others(p page, pages map[string]page) string {
-	all := []string{"**dmsetup**(8)", "**lvcreate**(8)", "**mount**(8)"}
-	for name, other := range pages {
-		if other != p {
-			at := strings.LastIndex(name, ".")
-			all = append(all, "**"+name[:at]+"**("+name[at+1:]+")")
-		}
-	}
-	slices.Sort(all)
-	return strings.Join(all, ", ")
-}
-
-// page is the manual page of a program or a command. Its methods return the markdown of
-// go-md2man.
-type page struct{ *cobra.Command }
+var pageName = regexp.MustCompile(`^(.*)\.(\d)$`)
 
 // ddsManual describes the link dds.
 func ddsManual() *cobra.Command {
@@ -180,68 +172,51 @@ func mountOptionsTable() string {
 
 var optionValue = regexp.MustCompile(`(?m)^(  \w+) \b`)
 
-// Title returns the name of the page.
-func (p page) Title() string { return strings.ReplaceAll(p.CommandPath(), " ", "-") }
-
-// Synopsis returns a line for each form of the arguments.
-func (p page) Synopsis() string {
-	name := "**" + p.CommandPath() + "** "
-	if p.HasParent() {
+// synopsis returns a line for each form of a command's arguments.
+func synopsis(c *cobra.Command) string {
+	name := "**" + c.CommandPath() + "** "
+	if c.HasParent() {
 		name += `\[*options*\] `
 	}
-	var forms []string
-	for form := range strings.SplitSeq(p.Use, "\n") {
-		_, arguments, _ := strings.Cut(form, " ")
-		forms = append(forms, name+emphasize(arguments, arguments))
-	}
-	return strings.Join(forms, "  \n")
+	return strings.ReplaceAll(firstWord.ReplaceAllLiteralString(emphasize(c.Use, c.Use), name), "\n", "  \n")
 }
 
+const twoColumns = `(?m: +(\S+(?: \S+)*)  +(\S.*(?:\n {5,}[^-\s].*)*)\n?)`
+
 var (
-	block = regexp.MustCompile(`(?m)(?:^  .*\n?)+|(?:^[^ \n].*\n?)+`)
-	row   = regexp.MustCompile(`(?m)^ +(\S+(?: \S+)*)  +(\S.*(?:\n {5,}[^-\s].*)*)\n?`)
+	firstWord = regexp.MustCompile(`(?m)^\S+ `)
+	block     = regexp.MustCompile(`(?m)(?:^  .*\n?)+|(?:^[^ \n].*\n?)+`)
+	row       = regexp.MustCompile(twoColumns)
+	table     = regexp.MustCompile(`^(?:` + twoColumns + `)+$`)
 )
 
-// Text converts a text of a help: paragraphs, and indented parts. An indented part
-// becomes a list if it is a table of two columns, such as that of flags. It stays as it
-// is if it has other gaps, and becomes a paragraph if it has none.
-func (p page) Text(text string) string {
-	// The arguments, without the values of flags.
-	arguments := p.Use
-	if p.HasParent() {
-		arguments = flagValue.ReplaceAllString(arguments, "")
-	}
+// text converts a text of a command's help: paragraphs, and indented parts. An indented
+// part becomes a list if it is a table of two columns, such as that of flags, and else
+// stays as it is.
+func text(c *cobra.Command, help string) string {
 	var b strings.Builder
-	for _, lines := range block.FindAllString(text, -1) {
-		lines = strings.TrimSuffix(lines, "\n")
-		list, rest := "", len(lines)
-		for _, r := range row.FindAllStringSubmatch(lines, -1) {
-			list += "\n" + explained(r[1]) + "\n:   " + emphasize(strings.Join(strings.Fields(r[2]), " "), arguments) + "\n"
-			rest -= len(r[0])
-		}
-		flush := strings.TrimPrefix(strings.ReplaceAll(lines, "\n  ", "\n"), "  ")
+	for _, lines := range block.FindAllString(help, -1) {
 		switch {
-		case flush == lines:
-			b.WriteString("\n" + emphasize(lines, arguments) + "\n")
-		case rest == 0:
-			b.WriteString(list)
-		case strings.Contains(flush, "  "):
-			b.WriteString(p.Code(">     ", flush))
+		case lines[0] != ' ':
+			b.WriteString("\n" + emphasize(strings.TrimSuffix(lines, "\n"), c.Use) + "\n")
+		case table.MatchString(lines):
+			for _, r := range row.FindAllStringSubmatch(lines, -1) {
+				b.WriteString("\n" + explained(r[1]) + "\n:   " + emphasize(strings.Join(strings.Fields(r[2]), " "), c.Use) + "\n")
+			}
 		default:
-			b.WriteString(p.Code("> ", emphasize(flush, arguments)))
+			b.WriteString(code(strings.ReplaceAll("\n"+lines, "\n  ", "\n")))
 		}
 	}
 	return b.String()
 }
 
-// Code returns lines that stay as they are.
-func (page) Code(lead, lines string) string {
-	return "\n" + lead + strings.ReplaceAll(strings.TrimSpace(lines), "\n", "\n"+lead) + "\n"
+// code returns lines that stay as they are.
+func code(lines string) string {
+	return "\n    " + strings.ReplaceAll(strings.TrimSpace(lines), "\n", "\n    ") + "\n"
 }
 
 var (
 	argument  = regexp.MustCompile(`\b[A-Z]+\b`)
-	flagValue = regexp.MustCompile(`--?[a-z-]+ [A-Z]+`)
 	notable   = regexp.MustCompile(`\B--?[a-z](?:[a-z-]*[a-z])?\b|\b[A-Z]+\b|\b[a-z.-]+\([1-8]\)`)
 	withValue = regexp.MustCompile(`(?:(=)|( ))([^ =*]+)\*\*$`)
 	lineBegin = regexp.MustCompile(`(?m)^([-+#:=]|\d+\.)`)
