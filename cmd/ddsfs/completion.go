@@ -26,11 +26,6 @@ func completeFlags(c *cobra.Command) {
 	})
 }
 
-// completeDirectories is for a command whose arguments are directories.
-func completeDirectories(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return nil, cobra.ShellCompDirectiveFilterDirs
-}
-
 // shortenDescriptions shortens what completions say about a flag to its first clause,
 // without the quotes around the name of its value.
 func shortenDescriptions(c *cobra.Command, _ []string) {

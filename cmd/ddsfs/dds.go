@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"ddsfs/apply"
@@ -21,12 +21,14 @@ import (
 // ddsName is the name that makes this binary dds.
 const ddsName = "dds"
 
-var ddsUsage = []string{
-	"dds --extract --cow COW --source SRC [--dest FILE] [-v]",
-	"dds --merge [--cow FILE] --dest DEV [-v]",
-}
-
-const ddsHelp = `
+// ddsCommand is dds as a command of its own.
+func ddsCommand() *cobra.Command {
+	var d dds
+	c := &cobra.Command{
+		Use: `dds --extract --cow COW --source SRC [--dest FILE] [-v]
+dds --merge [--cow FILE] --dest DEV [-v]`,
+		Short: "ddsfs with the command line of dds",
+		Long: `
 This is ddsfs with the command line, the report and the deltas of dds (Christophe
 Varoqui, 2010), for what calls dds: OpenSVC's sync.dds runs on it as it is.
 
@@ -41,20 +43,13 @@ refuses a DEV that is in use, that is too small, or that the delta was taken fro
 records that DEV holds a state without a name, or that of a full delta.
 
 If a merge was interrupted, DEV is half merged: merge that delta again, or a later
-one from the same base snapshot.
-`
-
-// dds is a command line of dds.
-type dds struct {
-	extract, merge    bool
-	cow, source, dest string
-	spool, stateDir   string
-	verbose           bool
-}
-
-// flags are those of dds, and the directories that ddsfs uses.
-func (d *dds) flags() *pflag.FlagSet {
-	flags := newFlags(ddsName)
+one from the same base snapshot.`,
+		Args:          cobra.ArbitraryArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
 	flags.BoolVar(&d.extract, "extract", false, "write a delta")
 	flags.BoolVar(&d.merge, "merge", false, "merge a delta")
 	flags.StringVar(&d.cow, "cow", "", "the base snapshot's COW `device`, or the delta to merge")
@@ -67,28 +62,36 @@ func (d *dds) flags() *pflag.FlagSet {
 	flags.StringVar(&d.stateDir, "state-dir", defaultStateDir, "`directory` in which ddsfs records what targets hold")
 	flags.BoolP("help", "h", false, "show this help")
 	flags.BoolP("version", "V", false, "show the version")
-	return flags
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%v", err) })
+	c.SetHelpFunc(func(*cobra.Command, []string) {
+		fmt.Fprintf(c.OutOrStdout(), "Usage: %s\n\n%s\n\nFlags:\n%s\nExit codes:\n%s", strings.ReplaceAll(c.Use, "\n", "\n       "), strings.TrimSpace(c.Long), flags.FlagUsages(), exitCodesHelp)
+	})
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		if flags.Changed("version") {
+			fmt.Fprintf(c.OutOrStdout(), "dds (ddsfs %s)\n", version)
+			return nil
+		}
+		return d.run(args)
+	}
+	return c
+}
+
+// dds is a command line of dds.
+type dds struct {
+	extract, merge    bool
+	cow, source, dest string
+	spool, stateDir   string
+	verbose           bool
 }
 
 // runDDS runs the command line args as dds; help goes to out.
 func runDDS(args []string, out io.Writer) error {
-	var d dds
-	flags := d.flags()
-	err := flags.Parse(args)
-	switch {
-	case err != nil:
-		err = usageError("%v", err)
-	case flags.Changed("help"):
-		fmt.Fprintf(out, "Usage: %s\n\n%s\n\nFlags:\n%s\nExit codes:\n%s", strings.Join(ddsUsage, "\n       "), strings.TrimSpace(ddsHelp), flags.FlagUsages(), exitCodesHelp)
-		return nil
-	case flags.Changed("version"):
-		fmt.Fprintf(out, "dds (ddsfs %s)\n", version)
-		return nil
-	default:
-		err = d.run(flags.Args())
-	}
+	c := ddsCommand()
+	c.SetArgs(args)
+	c.SetOut(out)
+	err := c.Execute()
 	if _, wrong := errors.AsType[*usage](err); wrong {
-		return usageError("%v (usage: %s)", err, strings.Join(ddsUsage, ", or "))
+		return usageError("%v (usage: %s)", err, strings.ReplaceAll(c.Use, "\n", ", or "))
 	}
 	return err
 }

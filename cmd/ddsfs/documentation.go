@@ -51,7 +51,7 @@ func writeDocumentation(dir string, scripts []string) error {
 		return fmt.Errorf("SOURCE_DATE_EPOCH, which dates the pages: %w", err)
 	}
 	root := rootCommand()
-	commands := append(root.Commands(), root, ddsManual(), &cobra.Command{Use: mountHelperName + " BASE NEW SRC"})
+	commands := append(root.Commands(), root, ddsCommand(), &cobra.Command{Use: mountHelperName + " BASE NEW SRC"})
 	for _, script := range scripts {
 		c, err := scriptManual(script)
 		if err != nil {
@@ -136,14 +136,6 @@ func unbroken(roff []byte) []byte {
 var textLine = regexp.MustCompile(`(?m)^[^.\n].*$`)
 
 var pageName = regexp.MustCompile(`^(.*)\.(\d)$`)
-
-// ddsManual describes the link dds.
-func ddsManual() *cobra.Command {
-	c := &cobra.Command{Use: strings.Join(ddsUsage, "\n"), Short: "ddsfs with the command line of dds", Long: ddsHelp}
-	c.Flags().SortFlags = false
-	c.Flags().AddFlagSet(new(dds).flags())
-	return c
-}
 
 // scriptManual describes a script by its help: a line of usage, what it does, and an
 // example.

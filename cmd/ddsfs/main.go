@@ -28,7 +28,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	_ "ddsfs/cmd/ddsfs/openfiles"
 
@@ -114,17 +113,8 @@ tool can copy, and merges the copy on another host.`,
 		return usageError("unknown command %q%s", args[0], maybe)
 	}
 	cobra.EnableCommandSorting = false // help lists them in the order of their use
-	root.AddCommand(
-		mountCommand(),
-		unmountCommand(),
-		extractCommand(),
-		applyCommand(),
-		attachCommand(),
-		detachCommand(),
-		verifyCommand(),
-		statusCommand(),
-		infoCommand(),
-	)
+	root.AddCommand(mountCommand(), unmountCommand(), extractCommand(), applyCommand(), attachCommand(),
+		detachCommand(), verifyCommand(), statusCommand(), infoCommand())
 	for _, c := range append([]*cobra.Command{root}, root.Commands()...) {
 		c.Flags().SortFlags = false
 		c.Flags().BoolP("help", "h", false, "show this help")
@@ -147,15 +137,6 @@ func takes(least, most int, what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-// newFlags returns an empty set for the flags of a program that this one stands in for.
-func newFlags(name string) *pflag.FlagSet {
-	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
-	flags.SortFlags = false
-	flags.Usage = func() {}
-	flags.SetOutput(io.Discard)
-	return flags
 }
 
 // printHelp prints the help of a command, which has a form of its arguments in each line

@@ -32,7 +32,8 @@ const (
 
 // mountHelper runs the command line that mount(8) calls its helpers with.
 func mountHelper(args []string, out io.Writer) error {
-	flags := newFlags(mountHelperName)
+	flags := pflag.NewFlagSet(mountHelperName, pflag.ContinueOnError)
+	flags.Usage = func() {}
 	options := flags.StringArrayP("options", "o", nil, "options of the mount, separated by commas")
 	sloppy := flags.BoolP("sloppy", "s", false, "take no notice of unknown options")
 	fake := flags.BoolP("fake", "f", false, "look at the options, and mount nothing")

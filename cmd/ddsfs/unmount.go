@@ -22,7 +22,7 @@ Unmounts the directory and waits until its devices are closed, so that the
 snapshots can be removed at once. umount does as well, without waiting.`,
 		Example:           `ddsfs unmount /mnt/delta && lvremove -y vg/base`,
 		Args:              takes(1, 1, "one mountpoint"),
-		ValidArgsFunction: completeDirectories,
+		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := blockdev.CheckProc(); err != nil {
 				return fmt.Errorf("unmount %s: %w", args[0], err)
