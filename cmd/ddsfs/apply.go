@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,14 +79,14 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 
 type merge struct {
 	kernel.Options
+	delta, target          string // "-" is stdin
 	kernel, resume         bool
 	zero                   string
 	asJSON, verbose, quiet bool
 }
 
 func (m *merge) run(args []string) error {
-	delta, target, err := m.arguments(args)
-	if err != nil {
+	if err := m.check(args); err != nil {
 		return err
 	}
 	m.WriteZeros = m.zero == "write"
@@ -93,13 +94,13 @@ func (m *merge) run(args []string) error {
 	ctx, stop := untilSignal()
 	defer stop()
 	begun := time.Now()
-	result, err := m.merge(ctx, delta, target)
+	result, err := m.merge(ctx)
 	took := time.Since(begun)
 	switch {
 	case errors.Is(err, kernel.ErrNoMerge):
 		// A boot script runs this each time, so it is no failure.
 		if !m.quiet && !m.asJSON {
-			fmt.Printf("%s: %v\n", target, kernel.ErrNoMerge)
+			fmt.Printf("%s: %v\n", m.target, kernel.ErrNoMerge)
 		}
 		return nil
 	case err != nil:
@@ -116,58 +117,58 @@ func (m *merge) run(args []string) error {
 		}
 	}
 	if !m.quiet {
-		return m.printSummary(target, result, took)
+		return m.printSummary(result, took)
 	}
 	return nil
 }
 
-// arguments checks the command line.
-func (m *merge) arguments(args []string) (delta, target string, err error) {
+// check checks the command line.
+func (m *merge) check(args []string) error {
 	if m.resume {
 		args = append([]string{""}, args...)
 	}
 	switch {
 	case (m.resume || m.Consume || m.Name != "") && !m.kernel:
-		return "", "", usageError("--resume, --consume and --name are for --kernel")
+		return usageError("--resume, --consume and --name are for --kernel")
 	case m.resume && (len(args) != 2 || m.Consume || m.DryRun || m.Undo != "" || m.AssumeBase):
-		return "", "", usageError("--resume needs a target, and nothing else: it goes on with what was begun")
+		return usageError("--resume needs a target, and nothing else: it goes on with what was begun")
 	case len(args) != 2:
-		return "", "", usageError("needs a delta and a target, got %d arguments", len(args))
+		return usageError("needs a delta and a target, got %d arguments", len(args))
 	}
-	delta, target = args[0], args[1]
+	m.delta, m.target = args[0], args[1]
+	if m.kernel && !m.resume {
+		m.Name = cmp.Or(m.Name, kernel.DefaultName(m.target))
+	}
 	switch {
 	case m.Stream && m.kernel:
-		return "", "", usageError("--stream does not go with --kernel, which needs a delta as a whole")
-	case m.Stream && delta != "-":
-		return "", "", usageError("--stream is for a delta that comes from stdin")
+		return usageError("--stream does not go with --kernel, which needs a delta as a whole")
+	case m.Stream && m.delta != "-":
+		return usageError("--stream is for a delta that comes from stdin")
 	case m.Stream && (m.Undo != "" || m.DryRun):
-		return "", "", usageError("--stream goes with neither --undo nor --dry-run: what streams in can't be looked through first")
+		return usageError("--stream goes with neither --undo nor --dry-run: what streams in can't be looked through first")
 	case m.zero != "skip" && m.zero != "write":
-		return "", "", usageError("--zero %s: must be skip or write", m.zero)
-	case m.Consume && delta == "-":
-		return "", "", usageError("--consume is for a delta in a file or on a block device")
-	case delta == "-" && term.IsTerminal(int(os.Stdin.Fd())):
-		return "", "", usageError("a delta does not come from the terminal: redirect stdin, or name a file")
+		return usageError("--zero %s: must be skip or write", m.zero)
+	case m.Consume && m.delta == "-":
+		return usageError("--consume is for a delta in a file or on a block device")
+	case m.delta == "-" && term.IsTerminal(int(os.Stdin.Fd())):
+		return usageError("a delta does not come from the terminal: redirect stdin, or name a file")
+	case m.Name == "":
+		return nil
 	}
-	if m.kernel && !m.resume && m.Name == "" {
-		m.Name = kernel.DefaultName(target)
+	if err := dm.CheckName(m.Name); err != nil {
+		return usageError("%v: --name names another", err)
 	}
-	if m.Name != "" {
-		if err := dm.CheckName(m.Name); err != nil {
-			return "", "", usageError("%v: --name names another", err)
-		}
-	}
-	return delta, target, nil
+	return nil
 }
 
 // printSummary says what was done, and how long it took.
-func (m *merge) printSummary(target string, r apply.Result, took time.Duration) error {
+func (m *merge) printSummary(r apply.Result, took time.Duration) error {
 	if r.Touched {
-		warn(target + ": it was written to while it was merged: the next delta must be a full one")
+		warn(m.target + ": it was written to while it was merged: the next delta must be a full one")
 	}
-	text := fmt.Sprintf("%s: %d chunks, %s\n", target, r.Exceptions, m.done(r, took))
+	text := fmt.Sprintf("%s: %d chunks, %s\n", m.target, r.Exceptions, m.done(r, took))
 	if r.Device != "" {
-		text += fmt.Sprintf("%s: stays, as it is in use, and shows %s: ddsfs detach %s\n", r.Device, target, filepath.Base(r.Device))
+		text += fmt.Sprintf("%s: stays, as it is in use, and shows %s: ddsfs detach %s\n", r.Device, m.target, filepath.Base(r.Device))
 	}
 	_, err := io.WriteString(os.Stdout, text)
 	return err
@@ -201,22 +202,22 @@ func (m *merge) done(r apply.Result, took time.Duration) string {
 	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes, took)
 }
 
-func (m *merge) merge(ctx context.Context, delta, target string) (result apply.Result, err error) {
+func (m *merge) merge(ctx context.Context) (result apply.Result, err error) {
 	stages := newStages(m.quiet)
 	defer func() { stages.done(err) }()
 	m.Progress, m.Warn = stages.set, stages.warner(m.Warn)
-	if delta == "-" {
+	if m.delta == "-" {
 		widenPipe(os.Stdin)
 	}
 	switch {
 	case m.resume:
-		return kernel.Resume(ctx, target, m.Options)
-	case m.kernel && delta == "-":
-		return kernel.Pipe(ctx, os.Stdin, target, m.Options)
+		return kernel.Resume(ctx, m.target, m.Options)
+	case m.kernel && m.delta == "-":
+		return kernel.Pipe(ctx, os.Stdin, m.target, m.Options)
 	case m.kernel:
-		return kernel.File(ctx, delta, target, m.Options)
-	case delta == "-":
-		return apply.Pipe(ctx, os.Stdin, target, m.Options.Options)
+		return kernel.File(ctx, m.delta, m.target, m.Options)
+	case m.delta == "-":
+		return apply.Pipe(ctx, os.Stdin, m.target, m.Options.Options)
 	}
-	return apply.File(ctx, delta, target, m.Options.Options)
+	return apply.File(ctx, m.delta, m.target, m.Options.Options)
 }

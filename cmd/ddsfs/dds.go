@@ -143,8 +143,8 @@ func (d *dds) runExtract() error {
 func (d *dds) runMerge() error {
 	ctx, stop := untilSignal()
 	defer stop()
-	m := merge{quiet: true, Options: kernel.Options{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
-	result, err := m.merge(ctx, cmp.Or(d.cow, "-"), d.dest)
+	m := merge{delta: cmp.Or(d.cow, "-"), target: d.dest, quiet: true, Options: kernel.Options{Options: apply.Options{AnyBase: true, SpoolDir: d.spool, StateDir: d.stateDir, Warn: d.warn}}}
+	result, err := m.merge(ctx)
 	if err != nil || !d.verbose {
 		return err
 	}

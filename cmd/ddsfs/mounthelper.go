@@ -47,7 +47,7 @@ func mountHelper(args []string, out io.Writer) error {
 	if flags.NArg() != 2 {
 		return mountUsageError("needs a device and a mountpoint, got %d arguments", flags.NArg())
 	}
-	h := helped{device: flags.Arg(0), mountpoint: flags.Arg(1)}
+	h := helped{devices: flags.Args()[:1], mountpoint: flags.Arg(1)}
 	all := splitOptions(strings.Join(*options, ","))
 	remount := slices.Contains(all, "remount")
 	if !remount {
@@ -67,33 +67,27 @@ func mountHelper(args []string, out io.Writer) error {
 		return h.remount(all)
 	}
 	said := "mounted on"
-	if absent := h.absent(); h.nofail && absent != "" {
-		said = absent + " is not there: not mounted on"
+	absent := slices.IndexFunc(h.devices, func(name string) bool {
+		_, err := blockdev.Find(name)
+		return errors.Is(err, os.ErrNotExist)
+	})
+	if h.nofail && absent >= 0 {
+		said = h.devices[absent] + " is not there: not mounted on"
 	} else if err := startInBackground(append([]string{"mount"}, h.arguments...)); err != nil {
 		return err
 	}
 	if *verbose {
-		fmt.Fprintf(out, "%s: %s %s %s\n", mountHelperName, h.device, said, h.mountpoint)
+		fmt.Fprintf(out, "%s: %s %s %s\n", mountHelperName, h.devices[0], said, h.mountpoint)
 	}
 	return nil
 }
 
 // helped is a request of mount(8) to its helper.
 type helped struct {
-	device, mountpoint string
-	others             []string // the pair's other devices
-	arguments          []string // of the command mount
-	nofail             bool     // an absent device is no failure
-}
-
-// absent returns the first of the devices that is not there, "" if all are.
-func (h *helped) absent() string {
-	for _, name := range append([]string{h.device}, h.others...) {
-		if _, err := blockdev.Find(name); errors.Is(err, os.ErrNotExist) {
-			return name
-		}
-	}
-	return ""
+	devices    []string // the one that mount(8) names, and the pair's other one
+	mountpoint string
+	arguments  []string // of the command mount
+	nofail     bool     // an absent device is no failure
 }
 
 // remount succeeds if it asks for options that the mount has already, and for the names
@@ -149,38 +143,38 @@ func mountHelperExitCode(err error) int {
 // mount. In each form the mount's source is called what mount(8) calls the device, so
 // that mount -a sees that it is mounted already.
 func (h *helped) parse(options []string, sloppy bool) error {
-	known := mountOptions()
+	known, device := mountOptions(), h.devices[0]
 	var pairs [][]string
 	for _, option := range options {
 		name, value, hasValue := strings.Cut(option, "=")
-		flag := known[name]
+		flag, isPair := known[name], slices.Contains(pairOptions, name)
+		takesValue := isPair && name != "full" || flag != nil && flag.NoOptDefVal == ""
 		switch {
 		case name == "nofail":
 			h.nofail = true
 		case isGenericOption(name):
-			continue
 		case slices.Contains(selinuxOptions, name):
-			if hasSELinux() {
+			if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
 				h.arguments = append(h.arguments, "--"+selinuxFlag+"="+option)
 			}
-		case name == "full" && !hasValue:
-			pairs = append(pairs, []string{"--full", "--", h.device, h.mountpoint})
-		case name == "cow" && value != "":
-			h.others = append(h.others, value)
-			pairs = append(pairs, []string{"--cow=" + value, "--source=" + h.device, "--", h.mountpoint})
-		case name == "new" && value != "":
-			h.others = append(h.others, value)
-			pairs = append(pairs, []string{"--", h.device, value, h.mountpoint})
-		case name == "full" || flag != nil && flag.NoOptDefVal != "" && hasValue:
-			return mountUsageError("option %s takes no value", name)
-		case name == "cow" || name == "new" || flag != nil && flag.NoOptDefVal == "" && value == "":
+		case !isPair && flag == nil:
+			if !sloppy {
+				return mountUsageError("unknown option %q", option)
+			}
+		case takesValue && value == "":
 			return mountUsageError("option %s needs a value", name)
-		case flag != nil && hasValue:
-			h.arguments = append(h.arguments, "--"+flag.Name+"="+value)
+		case !takesValue && hasValue:
+			return mountUsageError("option %s takes no value", name)
 		case flag != nil:
-			h.arguments = append(h.arguments, "--"+flag.Name)
-		case !sloppy:
-			return mountUsageError("unknown option %q", option)
+			h.arguments = append(h.arguments, "--"+flag.Name+strings.TrimPrefix(option, name))
+		case name == "full":
+			pairs = append(pairs, []string{"--full", "--", device, h.mountpoint})
+		case name == "cow":
+			h.devices = append(h.devices, value)
+			pairs = append(pairs, []string{"--cow=" + value, "--source=" + device, "--", h.mountpoint})
+		case name == "new":
+			h.devices = append(h.devices, value)
+			pairs = append(pairs, []string{"--", device, value, h.mountpoint})
 		}
 	}
 	if len(pairs) != 1 {
@@ -190,25 +184,22 @@ func (h *helped) parse(options []string, sloppy bool) error {
 	return nil
 }
 
+// pairOptions name the devices, except the one that is an argument of mount(8).
+var pairOptions = []string{"new", "full", "cow"}
+
 // mountOptions are the flags of mount that are options of mount(8), by the option's
-// name. Those that name the devices are not among them.
+// name, which is spelled as the others of mount(8) are.
 func mountOptions() map[string]*pflag.Flag {
 	options := map[string]*pflag.Flag{}
 	mountCommand().Flags().VisitAll(func(f *pflag.Flag) {
-		if !f.Hidden && !slices.Contains(notMountOptions, f.Name) {
-			options[mountOptionName(f)] = f
+		switch f.Name {
+		case "cow", "source", "full", "foreground", "quiet", selinuxFlag:
+		default:
+			options[strings.ReplaceAll(f.Name, "-", "_")] = f
 		}
 	})
 	return options
 }
-
-// pairOptions name the devices, except the one that is an argument of mount(8).
-var pairOptions = []string{"new", "full", "cow"}
-
-var notMountOptions = []string{"cow", "source", "full", "foreground", "quiet"}
-
-// mountOptionName is spelled as the other options of mount(8) are.
-func mountOptionName(f *pflag.Flag) string { return strings.ReplaceAll(f.Name, "-", "_") }
 
 // isGenericOption reports whether an option is for mount(8), systemd or other readers of
 // fstab, or makes no difference to a file system that is read-only, nosuid, nodev and
@@ -230,11 +221,6 @@ var genericOptions = []string{
 // not in use; other callers of the helper may not.
 var selinuxOptions = []string{"context", "fscontext", "defcontext", "rootcontext", "seclabel"}
 
-func hasSELinux() bool {
-	_, err := os.Stat("/sys/fs/selinux/enforce")
-	return err == nil
-}
-
 // enterMountNamespace moves this thread, and so the processes that it starts, to a
 // mount namespace.
 func enterMountNamespace(path string) error {
@@ -245,10 +231,11 @@ func enterMountNamespace(path string) error {
 	defer ns.Close()
 	runtime.LockOSThread()
 	// The kernel refuses that while the working directory is shared with other threads.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("mount namespace %s: %w", path, err)
+	err = unix.Unshare(unix.CLONE_FS)
+	if err == nil {
+		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
 	}
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+	if err != nil {
 		return fmt.Errorf("mount namespace %s: %w", path, err)
 	}
 	return nil

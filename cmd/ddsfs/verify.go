@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -31,49 +32,42 @@ wrong with it.`,
 	spool := c.Flags().String("spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin")
 	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		args = append(args, "")
-		return runVerify(args[0], args[1], *spool, *asJSON, *quiet)
-	}
-	return c
-}
-
-func runVerify(delta, target, spool string, asJSON, quiet bool) error {
-	ctx, stop := untilSignal()
-	defer stop()
-	stages := newStages(quiet)
-	o := apply.Options{SpoolDir: spool, Progress: stages.set}
-	var (
-		v   apply.Verification
-		err error
-	)
-	if delta == "-" {
-		v, err = apply.VerifyPipe(ctx, os.Stdin, target, o)
-	} else {
-		v, err = apply.VerifyFile(ctx, delta, target, o)
-	}
-	stages.done(err)
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		if err := json.NewEncoder(os.Stdout).Encode(v); err != nil {
+		ctx, stop := untilSignal()
+		defer stop()
+		stages := newStages(*quiet)
+		o := apply.Options{SpoolDir: *spool, Progress: stages.set}
+		delta, target := args[0], append(args, "")[1]
+		var (
+			v   apply.Verification
+			err error
+		)
+		if delta == "-" {
+			v, err = apply.VerifyPipe(ctx, os.Stdin, target, o)
+		} else {
+			v, err = apply.VerifyFile(ctx, delta, target, o)
+		}
+		stages.done(err)
+		if err != nil {
 			return err
 		}
-		return v.Err()
+		if *asJSON {
+			return cmp.Or(json.NewEncoder(os.Stdout).Encode(v), v.Err())
+		}
+		for _, bad := range v.BadDelta {
+			fmt.Printf("%s: %s\n", delta, bad)
+		}
+		for _, bad := range v.BadTarget {
+			fmt.Printf("%s: %s\n", target, bad)
+		}
+		switch err := v.Err(); {
+		case err != nil:
+			return err
+		case target != "":
+			fmt.Printf("%s: holds what the delta says, %d MiB compared\n", target, v.Blocks)
+		default:
+			fmt.Printf("%s: whole, %d MiB compared, digest %s\n", delta, v.Blocks, v.Delta)
+		}
+		return nil
 	}
-	for _, bad := range v.BadDelta {
-		fmt.Printf("%s: %s\n", delta, bad)
-	}
-	for _, bad := range v.BadTarget {
-		fmt.Printf("%s: %s\n", target, bad)
-	}
-	if err := v.Err(); err != nil {
-		return err
-	}
-	if target != "" {
-		fmt.Printf("%s: holds what the delta says, %d MiB compared\n", target, v.Blocks)
-	} else {
-		fmt.Printf("%s: whole, %d MiB compared, digest %s\n", delta, v.Blocks, v.Delta)
-	}
-	return nil
+	return c
 }
