@@ -30,8 +30,10 @@ const pidAttribute = "user." + TypeName + ".pid"
 // maxRequest is the largest read that the kernel may ask for in one request.
 const maxRequest = 1 << 20
 
-// forever is how long the kernel may cache names and attributes, which never change.
-const forever = 365 * 24 * time.Hour
+// readAheadKiB is how far the kernel reads ahead of a sequential reader; its default is
+// 128. With 2 MiB, requests have 1 MiB, and the next one is under way while one is being
+// read. More gains nothing.
+const readAheadKiB = 2048
 
 // Options are the options of a mount.
 type Options struct {
@@ -107,7 +109,7 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 		root.files = append(root.files, n)
 	}
 
-	timeout := forever
+	forever := 365 * 24 * time.Hour // names and attributes never change
 	asRoot := os.Geteuid() == 0
 	mountOptions := append([]string{"default_permissions"}, o.SELinux...)
 	if !asRoot {
@@ -128,9 +130,9 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 			DisableSplice: true,
 			Logger:        o.Log,
 		},
-		EntryTimeout:    &timeout,
-		AttrTimeout:     &timeout,
-		NegativeTimeout: &timeout,
+		EntryTimeout:    &forever,
+		AttrTimeout:     &forever,
+		NegativeTimeout: &forever,
 		NullPermissions: true,
 		RootStableAttr:  &gofs.StableAttr{Ino: root.attr.Ino},
 		Logger:          o.Log,
@@ -141,39 +143,25 @@ func Mount(mountpoint string, files []File, o Options) (*Mounted, error) {
 			}
 		},
 	})
-	if err != nil {
-		// It may be mounted all the same, without a server: go-fuse fails after the mount
-		// if this user may not look into the directory.
-		if last, _ := lastMount(path); isOurs(last) {
-			return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
-		}
-	}
+	last, _ := lastMount(path)
 	switch {
+	case err == nil:
+		if last != nil {
+			// Only root may set that, and not in every container. Without it, reading is slower.
+			bdi := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", last.Major, last.Minor)
+			_ = os.WriteFile(bdi, strconv.AppendInt(nil, readAheadKiB, 10), 0)
+		}
+		return &Mounted{server: server, mountpoint: path}, nil
+	case isOurs(last):
+		// It is mounted all the same, without a server: go-fuse fails after the mount if
+		// this user may not look into the directory.
+		return nil, fmt.Errorf("mount on %s: the owner and the mode must let the mounting user look into it: %w", mountpoint, errors.Join(err, unmount(path, unix.MNT_DETACH)))
 	case errors.Is(err, syscall.EPERM) && asRoot:
 		return nil, &UnableError{fmt.Errorf("mount on %s: %w: mounting takes CAP_SYS_ADMIN and leave to open /dev/fuse, which a container may not have", mountpoint, err)}
-	case err != nil && asRoot:
+	case asRoot:
 		return nil, &UnableError{fmt.Errorf("mount on %s: %w (is the kernel's fuse module loaded, and /dev/fuse there?)", mountpoint, err)}
-	case err != nil:
-		return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and, for others to be let in, user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
 	}
-	readAhead(path)
-	return &Mounted{server: server, mountpoint: path}, nil
-}
-
-// readAheadKiB is how far the kernel reads ahead of a sequential reader; its default is
-// 128. With 2 MiB, requests have 1 MiB, and the next one is under way while one is being
-// read. More gains nothing.
-const readAheadKiB = 2048
-
-// readAhead lets the kernel read further ahead. Only root may set that, and not in every
-// container. Without it, reading is slower.
-func readAhead(mountpoint string) {
-	last, err := lastMount(mountpoint)
-	if err != nil || last == nil {
-		return
-	}
-	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", last.Major, last.Minor)
-	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
+	return nil, &UnableError{fmt.Errorf("mount on %s: %s (it needs the fuse3 package, a mountpoint that is this user's, and, for others to be let in, user_allow_other in /etc/fuse.conf; or mount as root)", mountpoint, strings.Trim(err.Error(), "\n "))}
 }
 
 // mountTime returns the time for the files of a mount. It lies in a later second than

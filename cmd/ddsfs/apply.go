@@ -187,18 +187,14 @@ func (m *merge) done(r apply.Result, took time.Duration) string {
 		how = "merged by the kernel"
 	}
 	text := bytesText(r.WrittenBytes) + " " + how
-	for _, part := range []struct {
-		bytes int64
-		what  string
-	}{
-		{r.SkippedZeroBytes, "of zeros skipped"},
-		{r.PunchedBytes, "of holes"},
-		{r.ResumedBytes, "merged before"},
-	} {
-		if part.bytes > 0 {
-			text += fmt.Sprintf(", %s %s", bytesText(part.bytes), part.what)
+	and := func(bytes int64, what string) {
+		if bytes > 0 {
+			text += fmt.Sprintf(", %s %s", bytesText(bytes), what)
 		}
 	}
+	and(r.SkippedZeroBytes, "of zeros skipped")
+	and(r.PunchedBytes, "of holes")
+	and(r.ResumedBytes, "merged before")
 	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes, took)
 }
 

@@ -44,25 +44,21 @@ type reported struct{ code int }
 func (r *reported) Error() string { return fmt.Sprintf("exit code %d", r.code) }
 
 func exitCode(err error) int {
-	var (
-		said       *reported
-		wrongUsage *usage
-		refused    *apply.RefusedError
-		source     *snapshots.OpenError
-	)
+	said, isReported := errors.AsType[*reported](err)
+	_, isUsage := errors.AsType[*usage](err)
+	_, isRefused := errors.AsType[*apply.RefusedError](err)
+	_, isSource := errors.AsType[*snapshots.OpenError](err)
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.As(err, &said):
+	case isReported:
 		return said.code
-	case errors.As(err, &wrongUsage):
+	case isUsage:
 		return exitUsage
-	case errors.As(err, &refused):
+	case isRefused:
 		return exitRefused
-	case errors.As(err, &source):
+	case errors.Is(err, cow.ErrBadData) && !isSource:
 		// An overflowed snapshot is a failure: no delta that was sent is at fault.
-		return exitFailed
-	case errors.Is(err, cow.ErrBadData):
 		return exitDiffers
 	}
 	return exitFailed

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -51,7 +51,7 @@ wrong with it.`,
 			return err
 		}
 		if *asJSON {
-			return cmp.Or(json.NewEncoder(os.Stdout).Encode(v), v.Err())
+			return errors.Join(json.NewEncoder(os.Stdout).Encode(v), v.Err())
 		}
 		for _, bad := range v.BadDelta {
 			fmt.Printf("%s: %s\n", delta, bad)
