@@ -67,11 +67,8 @@ func Unmount(mountpoint string) error {
 // or -1 if there is none, or this process is it.
 func openServer(path string) int {
 	var value [20]byte
-	n, err := unix.Getxattr(path, pidAttribute, value[:])
-	if err != nil {
-		return -1
-	}
-	pid, err := strconv.Atoi(string(value[:n]))
+	_, _ = unix.Getxattr(path, pidAttribute, value[:]) // leaves it empty if there is none
+	pid, err := strconv.Atoi(unix.ByteSliceToString(value[:]))
 	if err != nil || pid == os.Getpid() {
 		return -1
 	}

@@ -20,11 +20,6 @@ it, before that or instead of it. The kernel's device mapper does it; nothing is
 written to TARGET or to DELTA. All that apply checks is checked, and TARGET can't
 be used otherwise until detach.
 
-With --writable, NAME can be written to as well, for a file system that wants to
-replay its journal, or for a virtual machine. A file without a name keeps what is
-written, and is gone with detach. It needs room for that and for no more; where
-there is none, NAME fails.
-
 A chunk of DELTA must not be smaller than a block of the devices.`,
 		Example: `
 ddsfs attach /backup/delta.cow /dev/vg/data tomorrow

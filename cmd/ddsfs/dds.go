@@ -153,16 +153,13 @@ func (d *dds) runMerge() error {
 
 // print prints the header and the report exactly as dds did.
 func (d *dds) print(out io.Writer, r report.Report) error {
-	var b strings.Builder
-	lines := func(heading string, lines []report.Line) {
-		b.WriteString(heading)
+	text := func(lines []report.Line) (text string) {
 		for _, l := range lines {
-			fmt.Fprintf(&b, "  %-17s %s\n", l.Name, l.Value)
+			text += fmt.Sprintf("  %-17s %s\n", l.Name, l.Value)
 		}
+		return text
 	}
-	lines(headerHeading, r.HeaderLines())
-	lines(reportHeading, r.Lines())
-	_, err := io.WriteString(out, b.String())
+	_, err := fmt.Fprint(out, headerHeading, text(r.HeaderLines()), reportHeading, text(r.Lines()))
 	return err
 }
 

@@ -79,7 +79,7 @@ func writeDocumentation(dir string, scripts []string) error {
 			all := []string{"**dmsetup**(8)", "**lvcreate**(8)", "**mount**(8)"}
 			for name, other := range pages {
 				if other != c {
-					all = append(all, pageName.ReplaceAllString(name, "**$1**($2)"))
+					all = append(all, "**"+name[:len(name)-2]+"**("+name[len(name)-1:]+")")
 				}
 			}
 			slices.Sort(all)
@@ -134,8 +134,6 @@ func unbroken(roff []byte) []byte {
 }
 
 var textLine = regexp.MustCompile(`(?m)^[^.\n].*$`)
-
-var pageName = regexp.MustCompile(`^(.*)\.(\d)$`)
 
 // scriptManual describes a script by its help: a line of usage, what it does, and an
 // example.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -113,7 +114,7 @@ func (m *mount) run(args []string) error {
 	// From here on a signal must not leave a mount without a server.
 	ctx, stop := untilSignal()
 	defer stop()
-	m.Source, m.Mode = m.pair.name(), os.FileMode(mode)
+	m.Source, m.Mode = cmp.Or(m.pair.Base, m.pair.Source), os.FileMode(mode)
 	mounted, err := fs.Mount(args[0], []fs.File{
 		{Name: "header", Content: strings.NewReader(p.HeaderText())},
 		{Name: "exceptions", Content: p.Table()},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 
 	"github.com/spf13/pflag"
@@ -53,11 +52,6 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 		return nil, usageError("--cow and --source go together")
 	}
 	return args, nil
-}
-
-// name returns the name of the pair in the list of mounts.
-func (p *pairFlags) name() string {
-	return cmp.Or(p.Base, p.Source)
 }
 
 // open opens the devices, and prints the warnings about them. A progress bar shows how

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,7 +41,13 @@ ddsfs status --json`,
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(targets)
 		} else {
-			err = printTargets(os.Stdout, targets)
+			out := bufio.NewWriter(os.Stdout)
+			for _, t := range targets {
+				if t.State != apply.Damaged {
+					printTarget(out, t)
+				}
+			}
+			err = out.Flush()
 		}
 		return errors.Join(err, problemOf(targets))
 	}
@@ -60,24 +67,13 @@ func problemOf(targets []apply.TargetStatus) (err error) {
 	return err
 }
 
-func printTargets(out io.Writer, targets []apply.TargetStatus) error {
-	var b strings.Builder
-	for _, t := range targets {
-		if t.State != apply.Damaged {
-			writeTarget(&b, t)
-		}
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
-}
-
-func writeTarget(b *strings.Builder, t apply.TargetStatus) {
-	line := func(format string, args ...any) { fmt.Fprintf(b, "  "+format+"\n", args...) }
-	b.WriteString(t.Target)
+func printTarget(out io.Writer, t apply.TargetStatus) {
+	line := func(format string, args ...any) { fmt.Fprintf(out, "  "+format+"\n", args...) }
+	fmt.Fprint(out, t.Target)
 	if t.Name != "" && !strings.HasSuffix(t.Target, "/"+t.Name) {
-		fmt.Fprintf(b, " (%s)", t.Name)
+		fmt.Fprintf(out, " (%s)", t.Name)
 	}
-	b.WriteString("\n")
+	fmt.Fprintln(out)
 	if t.Holds != nil {
 		verb := "holds"
 		if t.Merging != nil {

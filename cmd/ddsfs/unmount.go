@@ -10,9 +10,6 @@ import (
 	"ddsfs/fs"
 )
 
-// slowUnmount is the time after which unmount says what it is waiting for.
-const slowUnmount = 10 * time.Second
-
 func unmountCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unmount MOUNTPOINT",
@@ -27,7 +24,7 @@ snapshots can be removed at once. umount does as well, without waiting.`,
 			if err := blockdev.CheckProc(); err != nil {
 				return fmt.Errorf("unmount %s: %w", args[0], err)
 			}
-			slow := time.AfterFunc(slowUnmount, func() {
+			slow := time.AfterFunc(10*time.Second, func() {
 				warn(args[0] + ": waiting for the process that served it, which is closing its devices")
 			})
 			defer slow.Stop()

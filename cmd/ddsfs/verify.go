@@ -21,10 +21,7 @@ TARGET, also tells whether TARGET holds what the delta leads to, in all chunks t
 it has; TARGET is only read. Differences are listed on stdout: which MiB, and which
 chunks of the volume it has. The exit code is then 4.
 
-A delta that is not sealed, as those of dds, has no digests: its list is checked, and
-nothing else can be. If that is well-formed, the exit code is 1. A DELTA that is cut,
-empty or something else is not compared: the exit code is 4, and stderr says what is
-wrong with it.`,
+A delta without digests, as those of dds, can't be verified: the exit code is 1.`,
 		Example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
 		Args:    takes(1, 2, "a delta, and perhaps a target"),
 	}
