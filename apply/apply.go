@@ -21,9 +21,10 @@ func File(ctx context.Context, path, targetPath string, o Options) (Result, erro
 		return Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
+	o.delta = in
 	m, err := Open(targetPath, files.ToWrite, o)
 	if err != nil {
-		return Result{}, sizedFor(in, err)
+		return Result{}, err
 	}
 	defer m.Close()
 	if err := errors.Join(m.Take(in), m.CheckNotUsedUp(in)); err != nil {
@@ -121,9 +122,9 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	if err != nil {
 		return Result{}, err
 	}
-	var begun *begun
+	var streaming *begun
 	if streams {
-		begun = m.newBegun()
+		streaming = &begun{random: m.o.random, interrupted: m.isHalfMerged()}
 	}
 	o := m.o
 	if m.State.None() || m.isHalfMerged() {
@@ -131,7 +132,7 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		// if the disk had them.
 		o.WriteZeros = true
 	}
-	err = merge(ctx, decoder, stop, m.Target, m.page, skip, total, o, &result, begun, func(chunks int64) error {
+	err = merge(ctx, decoder, stop, m.Target, m.page, skip, total, o, &result, streaming, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
 		if total > 0 && chunks < total {
 			return m.State.Save(r)
@@ -143,8 +144,8 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	}
 	var streamed record.Chunks
 	if streams {
-		streamed = record.NewChunks(begun.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
-		r.Merging.Changes = begun.changes
+		streamed = record.NewChunks(streaming.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
+		r.Merging.Changes = streaming.changes
 		if err == nil && how.CoversAtEnd && !streamed.Covers(m.Known.Written) {
 			err = errors.New("the delta does not have all chunks that the merge before wrote, which was interrupted: that one again finishes it, or a full one")
 		}
@@ -156,6 +157,7 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		if err := m.saveStreamed(r, how, streamed); err != nil {
 			return Result{}, err
 		}
+		how.Written = m.allStreamed(how, streamed)
 	}
 	if name := decoder.Store.Name; name != nil {
 		facts.Name = name.String()
@@ -167,13 +169,9 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		result.VolumeBytes, result.Base, result.New, result.Digest = facts.VolumeBytes, facts.Base, facts.New, facts.Name
 		result.Origin, result.SealedBytes = seal.Origin, seal.TotalBytes()
 	}
-	written := how.Written
-	if streams && how.Since != nil {
-		written = m.allStreamed(how, streamed)
-	}
 	run := record.NewRun(began)
 	run.Chunks, run.DataBytes, run.WrittenBytes = result.Exceptions, result.DataBytes, result.WrittenBytes
-	return result, m.finish(r, written, run)
+	return result, m.finish(r, how.Written, run)
 }
 
 // interrupted is the error of a merge that stopped, and says whether anything was

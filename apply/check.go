@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,23 +14,12 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// badBlocks collects the blocks that don't match their digests.
-type badBlocks struct {
-	count, first int64
-}
-
-func (b *badBlocks) add(block int64) {
-	if b.count == 0 || block < b.first {
-		b.first = block
-	}
-	b.count++
-}
-
-func (b *badBlocks) err() error {
-	if b.count == 0 {
+// whole fails if there are MiB of a delta, in ascending order, that are bad.
+func whole(bad []int64) error {
+	if len(bad) == 0 {
 		return nil
 	}
-	return wayout.Add(fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w", b.count, b.first*cow.BlockBytes, cow.ErrMismatch), wayout.CopyAgain)
+	return wayout.Add(fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w", len(bad), bad[0]*cow.BlockBytes, cow.ErrMismatch), wayout.CopyAgain)
 }
 
 // factsOf is what decides whether a delta may be merged into a target of that size. The
@@ -76,10 +66,9 @@ func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.
 func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
 	d, err := cow.Open(in.Volume)
 	if err == nil && d.Seal != nil {
-		var bad badBlocks
-		err = in.verify(ctx, d, bad.add, func(done int64) { m.o.Progress(Verifying, done, d.Seal.BodyBytes) })
-		if err == nil {
-			err = bad.err()
+		var bad []int64
+		if bad, err = in.verify(ctx, d, m.o); err == nil {
+			err = whole(bad)
 		}
 	}
 	if err == nil {
@@ -112,26 +101,17 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 	return c, nil
 }
 
-// checkFits refuses a delta that is not of the target's size, or from itself.
-func (m *Merger) checkFits(d *cow.Store) error {
-	if seal := d.Seal; seal != nil {
-		if err := m.Target.checkOrigin(seal.Base, seal.New, seal.Origin); err != nil {
-			return err
-		}
-		if err := m.Target.checkSize(seal.VolumeBytes); err != nil {
-			return err
-		}
-	}
-	if d.Changed != nil && d.Changed.Len() > 0 {
-		return m.Target.CheckInside(d.Changed.Chunk(d.Changed.Len()-1), d.ChunkBytes)
-	}
-	return nil
-}
-
-// Decide says how the target may take a delta, or refuses it. Its data is not looked at.
+// Decide says how the target may take a delta, or refuses it, also one that is not of the
+// target's size, or from itself. Its data is not looked at.
 func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, err error) {
 	facts = factsOf(d, m.Target.Size())
-	if err := m.checkFits(d); err != nil {
+	if seal := d.Seal; seal != nil {
+		err = cmp.Or(m.Target.checkOrigin(seal.Base, seal.New, seal.Origin), m.Target.checkSize(seal.VolumeBytes))
+	}
+	if n := d.Changed; err == nil && n != nil && n.Len() > 0 {
+		err = m.Target.CheckInside(n.Chunk(n.Len()-1), d.ChunkBytes)
+	}
+	if err != nil {
 		return facts, how, err
 	}
 	if m.o.AnyBase {
@@ -152,19 +132,18 @@ func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, 
 // new state's, and refuses it for the reason, which has the place of a text that says
 // where they differ.
 func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason string, ways ...wayout.Way) error {
-	content, done, err := m.Target.content()
+	content, done, err := m.Target.Content()
 	if err != nil {
 		return err
 	}
 	defer done()
-	var bad badBlocks
-	err = d.VerifyVolume(ctx, content, list, bad.add, func(done int64) { m.o.Progress(Proving, done, d.Seal.BodyBytes) })
+	bad, err := verifyVolume(ctx, d, content, list, m.o)
 	if err != nil {
 		return fmt.Errorf("target %s: compare it with the delta's digests: %w", m.Target.Path, err)
 	}
-	if bad.count > 0 {
-		first, _, _ := d.BlockChunks(bad.first)
-		return wayout.Add(m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", bad.count, first)), ways...)
+	if len(bad) > 0 {
+		first, _, _ := d.BlockChunks(bad[0])
+		return wayout.Add(m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", len(bad), first)), ways...)
 	}
 	return nil
 }

@@ -21,12 +21,23 @@ type input struct {
 	taken *cow.Digester
 }
 
-// verify compares the body with the digests of its trailer.
-func (in input) verify(ctx context.Context, d *cow.Store, bad func(block int64), progress func(done int64)) error {
+// verify compares the body with the digests of its trailer. It returns the MiB that
+// differ.
+func (in input) verify(ctx context.Context, d *cow.Store, o Options) (bad []int64, err error) {
+	add := func(block int64) { bad = append(bad, block) }
 	if in.taken != nil {
-		return d.Compare(in.taken, bad)
+		err = d.Compare(in.taken, add)
+	} else {
+		err = d.Verify(ctx, add, func(done int64) { o.Progress(Verifying, done, d.Seal.BodyBytes) })
 	}
-	return d.Verify(ctx, bad, progress)
+	return bad, err
+}
+
+// verifyVolume compares what a volume holds in the delta's chunks with a list of its
+// digests. It returns the MiB of the delta that differ.
+func verifyVolume(ctx context.Context, d *cow.Store, v layer.Volume, list cow.List, o Options) (bad []int64, err error) {
+	err = d.VerifyVolume(ctx, v, list, func(block int64) { bad = append(bad, block) }, func(done int64) { o.Progress(Proving, done, d.Seal.BodyBytes) })
+	return bad, err
 }
 
 // fileInput is a delta in a file or on a block device. A large one is not kept for the

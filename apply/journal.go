@@ -12,7 +12,7 @@ import (
 )
 
 // Undo saves what will be overwritten, if that is asked for, and returns how the merge
-// can be undone.
+// can be undone. It fails if the merge was done, or begun, without that undo file.
 func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 	if m.o.Undo == "" {
 		return nil, nil
@@ -21,38 +21,31 @@ func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
-	if m.isHalfMerged() {
-		back := d.How.WayBack
-		switch {
-		case back == nil || back.Of != d.Facts.Name:
-			return nil, m.Target.Refused("it is half merged: what it held before can't be saved any more")
-		case back.Path != path:
-			return nil, m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
+	back := d.How.WayBack
+	done := d.How.Verdict == record.Done
+	switch {
+	case done:
+		back = nil
+		if n := len(m.Known.Undos); n > 0 {
+			back = &m.Known.Undos[n-1]
 		}
-		return back, checkUndoFile(ctx, path, back.Delta)
-	}
-	if m.o.DryRun {
+	case !m.isHalfMerged() && m.o.DryRun:
 		return nil, nil
+	case !m.isHalfMerged():
+		return m.saveUndo(ctx, path, d)
 	}
-	return m.saveUndo(ctx, path, d)
-}
-
-// checkUndoOf fails if an undo file is asked for with a delta that was merged without
-// that one.
-func (m *Merger) checkUndoOf(ctx context.Context, delta string) error {
-	path, err := filepath.Abs(m.o.Undo)
-	if err != nil {
-		return fmt.Errorf("undo: %w", err)
+	saved := back != nil && back.Of == d.Facts.Name
+	switch {
+	case saved && back.Path == path:
+		return back, checkUndoFile(ctx, path, back.Delta)
+	case saved && done:
+		return nil, m.Target.Refused("the delta was merged before, and what it overwrote is in %s", back.Path)
+	case done:
+		return nil, m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
+	case saved:
+		return nil, m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
 	}
-	undos := m.Known.Undos
-	if len(undos) == 0 || undos[len(undos)-1].Of != delta {
-		return m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
-	}
-	undo := undos[len(undos)-1]
-	if undo.Path != path {
-		return m.Target.Refused("the delta was merged before, and what it overwrote is in %s", undo.Path)
-	}
-	return checkUndoFile(ctx, path, undo.Delta)
+	return nil, m.Target.Refused("it is half merged: what it held before can't be saved any more")
 }
 
 // Begin records durably what is about to be done to the target: steps 2 and 3 of the
@@ -164,10 +157,8 @@ func (m *Merger) finish(r *record.Record, written record.Chunks, run record.Run)
 // AlreadyDone is the result of a merge that was done before. It may have been
 // stopped just before its end.
 func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
-	if m.o.Undo != "" {
-		if err := m.checkUndoOf(ctx, d.Facts.Name); err != nil {
-			return Result{}, err
-		}
+	if _, err := m.Undo(ctx, d); err != nil {
+		return Result{}, err
 	}
 	result := m.newResult(report.Of(d.Store))
 	result.ResumedBytes = result.DataBytes

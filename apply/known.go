@@ -203,7 +203,7 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
 	}
-	old, done, err := m.Target.content()
+	old, done, err := m.Target.Content()
 	if err != nil {
 		return nil, err
 	}

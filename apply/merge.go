@@ -49,8 +49,6 @@ type begun struct {
 	interrupted bool
 }
 
-func (m *Merger) newBegun() *begun { return &begun{random: m.o.random, interrupted: m.isHalfMerged()} }
-
 // changedPlace is a sample of a place where the merge changes what the target holds. If
 // a merge was interrupted, that one may have changed it already, so any place is one.
 func changedPlace(off int64, now, will []byte, interrupted bool, random *rand.Rand) (s record.Sample, changes bool) {
@@ -119,8 +117,12 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 	var chunks, sinceFlush int64
 	flush := func() error {
 		o.Progress(Flushing, chunks*c, totalChunks*c)
-		if err := w.flush(); err != nil {
-			return err
+		err := t.Sync()
+		if err == nil {
+			err = w.trail.Flushed()
+		}
+		if err != nil {
+			return fmt.Errorf("flush: %w", err)
 		}
 		sinceFlush = 0
 		return checkpoint(chunks)
@@ -170,8 +172,8 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 			if err := w.write(p.data[p.known:], p.off+p.known); err != nil {
 				return err
 			}
-			if err := w.passed(p.off, int64(len(p.data))); err != nil {
-				return err
+			if err := w.trail.Passed(p.off, int64(len(p.data))); err != nil {
+				return fmt.Errorf("flush: %w", err)
 			}
 			if sinceFlush += int64(len(p.data)); sinceFlush >= checkpointAt {
 				if err := flush(); err != nil {
@@ -183,26 +185,6 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 		page.Progress(chunks*c, totalChunks*c)
 	}
 	return nil // io.EOF, or another error, ends the loop
-}
-
-// flush makes all that was written durable.
-func (w *writer) flush() error {
-	err := w.target.Sync()
-	if err == nil {
-		err = w.trail.Flushed()
-	}
-	if err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	return nil
-}
-
-// passed notes that what is at off is as it should be.
-func (w *writer) passed(off, bytes int64) error {
-	if err := w.trail.Passed(off, bytes); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	return nil
 }
 
 // confirm writes data unless the target holds it, as it does where an interrupted
@@ -253,13 +235,11 @@ func (w *writer) willCompare(p piece) {
 // zeros already, and to a file as holes.
 func (w *writer) write(data []byte, off int64) error {
 	for part, zero := range w.parts(data) {
-		var err error
+		write := w.writeData
 		if zero {
-			err = w.writeZeros(part, off)
-		} else {
-			err = w.writeData(part, off)
+			write = w.writeZeros
 		}
-		if err != nil {
+		if err := write(part, off); err != nil {
 			return err
 		}
 		off += int64(len(part))
@@ -271,12 +251,7 @@ func (w *writer) write(data []byte, off int64) error {
 // them.
 func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
 	return func(yield func(part []byte, zero bool) bool) {
-		if w.alwaysAll {
-			if len(data) > 0 {
-				yield(data, false)
-			}
-			return
-		}
+		isZero := func(b []byte) bool { return !w.alwaysAll && bytes.Equal(b, zeros[:len(b)]) }
 		for len(data) > 0 {
 			n := min(zeroBytes, len(data))
 			zero := isZero(data[:n])
@@ -325,16 +300,6 @@ func (w *writer) writeZeros(data []byte, off int64) error {
 		}
 	}
 	return w.writeData(data, off)
-}
-
-func isZero(b []byte) bool {
-	for len(b) > len(zeros) {
-		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
-			return false
-		}
-		b = b[len(zeros):]
-	}
-	return bytes.Equal(b, zeros[:len(b)])
 }
 
 var zeros [zeroBytes]byte

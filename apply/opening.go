@@ -23,7 +23,7 @@ func openTarget(o Options, path string, how files.Access) (*Target, error) {
 		return nil, &RefusedError{path, InUse(path)}
 	}
 	if err != nil {
-		return nil, notOpened(path, err)
+		return nil, o.notOpened(path, err)
 	}
 	t, err := newTarget(f, path)
 	if err != nil {
@@ -46,9 +46,9 @@ func openTarget(o Options, path string, how files.Access) (*Target, error) {
 }
 
 // notOpened is the error of a target that can't be opened, and not because it is in use.
-func notOpened(path string, err error) error {
+func (o Options) notOpened(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return &absentError{path: path, err: err}
+		return fmt.Errorf("target: %w: %s", err, o.makeTarget(path))
 	}
 	// Some drivers fail the open for writing, others the writes.
 	if info, err := blockdev.Lookup(path); err == nil && info.Block && info.ReadOnly() {
@@ -68,45 +68,23 @@ func (t *Target) CheckWritable() error {
 	return nil
 }
 
-// absentError says that there is no target, and how there can be one.
-type absentError struct {
-	path string
-	err  error
-	// volumeBytes is the size that it needs, 0 if that is not known.
-	volumeBytes int64
-}
-
-func (a *absentError) Unwrap() error { return a.err }
-
-func (a *absentError) Error() string { return fmt.Sprintf("target: %v: %s", a.err, a.help()) }
-
-func (a *absentError) help() string {
-	if path, err := blockdev.Find(a.path); err == nil {
-		return "name it by its path, " + path
+// makeTarget says how there can be a target where there is none.
+func (o Options) makeTarget(path string) string {
+	if found, err := blockdev.Find(path); err == nil {
+		return "name it by its path, " + found
 	}
-	if path, err := filepath.Abs(a.path); err == nil && strings.HasPrefix(path, "/dev/") {
+	if abs, err := filepath.Abs(path); err == nil && strings.HasPrefix(abs, "/dev/") {
 		return "check its name, and that its volume is active (lvchange -ay)"
 	}
-	if a.volumeBytes == 0 {
-		return fmt.Sprintf("make a file first, of the volume's size in bytes (blockdev --getsize64 says it): truncate -s SIZE %s", a.path)
-	}
-	return fmt.Sprintf("make a file of the volume's size first: truncate -s %d %s", a.volumeBytes, a.path)
-}
-
-// sizedFor adds the volume's size, if the delta says it, to the error of a target that is
-// not there.
-func sizedFor(in *blockdev.Device, err error) error {
-	var absent *absentError
-	if !errors.As(err, &absent) {
-		return err
-	}
 	first := make([]byte, cow.SectorBytes)
-	if n, err := in.ReadAt(first, 0); n == len(first) || err == io.EOF {
-		if _, seal, err := cow.ParseFirst(first[:n]); err == nil && seal != nil {
-			absent.volumeBytes = seal.VolumeBytes
+	if o.delta != nil {
+		if n, err := o.delta.ReadAt(first, 0); n == len(first) || err == io.EOF {
+			if _, seal, err := cow.ParseFirst(first[:n]); err == nil && seal != nil && seal.VolumeBytes > 0 {
+				return fmt.Sprintf("make a file of the volume's size first: truncate -s %d %s", seal.VolumeBytes, path)
+			}
 		}
 	}
-	return err
+	return "make a file first, of the volume's size in bytes (blockdev --getsize64 says it): truncate -s SIZE " + path
 }
 
 // Open opens and locks the target, refuses one that is in use, and reads what is known

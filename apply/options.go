@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"io"
 	"math/rand/v2"
 
 	"ddsfs/cow/files"
@@ -41,6 +42,9 @@ type Options struct {
 	// Storage is where targets, undo files and copies of deltas are; nil is this system.
 	// Tests put one in its place that stops, or fails, at any operation.
 	Storage files.Storage
+
+	// delta, if set, says which size a target needs that is not there.
+	delta io.ReaderAt
 
 	// For tests.
 	outside         func(*Target) outside

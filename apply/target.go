@@ -76,9 +76,9 @@ func (t *Target) Release() error {
 	return nil
 }
 
-// content is what the target holds, to be read once: nothing of it stays in the page
+// Content is what the target holds, to be read once: nothing of it stays in the page
 // cache, and many chunks are read at the same time.
-func (t *Target) content() (r layer.Pieces, done func(), err error) {
+func (t *Target) Content() (r layer.Pieces, done func(), err error) {
 	f, err := blockdev.Reopen(t.OS(), os.O_RDONLY)
 	if err != nil {
 		return nil, nil, fmt.Errorf("target: %w", err)
@@ -264,7 +264,7 @@ func (t *Target) subject() (s record.Subject, done func(), err error) {
 	if err != nil {
 		return record.Subject{}, nil, err
 	}
-	content, done, err := t.content()
+	content, done, err := t.Content()
 	if err != nil {
 		return record.Subject{}, nil, err
 	}

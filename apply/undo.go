@@ -28,7 +28,7 @@ const unnamedPrefix = "unnamed-"
 // A file that is there is kept if it is that already: a merge that was stopped before
 // it wrote leaves one. No other file is overwritten.
 func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record.Undo, error) {
-	content, done, err := m.Target.content()
+	content, done, err := m.Target.Content()
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -141,11 +141,11 @@ func whatIsThere(ctx context.Context, path string) (*cow.Store, error) {
 	if undo.Seal == nil {
 		return nil, errors.New("it is not sealed")
 	}
-	var bad badBlocks
-	if err := undo.Verify(ctx, bad.add, func(int64) {}); err != nil {
+	var bad []int64
+	if err := undo.Verify(ctx, func(block int64) { bad = append(bad, block) }, func(int64) {}); err != nil {
 		return nil, err
 	}
-	return undo, bad.err()
+	return undo, whole(bad)
 }
 
 // checkUndoFile fails unless the file at path is the undo file whose delta has that

@@ -67,11 +67,7 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 	}
 	defer done()
 	from.Volume = from.toMerge // it is read only once
-	v, err := verify(ctx, from, targetPath, o)
-	if err != nil {
-		return Verification{}, fmt.Errorf("%s: %w", path, err)
-	}
-	return v, nil
+	return verify(ctx, path, from, targetPath, o)
 }
 
 // VerifyPipe is VerifyFile for a delta that comes from a pipe.
@@ -82,57 +78,64 @@ func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (
 		return Verification{}, err
 	}
 	defer s.Close()
-	v, err := verify(ctx, s.input(), targetPath, o)
-	if err != nil {
-		return Verification{}, fmt.Errorf("%s: %w", r.Name(), err)
-	}
-	return v, nil
+	return verify(ctx, r.Name(), s.input(), targetPath, o)
 }
 
-func verify(ctx context.Context, in input, targetPath string, o Options) (Verification, error) {
-	v := Verification{BadDelta: []Block{}, BadTarget: []Block{}}
+// verify is VerifyFile for the delta that is read from in. Errors call it by the name.
+func verify(ctx context.Context, name string, in input, targetPath string, o Options) (v Verification, err error) {
+	defer func() {
+		if err != nil {
+			v, err = Verification{}, fmt.Errorf("%s: %w", name, err)
+		}
+	}()
+	v = Verification{BadDelta: []Block{}, BadTarget: []Block{}}
 	d, err := cow.Open(in.Volume)
 	if err != nil {
-		return Verification{}, err
+		return v, err
 	}
 	if d.Seal == nil {
-		if err := d.ReadList(); err != nil {
-			return Verification{}, err
+		if err = d.ReadList(); err == nil {
+			v.Exceptions = d.Changed.Len()
 		}
-		v.Exceptions = d.Changed.Len()
-		return v, nil
+		return v, err
 	}
 	v.Sealed, v.Delta, v.Exceptions = true, d.Name.String(), d.Seal.Exceptions
 	v.Blocks = (d.Seal.BodyBytes-1)/cow.BlockBytes + 1
-	err = in.verify(ctx, d, func(block int64) { v.BadDelta = append(v.BadDelta, Block{MiB: block}) },
-		func(done int64) { o.Progress(Verifying, done, d.Seal.BodyBytes) })
+	bad, err := in.verify(ctx, d, o)
 	if err != nil {
-		return Verification{}, err
+		return v, err
 	}
-	if err := d.ReadList(); err != nil {
-		if len(v.BadDelta) > 0 {
-			return v, nil // its list is among what is damaged
+	listErr := d.ReadList()
+	if listErr != nil && len(bad) == 0 {
+		return v, listErr // else the list is among what is damaged
+	}
+	for _, block := range bad {
+		v.BadDelta = append(v.BadDelta, blockOf(d, block, listErr == nil))
+	}
+	if targetPath == "" || len(bad) > 0 {
+		return v, nil
+	}
+	bad, err = verifyTarget(ctx, d, targetPath, o)
+	for _, block := range bad {
+		v.BadTarget = append(v.BadTarget, blockOf(d, block, true))
+	}
+	return v, err
+}
+
+// blockOf is a block of the delta's body, with its chunks if the list is known.
+func blockOf(d *cow.Store, block int64, listed bool) Block {
+	b := Block{MiB: block}
+	if listed {
+		if first, last, ok := d.BlockChunks(block); ok {
+			b.FirstChunk, b.LastChunk = &first, &last
 		}
-		return Verification{}, err
 	}
-	if targetPath != "" && len(v.BadDelta) == 0 {
-		if v.BadTarget, err = verifyTarget(ctx, d, targetPath, o); err != nil {
-			return Verification{}, err
-		}
-	}
-	for _, list := range [][]Block{v.BadDelta, v.BadTarget} {
-		for i := range list {
-			if first, last, ok := d.BlockChunks(list[i].MiB); ok {
-				list[i].FirstChunk, list[i].LastChunk = &first, &last
-			}
-		}
-	}
-	return v, nil
+	return b
 }
 
 // verifyTarget compares what a target holds in the delta's chunks with the delta's
 // digests.
-func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) ([]Block, error) {
+func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) (bad []int64, err error) {
 	target, err := blockdev.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
@@ -146,8 +149,5 @@ func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) ([]
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	defer done()
-	bad := []Block{}
-	err = d.VerifyVolume(ctx, content, cow.OfNew, func(block int64) { bad = append(bad, Block{MiB: block}) },
-		func(done int64) { o.Progress(Proving, done, d.Seal.BodyBytes) })
-	return bad, err
+	return verifyVolume(ctx, d, content, cow.OfNew, o)
 }
