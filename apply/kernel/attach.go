@@ -78,40 +78,33 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return apply.Result{}, err
 	}
 	defer l.Close()
-	if err := k.attach(d, l, name, o); err != nil {
+	uuid, suffix := apply.UUIDPrefix+"view-"+rand.Text(), ""
+	if o.Writable {
+		suffix = apply.HiddenSuffix // the view is below another device
+	}
+	view, err := k.view(d, l, name+suffix, uuid+suffix, o.Writable)
+	if err != nil {
 		return apply.Result{}, err
+	}
+	if o.Writable {
+		if err := k.overlay(view, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
+			return apply.Result{}, errors.Join(err, view.Remove())
+		}
 	}
 	return apply.Result{Report: report.Of(d.Store), TargetBytes: k.Target.Size()}, nil
 }
 
-// attach makes the device, or two if it is to be writable.
-func (k *merger) attach(d *apply.Checked, l *lower, name string, o AttachOptions) (err error) {
+// view makes the device that shows the target as it will be.
+func (k *merger) view(d *apply.Checked, l *lower, name, uuid string, hidden bool) (mapped, error) {
 	table, err := k.viewTable(d, l)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	uuid := apply.UUIDPrefix + "view-" + rand.Text()
-	if !o.Writable {
-		_, err := k.view(d, l, name, uuid, table)
-		return err
-	}
-	below, err := k.view(d, l, name+apply.HiddenSuffix, uuid+apply.HiddenSuffix, table)
-	if err != nil {
-		return err
-	}
-	if err := k.overlay(below, max(overlayChunkBytes, l.blockBytes), name, uuid, o.OverlayDir); err != nil {
-		return errors.Join(err, below.Remove())
-	}
-	return nil
-}
-
-// view makes the device that shows the target as it will be.
-func (k *merger) view(d *apply.Checked, l *lower, name, uuid string, table []dm.Target) (mapped, error) {
 	view, err := k.load(l, name, uuid, true, table...)
 	if err != nil {
 		return nil, err
 	}
-	if err := show(view, strings.HasSuffix(uuid, apply.HiddenSuffix)); err != nil {
+	if err := show(view, hidden); err != nil {
 		return nil, err
 	}
 	if err := k.compare(d, view); err != nil {
@@ -182,16 +175,16 @@ func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	if err := f.Truncate(chunks * chunkBytes); err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
-	loop, err := k.o.devices.loop(f, true)
+	loop, closer, err := k.o.devices.loop(f, true)
 	if err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
-	defer loop.Close()
+	defer closer.Close()
 	d, err := k.o.devices.create(name, uuid)
 	if err != nil {
 		return err
 	}
-	if err := d.Load(false, snapshotOf(dm.KindSnapshot, sectors, below.Info(), loop.Info(), "N", chunkBytes)); err != nil {
+	if err := d.Load(false, snapshotOf(dm.KindSnapshot, sectors, below.Info(), loop, "N", chunkBytes)); err != nil {
 		return errors.Join(err, d.Remove())
 	}
 	return show(d, false)

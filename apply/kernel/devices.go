@@ -17,9 +17,9 @@ import (
 // devices is every way in which the kernel is asked for a device. As with storage,
 // tests put devices of their own here, which stop where a kernel would not.
 type devices interface {
-	// loop shows an open file as a block device until it is closed and nothing is
+	// loop shows an open file as a block device until that is closed and nothing is
 	// stacked on it.
-	loop(backing *os.File, writable bool) (loop, error)
+	loop(backing *os.File, writable bool) (blockdev.Info, io.Closer, error)
 	// open opens the block device with that number.
 	open(number string) (*blockdev.Device, error)
 	// checkFree fails if there is a device-mapper device of that name, or no device
@@ -29,11 +29,6 @@ type devices interface {
 	create(name, uuid string) (mapped, error)
 	// find finds one by its uuid. It is fs.ErrNotExist if there is none.
 	find(uuid string) (mapped, error)
-}
-
-type loop interface {
-	io.Closer
-	Info() blockdev.Info
 }
 
 // mapped is a mapped device of ours: see [dm.Device].
@@ -57,9 +52,12 @@ type system struct{}
 
 var _ devices = system{}
 
-func (system) loop(backing *os.File, writable bool) (loop, error) {
+func (system) loop(backing *os.File, writable bool) (blockdev.Info, io.Closer, error) {
 	l, err := dm.NewLoop(backing, writable)
-	return systemLoop{l}, err
+	if err != nil {
+		return blockdev.Info{}, nil, err
+	}
+	return blockdev.Info{Path: l.Name(), Block: true, Number: l.Number}, l, nil
 }
 
 func (system) open(number string) (*blockdev.Device, error) { return blockdev.OpenNumber(number) }
@@ -88,16 +86,8 @@ func (system) find(uuid string) (mapped, error) {
 	return systemDevice{d}, err
 }
 
-// systemLoop and systemDevice are what the kernel made, as the block devices that they
-// are.
-type (
-	systemLoop   struct{ *dm.Loop }
-	systemDevice struct{ *dm.Device }
-)
-
-func (l systemLoop) Info() blockdev.Info {
-	return blockdev.Info{Path: l.Name(), Block: true, Number: l.Number}
-}
+// systemDevice is a mapped device as the block device that it is.
+type systemDevice struct{ *dm.Device }
 
 func (d systemDevice) Info() blockdev.Info {
 	return blockdev.Info{Path: d.Path(), Block: true, Number: d.Number}
@@ -123,8 +113,9 @@ func checkHealthy(path string, targets []dm.Target) error {
 // loop device in the place of a file.
 type lower struct {
 	target, delta blockdev.Info
-	loops         []loop
-	blockBytes    int64 // the larger of their logical blocks
+	loops         []blockdev.Info
+	closers       []io.Closer // of the loop devices
+	blockBytes    int64       // the larger of their logical blocks
 }
 
 // newLower makes what is to lie below a table. Its loop devices must be held until
@@ -162,12 +153,12 @@ func (l *lower) add(d devices, f *os.File, writable bool) (blockdev.Info, error)
 		return blockdev.Info{}, err
 	}
 	defer backing.Close()
-	loop, err := d.loop(backing, writable)
+	loop, closer, err := d.loop(backing, writable)
 	if err != nil {
 		return blockdev.Info{}, err
 	}
-	l.loops = append(l.loops, loop)
-	return loop.Info(), nil
+	l.loops, l.closers = append(l.loops, loop), append(l.closers, closer)
+	return loop, nil
 }
 
 // checkChunk refuses chunks that the device mapper can't handle on these devices.
@@ -188,17 +179,9 @@ func (l *lower) checkWritable() error {
 	return nil
 }
 
-func (l *lower) infos() []blockdev.Info {
-	var infos []blockdev.Info
-	for _, loop := range l.loops {
-		infos = append(infos, loop.Info())
-	}
-	return infos
-}
-
 // Close lets go of the loop devices.
 func (l *lower) Close() {
-	for _, loop := range l.loops {
+	for _, loop := range l.closers {
 		loop.Close()
 	}
 }

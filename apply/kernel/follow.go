@@ -14,7 +14,6 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/dm"
 	"ddsfs/cow/report"
-	"ddsfs/cow/wayout"
 )
 
 // follow waits until the kernel has merged, and brings it to its end.
@@ -41,7 +40,7 @@ func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (a
 	if err != nil {
 		// From now on writes to the device go unnoticed.
 		from.Unwatched = true
-		return apply.Result{}, errors.Join(err, k.State.Save(r))
+		return apply.Result{}, errors.Join(k.unfinished(err), k.State.Save(r))
 	}
 	result.ResumedBytes = before * c
 	result.WrittenBytes = result.DataBytes - result.ResumedBytes
@@ -65,20 +64,20 @@ func (k *merger) wait(ctx context.Context, r *record.Record, device mapped) (bef
 	for {
 		status, err := device.Status()
 		if err != nil {
-			return 0, k.unfinished(err)
+			return 0, err
 		}
 		if len(status) == 1 && status[0].Type == dm.KindLinear {
 			return from.Chunks, nil // an earlier run saw that it was done
 		}
 		if len(status) != 1 || status[0].Type != dm.KindMerge {
-			return 0, k.unfinished(fmt.Errorf("%s: somebody has given it another table", device.Path()))
+			return 0, fmt.Errorf("%s: somebody has given it another table", device.Path())
 		}
 		if err := k.noteWrites(r, device); err != nil {
-			return 0, k.unfinished(err)
+			return 0, err
 		}
 		usage, err := status[0].Usage()
 		if err != nil {
-			return 0, k.unfinished(fmt.Errorf("%s: %w (its log may say why)", device.Path(), err))
+			return 0, fmt.Errorf("%s: %w (its log may say why)", device.Path(), err)
 		}
 		left := min(from.Chunks, max(0, usage.Used-usage.Metadata)/from.ChunkSectors)
 		if before < 0 {
@@ -94,8 +93,7 @@ func (k *merger) wait(ctx context.Context, r *record.Record, device mapped) (bef
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			err := fmt.Errorf("target %s: HALF MERGED: stopped by a signal, and the kernel goes on: %s shows the new state meanwhile", k.Target.Path, device.Path())
-			return 0, wayout.Add(err, wayout.ResumeKernel.Of(k.Target.Path))
+			return 0, fmt.Errorf("stopped by a signal, and the kernel goes on: %s shows the new state meanwhile", device.Path())
 		}
 	}
 }
@@ -103,19 +101,20 @@ func (k *merger) wait(ctx context.Context, r *record.Record, device mapped) (bef
 // noteWrites records durably that somebody wrote to the device, as soon as that
 // shows. The target then holds more than the delta says.
 func (k *merger) noteWrites(r *record.Record, device mapped) error {
-	counter, err := device.Counter()
-	if err != nil || counter.WrittenSectors == 0 && counter.DiscardedSectors == 0 {
+	was := r.Touched
+	if err := checkWrites(r, device); err != nil || r.Touched == was {
 		return err
 	}
-	return k.touch(r)
+	return k.State.Save(r)
 }
 
-func (k *merger) touch(r *record.Record) error {
-	if r.Touched != "" {
-		return nil
+// checkWrites has the record say whether somebody wrote to the device.
+func checkWrites(r *record.Record, device mapped) error {
+	counter, err := device.Counter()
+	if err == nil && r.Touched == "" && (counter.WrittenSectors > 0 || counter.DiscardedSectors > 0) {
+		r.Touched = r.Merging.Kernel.TouchedBy()
 	}
-	r.Touched = r.Merging.Kernel.TouchedBy()
-	return k.State.Save(r)
+	return err
 }
 
 // settle takes the store out of use when the kernel has merged all of it, and
@@ -134,48 +133,42 @@ func (k *merger) touch(r *record.Record) error {
 // empty.
 func (k *merger) settle(r *record.Record, device mapped, run record.Run) (*record.Record, error) {
 	table, err := device.Table()
-	if err != nil {
-		return nil, k.unfinished(err)
+	merging := err == nil && apply.IsMerging(table)
+	if merging {
+		err = k.checkUsedUp(table[0])
 	}
-	if apply.IsMerging(table) {
-		if err := k.checkUsedUp(table[0]); err != nil {
-			return nil, k.unfinished(err)
-		}
+	if err != nil {
+		return nil, err
 	}
 	if err := k.Target.Sync(); err != nil {
-		return nil, k.unfinished(fmt.Errorf("flush: %w", err))
+		return nil, fmt.Errorf("flush: %w", err)
 	}
-	if apply.IsMerging(table) {
+	if merging {
 		below, _, _ := strings.Cut(table[0].Params, " ")
-		linear := dm.Target{Sectors: table[0].Sectors, Type: dm.KindLinear, Params: below + " 0"}
-		if err := device.Load(false, linear); err != nil {
-			return nil, k.unfinished(err)
-		}
+		err = device.Load(false, dm.Target{Sectors: table[0].Sectors, Type: dm.KindLinear, Params: below + " 0"})
 	}
-	if err := device.Suspend(); err != nil {
-		return nil, k.unfinished(err)
+	if err == nil {
+		err = device.Suspend()
+	}
+	if err != nil {
+		return nil, err
 	}
 	evidence, err := k.still(r, device)
 	if err := errors.Join(err, device.Resume(false)); err != nil {
-		return nil, k.unfinished(err)
+		return nil, err
 	}
 	done := *r
 	done.Finish(time.Now(), run, evidence)
 	if err := k.State.Save(&done); err != nil {
-		return nil, k.unfinished(fmt.Errorf("it is merged, but that could not be recorded: %w", err))
+		return nil, fmt.Errorf("it is merged, but that could not be recorded: %w", err)
 	}
 	return &done, nil
 }
 
 // still is what the target looks like while nobody can write to it.
 func (k *merger) still(r *record.Record, device mapped) (*record.Evidence, error) {
-	counter, err := device.Counter()
-	if err != nil {
+	if err := checkWrites(r, device); err != nil {
 		return nil, err
-	}
-	if r.Touched == "" && (counter.WrittenSectors > 0 || counter.DiscardedSectors > 0) {
-		// It is recorded with the rest.
-		r.Touched = r.Merging.Kernel.TouchedBy()
 	}
 	if err := blockdev.DropCache(k.Target.OS()); err != nil {
 		return nil, err

@@ -35,15 +35,9 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 		return apply.Result{}, fmt.Errorf("delta: %w", err)
 	}
 	defer in.Close()
-	if r, err := underWay(targetPath, o); err != nil {
-		return apply.Result{}, err
-	} else if r != nil {
-		// Its list may be shorter by now.
-		d, err := cow.Open(in)
-		if err != nil {
-			return apply.Result{}, fmt.Errorf("%s: %w", path, err)
-		}
-		return resumeSame(ctx, r, d, targetPath, o)
+	// The list of a delta that the kernel has begun to merge may be shorter by now.
+	if result, underWay, err := resumeSame(ctx, path, func() (*cow.Store, error) { return cow.Open(in) }, targetPath, o); underWay || err != nil {
+		return result, err
 	}
 	k, err := open(targetPath, o)
 	if err != nil {
@@ -87,14 +81,8 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 // Pipe is File for a delta that comes from r.
 func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (apply.Result, error) {
 	in := apply.Patient{Ctx: ctx, File: r}
-	if under, err := underWay(targetPath, o); err != nil {
-		return apply.Result{}, err
-	} else if under != nil {
-		store, err := cow.ReadStoreFrom(in)
-		if err != nil {
-			return apply.Result{}, fmt.Errorf("%s: %w", r.Name(), err)
-		}
-		return resumeSame(ctx, under, store, targetPath, o)
+	if result, underWay, err := resumeSame(ctx, r.Name(), func() (*cow.Store, error) { return cow.ReadStoreFrom(in) }, targetPath, o); underWay || err != nil {
+		return result, err
 	}
 	k, err := open(targetPath, o)
 	if err != nil {
@@ -133,33 +121,33 @@ func Resume(ctx context.Context, targetPath string, o Options) (apply.Result, er
 	return k.resume(ctx)
 }
 
-// underWay is the record of a target if the kernel has begun to merge into it and
-// that is not finished.
-func underWay(targetPath string, o Options) (*record.Record, error) {
+// resumeSame resumes the merge into a target that the kernel has begun, if one is under
+// way. It must be that of the delta, which is opened then. Errors call that by the name.
+func resumeSame(ctx context.Context, name string, open func() (*cow.Store, error), targetPath string, o Options) (result apply.Result, underWay bool, err error) {
 	info, err := blockdev.Lookup(targetPath)
 	if err != nil {
-		return nil, nil // so nothing can be merged into it, and open says why
+		return result, false, nil // so nothing can be merged into it, and the rest says why
 	}
 	key, err := info.Key()
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return result, false, fmt.Errorf("target: %w", err)
 	}
-	r, err := record.Dir{Path: o.StateDir}.Load(key)
-	var damaged *record.DamagedError
-	if r.ByKernel() == nil || errors.As(err, &damaged) {
-		return nil, nil
+	// What can't be read is looked at again when the target is locked.
+	r, _ := record.Dir{Path: o.StateDir}.Load(key)
+	if r.ByKernel() == nil {
+		return result, false, nil
 	}
-	return r, err
-}
-
-// resumeSame resumes a merge if it is that of the delta.
-func resumeSame(ctx context.Context, r *record.Record, d *cow.Store, targetPath string, o Options) (apply.Result, error) {
+	d, err := open()
+	if err != nil {
+		return result, true, fmt.Errorf("%s: %w", name, err)
+	}
 	if !isNamed(d, r.Merging.New.Delta) {
 		err := fmt.Errorf("the kernel has begun to merge another delta into it, from %s to %s", record.NameOf(r.Merging.Base), record.NameOf(r.Merging.New.Snapshot))
-		return apply.Result{}, wayout.Add(&apply.RefusedError{Target: targetPath, Reason: err}, wayout.ResumeKernel.Of(targetPath))
+		return result, true, wayout.Add(&apply.RefusedError{Target: targetPath, Reason: err}, wayout.ResumeKernel.Of(targetPath))
 	}
 	o.Name = "" // the name that it has is kept, also where the device must be made again
-	return Resume(ctx, targetPath, o)
+	result, err = Resume(ctx, targetPath, o)
+	return result, true, err
 }
 
 // open opens a target to have the kernel merge into it.
@@ -264,8 +252,7 @@ func (k *merger) mergeCopy(ctx context.Context, name string, r io.Reader, stage 
 // a copy of it.
 func (k *merger) merge(ctx context.Context, d *apply.Checked, store *blockdev.Device, from record.KernelMerge) (apply.Result, error) {
 	r, device, err := k.prepare(ctx, d, store, from)
-	var refused *apply.RefusedError
-	if errors.As(err, &refused) {
+	if _, refused := errors.AsType[*apply.RefusedError](err); refused {
 		return apply.Result{}, err
 	}
 	if err != nil {
@@ -368,9 +355,10 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 	if err := k.claim(); err != nil {
 		return apply.Result{}, err
 	}
-	if from.Unwatched {
+	if from.Unwatched && r.Touched == "" {
 		// The device counted whether it was written to, and is gone.
-		if err := k.touch(r); err != nil {
+		r.Touched = from.TouchedBy()
+		if err := k.State.Save(r); err != nil {
 			return apply.Result{}, err
 		}
 	}
@@ -392,8 +380,7 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 	if device, err = k.raise(from, store); err == nil && ctx.Err() != nil {
 		err = errors.Join(apply.ErrSignal, device.Remove())
 	}
-	var refused *apply.RefusedError
-	if errors.As(err, &refused) {
+	if _, refused := errors.AsType[*apply.RefusedError](err); refused {
 		return apply.Result{}, err
 	}
 	if err != nil {
@@ -446,7 +433,12 @@ func (k *merger) claim() error {
 	}
 	t := k.Target
 	from := k.Known.Merging.Kernel
-	why, err := k.touchedItself()
+	r := k.Known.Record
+	writes := k.State.Writes(r, k.Known.Written)
+	if r.TouchedByDevice() {
+		writes.All = true // the kernel brings it what was written through the device
+	}
+	why, err := k.Touched(r.Evidence, writes)
 	if err != nil {
 		return fmt.Errorf("target %s: %w", t.Path, err)
 	}
@@ -460,15 +452,4 @@ func (k *merger) claim() error {
 		k.o.Warn(fmt.Sprintf("after a power cut, chunks that this kernel, %s, has merged may be missing", release), wayout.Compare.Of(t.Path))
 	}
 	return nil
-}
-
-// touchedItself tells how a target shows that it was written to by itself, and not
-// through the device of the merge, "" if it does not.
-func (k *merger) touchedItself() (string, error) {
-	r := k.Known.Record
-	writes := k.State.Writes(r, k.Known.Written)
-	if r.TouchedByDevice() {
-		writes.All = true // the kernel brings it what was written through the device
-	}
-	return k.Touched(r.Evidence, writes)
 }

@@ -311,7 +311,7 @@ func TestKernelSomebodyCameIn(t *testing.T) {
 			f, err := os.OpenFile(r.Target, os.O_RDWR, 0)
 			harness.Must(t, err)
 			defer f.Close()
-			l, err := system{}.loop(f, true)
+			_, l, err := system{}.loop(f, true)
 			harness.Must(t, err)
 			return func() { l.Close() }
 		},

@@ -95,7 +95,7 @@ func (k *merger) handOver(l *lower, d mapped, before *record.Evidence, readOnly 
 		return err
 	}
 	// Ourselves and the table.
-	if err := k.Target.CheckUnused(apply.Own{Opens: 2, Loops: l.infos(), Mapped: d.Info()}); err != nil {
+	if err := k.Target.CheckUnused(apply.Own{Opens: 2, Loops: l.loops, Mapped: d.Info()}); err != nil {
 		return err
 	}
 	if err := k.Target.Sync(); err != nil {

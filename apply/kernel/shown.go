@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
 
 	"ddsfs/apply"
 	"ddsfs/apply/record"
-	"ddsfs/cow/blockdev"
 	"ddsfs/cow/layer"
 )
 
@@ -27,15 +25,11 @@ func (k *merger) compare(d *apply.Checked, view mapped) error {
 	if err != nil {
 		return fmt.Errorf("delta: %w", err)
 	}
-	f, err := blockdev.Reopen(k.Target.OS(), os.O_RDONLY)
+	target, done, err := k.Target.Content()
 	if err != nil {
-		return fmt.Errorf("target: %w", err)
+		return err
 	}
-	target, err := blockdev.NewDevice(f)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	defer target.Close()
+	defer done()
 	willBe, err := layer.NewOverlay(target.Size(), target, delta)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -42,18 +43,13 @@ func newSimulated(s *harness.Storage) *simulated {
 // Numbers that no device has.
 const loopMajor, mappedMajor = 4094, 4095
 
-type simulatedLoop struct{ info blockdev.Info }
-
-func (l simulatedLoop) Close() error        { return nil }
-func (l simulatedLoop) Info() blockdev.Info { return l.info }
-
-func (s *simulated) loop(backing *os.File, _ bool) (loop, error) {
+func (s *simulated) loop(backing *os.File, _ bool) (blockdev.Info, io.Closer, error) {
 	if err := s.storage.Step(); err != nil {
-		return nil, err
+		return blockdev.Info{}, nil, err
 	}
 	info := blockdev.Info{Path: "loop", Block: true, Number: dm.Number{Major: loopMajor, Minor: uint32(len(s.loops))}}
 	s.loops[info.Number.String()] = backing.Name()
-	return simulatedLoop{info}, nil
+	return info, io.NopCloser(nil), nil
 }
 
 func (s *simulated) open(number string) (*blockdev.Device, error) {

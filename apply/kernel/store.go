@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,12 +22,7 @@ import (
 )
 
 // spoolDir is where the copy that the kernel uses up is kept.
-func (k *merger) spoolDir() string {
-	if k.o.SpoolDir != "" {
-		return k.o.SpoolDir
-	}
-	return k.State.Path
-}
+func (k *merger) spoolDir() string { return cmp.Or(k.o.SpoolDir, k.State.Path) }
 
 // copy makes the copy of the delta that the kernel is to use up, and checks it: it
 // is the copy that is merged. It is durable, with its name, when copy returns.
@@ -38,7 +34,8 @@ func (k *merger) copy(ctx context.Context, name string, r io.Reader, stage apply
 	if err != nil {
 		return "", nil, fmt.Errorf("copy of the delta: %w", err)
 	}
-	if isInMemory(dir) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC) {
 		k.o.Warn(fmt.Sprintf("the copy of the delta is in %s, which is in memory: after a power cut the merge can't be finished from it", dir), wayout.OtherSpool)
 	}
 	// The target is locked, so no other process uses the name. Only a run that ended
@@ -95,15 +92,6 @@ func (k *merger) keepPastEnd(d *apply.Checked, f io.WriterAt) error {
 		return fmt.Errorf("copy of the delta: %w", err)
 	}
 	return nil
-}
-
-// isInMemory tells whether a directory is gone after a reboot.
-func isInMemory(dir string) bool {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return false
-	}
-	return fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC
 }
 
 // openStore opens what is left of the store that the kernel was to merge, and makes
@@ -220,23 +208,16 @@ func (k *merger) removeUsedUp(r *record.Record) error {
 	if !store.Info().Block {
 		return k.RemoveStore(from.Store)
 	}
-	if err := k.wipe(from.Store); err != nil {
+	f, err := k.State.Storage.Open(from.Store, files.ToWrite)
+	if err == nil {
+		// A block of any device, which has the header and the seal.
+		if _, err = f.WriteAt(make([]byte, 4096), 0); err == nil {
+			err = f.Sync()
+		}
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("the delta that was used up can't be overwritten: %w", err)
 	}
 	return nil
 }
-
-// wipe overwrites the header of the delta on a block device.
-func (k *merger) wipe(path string) error {
-	f, err := k.State.Storage.Open(path, files.ToWrite)
-	if err != nil {
-		return err
-	}
-	if _, err = f.WriteAt(make([]byte, wipeBytes), 0); err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// wipeBytes is a block of any device, and has the header and the seal.
-const wipeBytes = 4096
