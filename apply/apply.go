@@ -110,7 +110,6 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
 	began := time.Now()
 	result := m.newResult(report.Report{})
-	streams := !facts.Chunks.Known()
 	if how.Verdict == record.Resume {
 		job.DoneChunks = min(total, m.Known.Merging.DoneChunks)
 	}
@@ -123,7 +122,7 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		return Result{}, err
 	}
 	var streaming *begun
-	if streams {
+	if !facts.Chunks.Known() {
 		streaming = &begun{random: m.o.random, interrupted: m.isHalfMerged()}
 	}
 	o := m.o
@@ -142,22 +141,31 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	if err == nil {
 		err = m.CheckUnchanged()
 	}
-	var streamed record.Chunks
-	if streams {
-		streamed = record.NewChunks(streaming.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
+	var saveErr error
+	if streaming != nil {
+		// Which chunks were written was not known before.
+		streamed := record.NewChunks(streaming.chunks.Set(), decoder.Store.ChunkBytes, facts.EndBytes)
 		r.Merging.Changes = streaming.changes
 		if err == nil && how.CoversAtEnd && !streamed.Covers(m.Known.Written) {
 			err = errors.New("the delta does not have all chunks that the merge before wrote, which was interrupted: that one again finishes it, or a full one")
 		}
+		if how.Since != nil {
+			how.Written = streamed
+			if m.Known.Record != nil && how.Since == m.Known.WrittenSince {
+				how.Written = streamed.With(m.Known.Written) // if that is not known, this is not
+			}
+			if streamed.Len() > 0 {
+				if r.Written, saveErr = m.State.SaveWritten(m.Key, how.Written); saveErr == nil {
+					saveErr = m.State.Save(r)
+				}
+			}
+		}
 	}
 	if err != nil {
-		return Result{}, m.interrupted(errors.Join(err, m.saveStreamed(r, how, streamed)), result)
+		return Result{}, m.interrupted(errors.Join(err, saveErr), result)
 	}
-	if streams && how.Since != nil {
-		if err := m.saveStreamed(r, how, streamed); err != nil {
-			return Result{}, err
-		}
-		how.Written = m.allStreamed(how, streamed)
+	if saveErr != nil {
+		return Result{}, saveErr
 	}
 	if name := decoder.Store.Name; name != nil {
 		facts.Name = name.String()

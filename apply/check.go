@@ -55,7 +55,7 @@ func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Check
 // directory is the one in which f needs room; instead is the way out, besides another
 // directory, if there is none.
 func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir string, instead wayout.Way, stage Stage) (*Checked, error) {
-	size, taken, err := receive(ctx, name, r, f, nil, room{dir, instead}, func(done, total int64) { m.o.Progress(stage, done, total) })
+	size, taken, err := receive(ctx, name, r, f, nil, dir, instead, func(done, total int64) { m.o.Progress(stage, done, total) })
 	if err != nil {
 		return nil, err
 	}
@@ -90,8 +90,8 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 		return c, m.prove(ctx, d, cow.OfBase, "it does not hold what the delta starts from: %s")
 	case record.Done:
 		err = m.prove(ctx, d, cow.OfNew, "the delta was merged before, and it does not hold that any more: %s: somebody else wrote to it", wayout.WriteAgain)
-		var refused *RefusedError
-		if !c.Facts.Full || !errors.As(err, &refused) {
+		refused, ok := errors.AsType[*RefusedError](err)
+		if !c.Facts.Full || !ok {
 			return c, err
 		}
 		m.Known.Touched = refused.Reason.Error()

@@ -115,26 +115,6 @@ func (m *Merger) TakeBack() (err error) {
 	return err
 }
 
-// saveStreamed records which chunks of a delta that streamed in were written, which was
-// not known before.
-func (m *Merger) saveStreamed(r *record.Record, how record.Decision, streamed record.Chunks) (err error) {
-	if !streamed.Known() || how.Since == nil || streamed.Len() == 0 {
-		return nil
-	}
-	if r.Written, err = m.State.SaveWritten(m.Key, m.allStreamed(how, streamed)); err != nil {
-		return err
-	}
-	return m.State.Save(r)
-}
-
-// allStreamed is what was written since how.Since, with what streamed in.
-func (m *Merger) allStreamed(how record.Decision, streamed record.Chunks) record.Chunks {
-	if m.Known.Record != nil && m.Known.WrittenSince != nil && how.Since == m.Known.WrittenSince {
-		return streamed.With(m.Known.Written) // if that is not known, this is not
-	}
-	return streamed
-}
-
 // finish records that the merge, which has written to those chunks, is done.
 func (m *Merger) finish(r *record.Record, written record.Chunks, run record.Run) error {
 	evidence, err := m.Evidence(r.Evidence, r.Merging.Changes, written.MayHold)

@@ -12,8 +12,7 @@ import (
 // readKnown reads the record of the target, and compares it with the target.
 func (m *Merger) readKnown() error {
 	r, err := m.State.Load(m.Key)
-	var damaged *record.DamagedError
-	if errors.As(err, &damaged) {
+	if damaged, ok := errors.AsType[*record.DamagedError](err); ok {
 		// A delta that does not need the record replaces it.
 		m.Known.Damaged, err = damaged, nil
 	}

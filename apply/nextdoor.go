@@ -107,12 +107,7 @@ func Paths(infos []blockdev.Info) string {
 // InUse says who uses a block device that can't be claimed.
 func InUse(path string) error {
 	unknown := errors.New("it is in use: unmount it, and close what is stacked on it")
-	f, err := os.Open(path)
-	if err != nil {
-		return unknown
-	}
-	defer f.Close()
-	info, err := blockdev.Stat(f)
+	info, err := blockdev.Lookup(path)
 	if err != nil {
 		return unknown
 	}

@@ -129,29 +129,27 @@ func (m *Merger) Claim() error {
 	return nil
 }
 
-func newMerger(t *Target, o Options) (*Merger, error) {
+// newMerger locks the target, and reads what is known of it. On an error, it closes the
+// target.
+func newMerger(t *Target, o Options) (_ *Merger, err error) {
 	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.Storage}, o: o}
-	if err := m.takeOver(); err != nil {
-		m.Close()
-		return nil, err
-	}
-	return m, nil
-}
-
-// takeOver locks the target, and reads what is known of it.
-func (m *Merger) takeOver() (err error) {
-	if m.Key, err = m.o.outside(m.Target).key(); err != nil {
-		return fmt.Errorf("target: %w", err)
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if m.Key, err = o.outside(t).key(); err != nil {
+		return nil, fmt.Errorf("target: %w", err)
 	}
 	m.lock, err = m.State.Lock(m.Key)
 	switch {
 	case errors.Is(err, record.ErrLocked):
-		return m.Target.Refused("another apply to it is running (process %d)", m.State.LockedBy(m.Key))
-	case err != nil && m.o.AnyBase && !m.State.Has(m.Key):
+		return nil, t.Refused("another apply to it is running (process %d)", m.State.LockedBy(m.Key))
+	case err != nil && o.AnyBase && !m.State.Has(m.Key):
 		m.State = record.Dir{}
-		return nil
+		return m, nil
 	case err != nil:
-		return err
+		return nil, err
 	}
-	return m.readKnown()
+	return m, m.readKnown()
 }

@@ -43,8 +43,7 @@ func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFi
 	}
 	s = &spoolFile{OSFile: files.OSFile{File: f}}
 	behind := files.Behind(s, 0)
-	s.size, s.taken, err = receive(ctx, name, r, s, &behind,
-		room{o.SpoolDir, wayout.StreamInstead},
+	s.size, s.taken, err = receive(ctx, name, r, s, &behind, o.SpoolDir, wayout.StreamInstead,
 		func(done, total int64) { o.Progress(Receiving, done, total) })
 	if err != nil {
 		f.Close()
@@ -81,15 +80,17 @@ func (s *spoolFile) kept() error {
 // receive writes a delta to a file: as many bytes as its seal says, and takes their
 // digests, or without a seal all there are. Bytes that do not begin as a delta does are
 // refused at once. The trail, if there is one, follows beyond what may stay in the page
-// cache.
-func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, room room, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
+// cache. For dir and instead see [Merger.Receive].
+func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, dir string, instead wayout.Way, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
+	noRoom := func(what string, args ...any) error {
+		return wayout.Add(fmt.Errorf("spool: no room in %s, %s; nothing was written to the target", dir, fmt.Sprintf(what, args...)), wayout.OtherSpool, instead)
+	}
 	first := make([]byte, cow.SectorBytes)
 	n, err := io.ReadFull(r, first)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return 0, nil, fmt.Errorf("spool: read the delta: %w", err)
 	}
 	first = first[:n]
-	// Bytes that are no delta are refused before the rest is waited for.
 	_, seal, err := cow.ParseFirst(first)
 	if err != nil {
 		return 0, nil, fmt.Errorf("%s: %w", name, err)
@@ -97,8 +98,12 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 	var total int64
 	if seal != nil {
 		total = seal.TotalBytes()
-		if err := room.check(total); err != nil {
-			return 0, nil, err
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			return 0, nil, fmt.Errorf("spool: room in %s: %w", dir, err)
+		}
+		if room := int64(fs.Bavail) * int64(fs.Bsize); room < total {
+			return 0, nil, noRoom("the delta has %d bytes, and there is room for %d", total, room)
 		}
 		taken = cow.NewDigester(*seal)
 		r = io.LimitReader(r, total-int64(n))
@@ -114,7 +119,7 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 		}
 		size += int64(n)
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return room.none(fmt.Sprintf("after %d bytes", size))
+			return noRoom("after %d bytes", size)
 		}
 		if err != nil {
 			return fmt.Errorf("spool: after %d bytes: %w", size, err)
@@ -164,27 +169,4 @@ func (p Patient) Read(b []byte) (int, error) {
 			return p.File.Read(b)
 		}
 	}
-}
-
-// room is a directory that a delta is to fit in.
-type room struct {
-	dir string
-	// instead is the way out besides another directory.
-	instead wayout.Way
-}
-
-// check fails if so many bytes do not fit.
-func (r room) check(bytes int64) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(r.dir, &fs); err != nil {
-		return fmt.Errorf("spool: room in %s: %w", r.dir, err)
-	}
-	if room := int64(fs.Bavail) * int64(fs.Bsize); room < bytes {
-		return r.none(fmt.Sprintf("the delta has %d bytes, and there is room for %d", bytes, room))
-	}
-	return nil
-}
-
-func (r room) none(what string) error {
-	return wayout.Add(fmt.Errorf("spool: no room in %s, %s; nothing was written to the target", r.dir, what), wayout.OtherSpool, r.instead)
 }

@@ -88,37 +88,37 @@ func Status(stateDir string, targets ...string) ([]TargetStatus, error) {
 		return nil, err
 	}
 	list := []TargetStatus{}
-	add := func(r *record.Record) { list = append(list, statusOf(dir, r)) }
 	if len(targets) == 0 {
 		for _, r := range records {
-			add(r)
+			list = append(list, statusOf(dir, r))
 		}
 	}
 	for _, target := range targets {
 		r, err := recordOf(dir, records, target)
-		var bad *record.DamagedError
-		switch {
-		case errors.As(err, &bad):
-			path, absErr := filepath.Abs(target)
-			if absErr != nil {
-				path = target
-			}
-			list = append(list, TargetStatus{Target: path, State: Damaged, Problem: err.Error(), Undos: []UndoFile{}})
-		case err != nil:
-			return nil, err
-		case r == nil:
-			return nil, fmt.Errorf("state directory %s: nothing is recorded of %s", stateDir, target)
-		default:
-			add(r)
+		if _, ok := errors.AsType[*record.DamagedError](err); ok {
+			path, _ := filepath.Abs(target) // as recordOf did
+			list = append(list, damagedStatus(path, err))
+			continue
 		}
+		if err == nil && r == nil {
+			err = fmt.Errorf("state directory %s: nothing is recorded of %s", stateDir, target)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, statusOf(dir, r))
 	}
 	slices.SortStableFunc(list, func(a, b TargetStatus) int { return strings.Compare(a.Target, b.Target) })
 	if len(targets) == 0 {
 		for _, err := range damaged {
-			list = append(list, TargetStatus{State: Damaged, Problem: err.Error(), Undos: []UndoFile{}})
+			list = append(list, damagedStatus("", err))
 		}
 	}
 	return list, nil
+}
+
+func damagedStatus(target string, err error) TargetStatus {
+	return TargetStatus{Target: target, State: Damaged, Problem: err.Error(), Undos: []UndoFile{}}
 }
 
 // recordOf is the record of a target, nil if there is none: by its key, by one that it

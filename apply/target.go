@@ -136,8 +136,7 @@ func (t *Target) CheckUnused(o Own) error {
 	const tries, pause = 5, 100 * time.Millisecond
 	for try := 1; ; try++ {
 		err = t.checkOpeners(o.Opens, overlaps)
-		var refused *RefusedError
-		if !errors.As(err, &refused) || try == tries {
+		if _, refused := errors.AsType[*RefusedError](err); !refused || try == tries {
 			return err
 		}
 		time.Sleep(pause)
@@ -212,9 +211,6 @@ func (t *Target) CheckInside(chunk uint64, chunkBytes int64) error {
 func (t *Target) checkSize(volumeBytes int64) error {
 	if volumeBytes > t.size {
 		return t.Refused("the volume has %d bytes, and the target only %d: extend it first", volumeBytes, t.size)
-	}
-	if !t.info.Block {
-		return nil
 	}
 	whole, sector, err := t.wholeSectors()
 	if err != nil {

@@ -37,7 +37,15 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	if err != nil {
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %v", path, err)
 	}
-	held := m.held(d, there)
+	// A state that nobody vouches for gets a name that nothing else has, or the one that an
+	// earlier run gave it.
+	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.Facts.VolumeBytes}
+	switch {
+	case d.How.Held != nil:
+		held = *d.How.Held
+	case there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix):
+		held.Snapshot = there.Seal.New
+	}
 	undo, err := m.undoDelta(d, content, held)
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
@@ -60,19 +68,6 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
 	}
 	return record.NewUndo(path, name, d.Facts.Name, held, m.Known), nil
-}
-
-// held is what the target holds. A state that nobody vouches for gets a name that
-// nothing else has, or the one that an earlier run gave it.
-func (m *Merger) held(d *Checked, there *cow.Store) record.Content {
-	if d.How.Held != nil {
-		return *d.How.Held
-	}
-	held := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.Facts.VolumeBytes}
-	if there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix) {
-		held.Snapshot = there.Seal.New
-	}
-	return held
 }
 
 // undoDelta is the delta that brings back what d overwrites.
