@@ -23,6 +23,7 @@ type batch struct {
 	buf     []byte
 	runs    []chunks.Run // their data is in buf, one run after the other
 	highest uint64       // the highest chunk in the metadata that was read by then
+	list    []piece
 }
 
 // piece is what a batch has for a run of chunks.
@@ -35,18 +36,16 @@ type piece struct {
 
 // pieces are the pieces of a batch, for a target that ends at byte end and has the
 // first known bytes of the batch already.
-func (b *batch) pieces(chunkBytes, end, known int64) iter.Seq[piece] {
-	return func(yield func(piece) bool) {
-		data, known := b.buf, known
-		for _, run := range b.runs {
-			off, bytes := int64(run.Chunk)*chunkBytes, run.Count*chunkBytes
-			inside := min(bytes, end-off)
-			if !yield(piece{run, off, data[:inside], max(0, min(inside, known))}) {
-				return
-			}
-			data, known = data[bytes:], known-bytes
-		}
+func (b *batch) pieces(chunkBytes, end, known int64) []piece {
+	data, list := b.buf, b.list[:0]
+	for _, run := range b.runs {
+		off, bytes := int64(run.Chunk)*chunkBytes, run.Count*chunkBytes
+		inside := min(bytes, end-off)
+		list = append(list, piece{run, off, data[:inside], max(0, min(inside, known))})
+		data, known = data[bytes:], known-bytes
 	}
+	b.list = list
+	return list
 }
 
 // decoded decodes what is left of a delta ahead of its consumer, and yields batches of

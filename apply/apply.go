@@ -58,7 +58,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 		return Result{}, err
 	}
 	defer s.Close()
-	m.unchanged = s.kept
+	m.CheckUnchanged = s.kept
 	return m.mergeChecked(ctx, r.Name(), s.input())
 }
 

@@ -22,22 +22,6 @@ func whole(bad []int64) error {
 	return wayout.Add(fmt.Errorf("delta: %d MiB of it, the first at byte %d: %w", len(bad), bad[0]*cow.BlockBytes, cow.ErrMismatch), wayout.CopyAgain)
 }
 
-// factsOf is what decides whether a delta may be merged into a target of that size. The
-// chunks of a delta that streams in are not known.
-func factsOf(d *cow.Store, targetBytes int64) record.Delta {
-	facts := record.Delta{EndBytes: targetBytes}
-	if d.Name != nil {
-		facts.Name = d.Name.String()
-	}
-	if seal := d.Seal; seal != nil {
-		facts.Base, facts.New, facts.VolumeBytes = seal.Base, seal.New, seal.VolumeBytes
-		facts.Full, facts.BaseCheck = seal.IsFull(d.ChunkBytes), seal.BaseCheck
-		facts.EndBytes = min(targetBytes, seal.VolumeBytes)
-	}
-	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes)
-	return facts
-}
-
 // Checked is a delta that was verified, and that the target may take.
 type Checked struct {
 	*cow.Store
@@ -104,10 +88,17 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 // Decide says how the target may take a delta, or refuses it, also one that is not of the
 // target's size, or from itself. Its data is not looked at.
 func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, err error) {
-	facts = factsOf(d, m.Target.Size())
+	facts.EndBytes = m.Target.Size()
+	if d.Name != nil {
+		facts.Name = d.Name.String()
+	}
 	if seal := d.Seal; seal != nil {
+		facts.Base, facts.New, facts.VolumeBytes = seal.Base, seal.New, seal.VolumeBytes
+		facts.Full, facts.BaseCheck = seal.IsFull(d.ChunkBytes), seal.BaseCheck
+		facts.EndBytes = min(facts.EndBytes, seal.VolumeBytes)
 		err = cmp.Or(m.Target.checkOrigin(seal.Base, seal.New, seal.Origin), m.Target.checkSize(seal.VolumeBytes))
 	}
+	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes) // not known of a delta that streams in
 	if n := d.Changed; err == nil && n != nil && n.Len() > 0 {
 		err = m.Target.CheckInside(n.Chunk(n.Len()-1), d.ChunkBytes)
 	}

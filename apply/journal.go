@@ -51,15 +51,26 @@ func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 // Begin records durably what is about to be done to the target: steps 2 and 3 of the
 // package's comment. If it fails, TakeBack restores the record.
 func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Merging) (r *record.Record, err error) {
-	if err := m.refresh(); err != nil {
-		return nil, err
+	if m.Target.info.Block {
+		// What is read from now on is what its disk holds. The kernel reports an earlier
+		// write that failed once, to the next flush: this flush takes that report, which
+		// does not concern the merge that begins here, as its evidence was read from the
+		// disk.
+		_ = m.Target.Sync()
+		if err := m.Target.DropCached(0, m.Target.Size()); err != nil {
+			return nil, fmt.Errorf("target %s: %w", m.Target.Path, err)
+		}
 	}
 	if err := m.forgetAliases(); err != nil {
 		return nil, err
 	}
 	job.Base, job.New = facts.Base, record.Content{Snapshot: facts.New, Delta: facts.Name, VolumeBytes: facts.VolumeBytes}
 	job.Restores, job.Began = how.Restores, time.Now().UTC().Truncate(time.Second)
-	r = &record.Record{Key: m.Key, Target: m.Target.absolute(), WrittenSince: how.Since, Merging: &job}
+	path, err := filepath.Abs(m.Target.Path)
+	if err != nil {
+		path = m.Target.Path
+	}
+	r = &record.Record{Key: m.Key, Target: path, WrittenSince: how.Since, Merging: &job}
 	if before := m.Known.Record; before != nil {
 		r.Holds, r.Since, r.Last, r.Undos = before.Holds, before.Since, before.Last, before.Undos
 	}

@@ -143,21 +143,6 @@ func (m *Merger) forgetAliases() error {
 	return nil
 }
 
-// refresh drops the target from the page cache, so that what is read from now on is what
-// its disk holds. The kernel reports an earlier write that failed once, to the next
-// flush: this flush takes that report, which does not concern the merge that begins here,
-// as its evidence was read from the disk.
-func (m *Merger) refresh() error {
-	if !m.Target.info.Block {
-		return nil
-	}
-	_ = m.Target.Sync()
-	if err := m.Target.DropCached(0, m.Target.Size()); err != nil {
-		return fmt.Errorf("target %s: %w", m.Target.Path, err)
-	}
-	return nil
-}
-
 // places are samples to be taken before the merge, of what the merges before it wrote
 // and it does not: they show that it is the same target when it is half merged.
 func (m *Merger) places(how record.Decision) []record.Sample {

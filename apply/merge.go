@@ -154,11 +154,11 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 		if err := t.CheckInside(b.highest, c); err != nil {
 			return err
 		}
-		known := (done - chunks) * c
-		for p := range b.pieces(c, end, known) {
+		pieces := b.pieces(c, end, (done-chunks)*c)
+		for _, p := range pieces {
 			w.willCompare(p)
 		}
-		for p := range b.pieces(c, end, known) {
+		for _, p := range pieces {
 			chunks += p.run.Count
 			if begun != nil {
 				begun.chunks.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))

@@ -21,6 +21,8 @@ type Merger struct {
 	State record.Dir
 	Key   string
 	Known record.Known
+	// CheckUnchanged fails if the delta's file has changed since it was verified.
+	CheckUnchanged func() error
 
 	lock *os.File
 	// alias is another key that the record was found under, "" if it was not.
@@ -30,9 +32,6 @@ type Merger struct {
 	// page says how much was written, nil where that is not known.
 	page *record.Page
 	o    Options // complete
-	// unchanged, if set, tells whether the delta's file is still the one that was
-	// verified.
-	unchanged func() error
 }
 
 // Close lets go of the target.
@@ -55,21 +54,13 @@ func (m *Merger) Take(in *blockdev.Device) error {
 	if err != nil {
 		return fmt.Errorf("delta: %w", err)
 	}
-	m.unchanged = func() error {
+	m.CheckUnchanged = func() error {
 		if now, err := in.Counter(); err != nil || now != before {
 			return errors.Join(fmt.Errorf("delta %s: it changed after it was verified", in.Info().Path), err)
 		}
 		return nil
 	}
 	return nil
-}
-
-// CheckUnchanged fails if the delta's file has changed since it was verified.
-func (m *Merger) CheckUnchanged() error {
-	if m.unchanged == nil {
-		return nil
-	}
-	return m.unchanged()
 }
 
 // CheckNotUsedUp refuses a delta that the kernel has begun to use up.

@@ -132,7 +132,7 @@ func (m *Merger) Claim() error {
 // newMerger locks the target, and reads what is known of it. On an error, it closes the
 // target.
 func newMerger(t *Target, o Options) (_ *Merger, err error) {
-	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.Storage}, o: o}
+	m := &Merger{Target: t, State: record.Dir{Path: o.StateDir, Storage: o.Storage}, o: o, CheckUnchanged: func() error { return nil }}
 	defer func() {
 		if err != nil {
 			m.Close()

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -279,15 +278,6 @@ func (t *Target) timedHere() bool {
 		return false
 	}
 	return true
-}
-
-// absolute is the path that the target was called by, made absolute.
-func (t *Target) absolute() string {
-	path, err := filepath.Abs(t.Path)
-	if err != nil {
-		return t.Path
-	}
-	return path
 }
 
 // outside is what the system around a target knows of it: its names, its counters of

@@ -199,7 +199,12 @@ func before(release string, major, minor int) bool {
 
 // mergeIn merges from the delta itself, which is used up.
 func (k *merger) mergeIn(ctx context.Context, in *blockdev.Device) (apply.Result, error) {
-	path, err := lastingPath(in.Info())
+	// By this name it is found again after a reboot. A link to a device is kept, as the
+	// device can have another name by then.
+	path, err := filepath.Abs(in.Info().Path)
+	if err == nil && !in.Info().Block {
+		path, err = filepath.EvalSymlinks(path)
+	}
 	if err != nil {
 		return apply.Result{}, fmt.Errorf("delta: %w", err)
 	}
@@ -214,16 +219,6 @@ func (k *merger) mergeIn(ctx context.Context, in *blockdev.Device) (apply.Result
 		return apply.Result{}, err
 	}
 	return k.merge(ctx, d, in, record.KernelMerge{Store: path, Consume: true})
-}
-
-// lastingPath is a name by which a file or a device is found again after a reboot.
-// A link to a device is kept, as the device can have another name by then.
-func lastingPath(info blockdev.Info) (string, error) {
-	path, err := filepath.Abs(info.Path)
-	if err != nil || info.Block {
-		return path, err
-	}
-	return filepath.EvalSymlinks(path)
 }
 
 // mergeCopy merges from a copy of the delta that comes from r.

@@ -107,15 +107,11 @@ func (d Dir) Has(key string) bool {
 }
 
 // DamagedError says that a record can't be understood.
-type DamagedError struct {
-	path string // of the record
-	err  error
+type DamagedError struct{ error }
+
+func damaged(path string, err error) error {
+	return &DamagedError{fmt.Errorf("state file %s: %w", path, err)}
 }
-
-func (e *DamagedError) Error() string { return fmt.Sprintf("state file %s: %v", e.path, e.err) }
-
-// Unwrap returns what is wrong with it.
-func (e *DamagedError) Unwrap() error { return e.err }
 
 // Load reads the record of a target, nil if there is none. It fails with a DamagedError if
 // the record can't be understood.
@@ -123,7 +119,7 @@ func (d Dir) Load(key string) (*Record, error) {
 	path := d.file(key, recordSuffix)
 	r, err := read(path)
 	if err == nil && r != nil && r.Key != key {
-		return nil, &DamagedError{path, fmt.Errorf("it is of %q and not of %q", r.Key, key)}
+		return nil, damaged(path, fmt.Errorf("it is of %q and not of %q", r.Key, key))
 	}
 	return r, err
 }
@@ -138,7 +134,7 @@ func read(path string) (*Record, error) {
 	}
 	r, err := parse(b)
 	if err != nil {
-		return nil, &DamagedError{path, err}
+		return nil, damaged(path, err)
 	}
 	return r, nil
 }
@@ -326,7 +322,7 @@ func (d Dir) Writes(r *Record, written Chunks) *Writes {
 
 // List are the records in a directory by the targets' names, and what is wrong with
 // those that can't be understood.
-func (d Dir) List() (records []*Record, damaged []error, err error) {
+func (d Dir) List() (records []*Record, bad []error, err error) {
 	entries, err := os.ReadDir(d.Path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, fmt.Errorf("state directory: %w", err)
@@ -336,10 +332,10 @@ func (d Dir) List() (records []*Record, damaged []error, err error) {
 			continue
 		}
 		if r, err := read(filepath.Join(d.Path, e.Name())); err != nil {
-			damaged = append(damaged, err)
+			bad = append(bad, err)
 		} else if r != nil {
 			records = append(records, r)
 		}
 	}
-	return records, damaged, nil
+	return records, bad, nil
 }
