@@ -8,15 +8,8 @@ import (
 	"ddsfs/cow/inorder"
 )
 
-const (
-	// batchBytes is how much is decoded, and written, at once at most, chunks
-	// permitting.
-	batchBytes = 1 << 20
-
-	// batches is how many are in use: one is being written, one is being decoded, and
-	// one waits.
-	batches = 3
-)
+// batchBytes is how much is decoded, and written, at once at most, chunks permitting.
+const batchBytes = 1 << 20
 
 // batch is what was decoded at once.
 type batch struct {
@@ -56,10 +49,8 @@ func decoded(d *cow.Decoder, stop func()) iter.Seq2[*batch, error] {
 	if seal := d.Store.Seal; seal != nil {
 		bytes = min(bytes, seal.BodyBytes) // most deltas are small
 	}
-	buffers := make([]*batch, batches)
-	for i := range buffers {
-		buffers[i] = new(batch)
-	}
+	// One is being written, one is being decoded, and one waits.
+	buffers := []*batch{new(batch), new(batch), new(batch)}
 	next := func(b *batch) (_ *batch, err error) {
 		if b.buf == nil {
 			b.buf = make([]byte, max(bytes, d.Store.ChunkBytes))

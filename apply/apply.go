@@ -113,7 +113,6 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 	if how.Verdict == record.Resume {
 		job.DoneChunks = min(total, m.Known.Merging.DoneChunks)
 	}
-	skip := job.DoneChunks
 	r, err := m.Begin(facts, how, job)
 	if err != nil && m.Known.Damaged == nil {
 		err = errors.Join(err, m.TakeBack())
@@ -131,7 +130,7 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), f
 		// if the disk had them.
 		o.WriteZeros = true
 	}
-	err = merge(ctx, decoder, stop, m.Target, m.page, skip, total, o, &result, streaming, func(chunks int64) error {
+	err = merge(ctx, decoder, stop, m.Target, m.page, job.DoneChunks, total, o, &result, streaming, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
 		if total > 0 && chunks < total {
 			return m.State.Save(r)

@@ -111,30 +111,28 @@ func InUse(path string) error {
 	if err != nil {
 		return unknown
 	}
-	if text, err := mountedAs(info); err == nil && text != "" {
-		return errors.New("it " + text)
-	}
-	if used, err := usedByOurs(info, path); err == nil && used != nil {
-		return used
-	}
-	if holders, err := info.Holders(); err == nil && len(holders) > 0 {
-		return fmt.Errorf("it is in use by %s, which is stacked on it", Paths(holders))
-	}
-	// A claim on a partition is one on its disk, and the other way round.
 	overlaps, err := info.Overlaps()
-	if err != nil {
-		return unknown
-	}
-	for _, other := range overlaps {
-		if text, err := mountedAs(other.Info); err == nil && text != "" {
-			return fmt.Errorf("%s %s", other, text)
+	for n, other := range append([]blockdev.Overlap{{Info: info}}, overlaps...) {
+		itself, what := n == 0, other.String()
+		if itself {
+			what = "it"
 		}
-		if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
-			continue
+		if text, err := mountedAs(other.Info); err == nil && text != "" {
+			return fmt.Errorf("%s %s", what, text)
+		}
+		if itself {
+			if used, err := usedByOurs(info, path); err == nil && used != nil {
+				return used
+			}
+		} else if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {
+			continue // a claim on a partition is one on its disk, and the other way round
 		}
 		if holders, err := other.Holders(); err == nil && len(holders) > 0 {
-			return fmt.Errorf("%s is in use by %s, which is stacked on it", other, Paths(holders))
+			return fmt.Errorf("%s is in use by %s, which is stacked on it", what, Paths(holders))
 		}
+	}
+	if err != nil {
+		return unknown
 	}
 	users, err := usersOf(info, overlaps)
 	if err != nil {

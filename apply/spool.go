@@ -12,7 +12,6 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/files"
-	"ddsfs/cow/layer"
 	"ddsfs/cow/wayout"
 )
 
@@ -24,11 +23,6 @@ type spoolFile struct {
 	size  int64
 	taken *cow.Digester // nil if the delta is not sealed
 }
-
-var _ layer.Volume = (*spoolFile)(nil)
-
-// Size is how many bytes came in.
-func (s *spoolFile) Size() int64 { return s.size }
 
 // spool keeps a delta that comes from a pipe of that name: as many bytes as its seal
 // says, or without a seal all there are.
@@ -65,7 +59,8 @@ func (s *spoolFile) input() input {
 			}
 		}
 	}
-	return input{Volume: s, taken: s.taken, toMerge: files.ReadOnce(s, drop)}
+	whole := io.NewSectionReader(s, 0, s.size)
+	return input{Volume: whole, taken: s.taken, toMerge: files.ReadOnce(whole, drop)}
 }
 
 // kept fails if a part of the spool could not be written out: what was read of it may

@@ -156,11 +156,14 @@ func recordOf(dir record.Dir, records []*record.Record, target string) (*record.
 
 func statusOf(dir record.Dir, r *record.Record) TargetStatus {
 	s := TargetStatus{
-		Target: r.Target, Name: volumeName(r.Key), Key: r.Key, State: Whole, LastMerge: r.Last, Undos: []UndoFile{},
+		Target: r.Target, Key: r.Key, State: Whole, LastMerge: r.Last, Undos: []UndoFile{},
 		WrittenSince: r.WrittenSince, PID: dir.LockedBy(r.Key), Problem: r.Touched,
 	}
+	if uuid, ok := strings.CutPrefix(r.Key, "dm:"); ok {
+		s.Name = blockdev.VolumeName(uuid)
+	}
 	if r.Holds != nil {
-		s.Holds = &Held{*r.Holds, volumeName("dm:" + r.Holds.Snapshot)}
+		s.Holds = &Held{*r.Holds, blockdev.VolumeName(r.Holds.Snapshot)}
 	}
 	if !r.Since.IsZero() {
 		s.Since = &r.Since
@@ -187,14 +190,4 @@ func statusOf(dir record.Dir, r *record.Record) TargetStatus {
 		s.State = Touched
 	}
 	return s
-}
-
-// volumeName is the VG/LV of a logical volume whose key that is, "" if it is of
-// another kind or not active here.
-func volumeName(key string) string {
-	uuid, ok := strings.CutPrefix(key, "dm:")
-	if !ok {
-		return ""
-	}
-	return blockdev.VolumeName(uuid)
 }

@@ -54,7 +54,26 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 		if err := files.RemoveParts(m.o.Storage, path); err != nil {
 			return nil, fmt.Errorf("undo: what an earlier run left behind: %w", err)
 		}
-		err = files.Replace(m.o.Storage, path, func(f files.File) error { return copyUndo(ctx, f, undo, m.o) })
+		err = files.Replace(m.o.Storage, path, func(f files.File) error {
+			behind, at := files.Behind(f, m.o.windowBytes), int64(0)
+			for p, err := range cow.Through(undo) {
+				if err == nil {
+					err = ctx.Err()
+				}
+				if err == nil {
+					_, err = f.WriteAt(p, at)
+				}
+				if err == nil {
+					err = behind.Passed(at, int64(len(p)))
+				}
+				if err != nil {
+					return err
+				}
+				at += int64(len(p))
+				m.o.Progress(Saving, at, undo.Size())
+			}
+			return nil
+		})
 		if err != nil {
 			return nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
 		}
@@ -86,29 +105,6 @@ func (m *Merger) undoDelta(d *Checked, content layer.Volume, held record.Content
 		o.Origin = d.Seal.Origin
 	}
 	return cow.NewSealed(before, o)
-}
-
-// copyUndo writes the undo delta to a file.
-func copyUndo(ctx context.Context, f files.File, undo *cow.Sealed, o Options) error {
-	behind := files.Behind(f, o.windowBytes)
-	at := int64(0)
-	for p, err := range cow.Through(undo) {
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err == nil {
-			_, err = f.WriteAt(p, at)
-		}
-		if err == nil {
-			err = behind.Passed(at, int64(len(p)))
-		}
-		if err != nil {
-			return err
-		}
-		at += int64(len(p))
-		o.Progress(Saving, at, undo.Size())
-	}
-	return nil
 }
 
 // whatIsThere reads the undo file at path, which must be whole. It is nil if there is

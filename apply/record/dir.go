@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -291,14 +292,14 @@ func (d Dir) page(r *Record) *Page {
 	if r.Merging == nil || r.Merging.Page == "" {
 		return nil
 	}
-	content, err := os.ReadFile(filepath.Join(d.Path, pageName(r.Key, r.Merging.Page)))
-	if err != nil {
+	id := r.Merging.Page
+	content, err := os.ReadFile(filepath.Join(d.Path, pageName(r.Key, id)))
+	boot, bootErr := bootID()
+	if err != nil || bootErr != nil || len(content) < pageNumbered || string(content[:len(pageMagic)]) != pageMagic ||
+		string(bytes.TrimRight(content[pageID:pageBoot], "\x00")) != id || string(content[pageBoot:pageBoot+len(boot)]) != boot {
 		return nil
 	}
-	if p := parsePage(content); p != nil && p.ID == r.Merging.Page {
-		return p
-	}
-	return nil
+	return &Page{ID: id, memory: content}
 }
 
 // Running is how many of the delta's bytes of data are where they should be, and how many

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -72,16 +71,6 @@ func newPage(memory []byte, id string, endBytes int64, timed bool) (*Page, error
 		p.put(pageTimed, 1)
 	}
 	return p, nil
-}
-
-// parsePage is the page in a file's content, nil if it is none of this boot.
-func parsePage(content []byte) *Page {
-	boot, err := bootID()
-	if err != nil || len(content) < pageNumbered || string(content[:len(pageMagic)]) != pageMagic ||
-		string(content[pageBoot:pageBoot+len(boot)]) != boot {
-		return nil
-	}
-	return &Page{ID: string(bytes.TrimRight(content[pageID:pageBoot], "\x00")), memory: content}
 }
 
 func bootID() (string, error) {
