@@ -24,14 +24,11 @@ type Merger struct {
 	// CheckUnchanged fails if the delta's file has changed since it was verified.
 	CheckUnchanged func() error
 
-	lock *os.File
-	// alias is another key that the record was found under, "" if it was not.
-	alias string
-	// notCompared is why the target could not be compared with its record.
-	notCompared error
-	// page says how much was written, nil where that is not known.
-	page *record.Page
-	o    Options // complete
+	lock        *os.File
+	alias       string       // another key that the record was found under, "" if it was not
+	notCompared error        // why the target could not be compared with its record
+	page        *record.Page // says how much was written, nil where that is not known
+	o           Options      // complete
 }
 
 // Close lets go of the target.

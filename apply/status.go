@@ -17,16 +17,11 @@ type TargetState string
 
 // The states of targets.
 const (
-	// Whole is a target that holds what is recorded.
-	Whole TargetState = "whole"
-	// Running is one that an apply is merging into.
-	Running TargetState = "running"
-	// Interrupted is one that is half merged, without a process that goes on.
-	Interrupted TargetState = "interrupted"
-	// Touched is one that others wrote to while the kernel merged.
-	Touched TargetState = "touched"
-	// Damaged is a record that can't be understood.
-	Damaged TargetState = "damaged"
+	Whole       TargetState = "whole"       // it holds what is recorded
+	Running     TargetState = "running"     // an apply is merging into it
+	Interrupted TargetState = "interrupted" // it is half merged, without a process that goes on
+	Touched     TargetState = "touched"     // others wrote to it while the kernel merged
+	Damaged     TargetState = "damaged"     // its record can't be understood
 )
 
 // TargetStatus is what is recorded of a target, and what goes on there.
@@ -44,19 +39,15 @@ type TargetStatus struct {
 	// there that has all of that is taken as well.
 	WrittenSince *record.Content `json:"written_since,omitempty"`
 	Merging      *Job            `json:"merging,omitempty"`
-	// PID is the process that is merging into it.
-	PID int `json:"pid,omitempty"`
-	// Undos are the files that undo merges, the last one at the end.
-	Undos []UndoFile `json:"undos"`
-	// Problem says what is wrong.
-	Problem string `json:"problem,omitempty"`
+	PID          int             `json:"pid,omitempty"`     // of the process that is merging into it
+	Undos        []UndoFile      `json:"undos"`             // the last merge's at the end
+	Problem      string          `json:"problem,omitempty"` // what is wrong
 }
 
 // Held is what a target holds.
 type Held struct {
 	record.Content
-	// Name is the VG/LV of the snapshot, where that is active on this host.
-	Name string `json:"name,omitempty"`
+	Name string `json:"name,omitempty"` // VG/LV of the snapshot, where that is active here
 }
 
 // Job is a merge that is under way or was interrupted.

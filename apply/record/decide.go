@@ -24,8 +24,7 @@ type Delta struct {
 type Known struct {
 	*Record        // nil if there is none
 	Written Chunks // those that Record.WrittenSince tells of
-	// Damaged says what is wrong with a record that can't be understood.
-	Damaged error
+	Damaged error  // what is wrong with a record that can't be understood
 	// Touched says how the target shows that it is not what was recorded, "" if it
 	// does not.
 	Touched string
@@ -38,37 +37,26 @@ func (k Known) last() Run { return *cmp.Or(k.Last, &Run{}) }
 type Verdict int
 
 const (
-	// Refuse leaves the target as it is.
-	Refuse Verdict = iota
-	// Done has nothing to write: the target was made what it is by this very delta.
-	// That its chunks still hold it is to be proved.
-	Done
-	// Merge writes all of the delta.
-	Merge
-	// Resume goes on with the merge that was interrupted.
-	Resume
-	// Prove merges once the target has been compared with the digests of the base.
-	Prove
+	Refuse Verdict = iota // leaves the target as it is
+	Done                  // this delta made the target what it is; to be proved of its chunks
+	Merge                 // writes all of the delta
+	Resume                // goes on with the merge that was interrupted
+	Prove                 // merges once the target was compared with the digests of the base
 )
 
 // Decision is a verdict, and how to go about it.
 type Decision struct {
 	Verdict
-	// Reason says why it is refused, and has the ways out.
-	Reason  error
+	Reason  error // why it is refused, with the ways out
 	Warning string
 	// Since names the state since which the chunks in Written will have been written;
 	// they are not known where it is nil, or while the delta streams in.
-	Since   *Content
-	Written Chunks
-	// Held is what the target holds now, nil if nobody vouches for that.
-	Held *Content
-	// Nameless says that nobody vouches for what the target will hold.
-	Nameless bool
-	// Restores is what the target will hold again.
-	Restores *Undo
-	// WayBack is how what is half merged can be undone, and still can after this.
-	WayBack *Undo
+	Since    *Content
+	Written  Chunks
+	Held     *Content // what the target holds now, nil if nobody vouches for that
+	Nameless bool     // nobody vouches for what the target will hold
+	Restores *Undo    // what the target will hold again
+	WayBack  *Undo    // how what is half merged can be undone, and still can after this
 	// CoversAtEnd says that the delta must be found to cover Known.Written when all of
 	// it has streamed in.
 	CoversAtEnd bool

@@ -236,12 +236,9 @@ func (t Trace) touchedFile(now Trace, grown bool, writes *Writes) string {
 
 // Writes are those of a merge that was interrupted.
 type Writes struct {
-	// chunks are all that it may have written, as far as they are known.
-	chunks Chunks
-	// All says that it may have written anywhere.
-	All bool
-	// page is nil after a reboot.
-	page *Page
+	chunks Chunks // all that it may have written, as far as they are known
+	All    bool   // it may have written anywhere
+	page   *Page  // nil after a reboot
 }
 
 // mayTouch tells whether the merge, if there is one, may have written to the place of a

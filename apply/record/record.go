@@ -29,11 +29,9 @@ type Record struct {
 	Holds *Content `json:"holds,omitempty"`
 	// Since is the UTC second at which the target got that state. It is later than
 	// that of the state before, whatever the clock says.
-	Since time.Time `json:"since,omitzero"`
-	// Last is the merge that led there.
-	Last *Run `json:"last_merge,omitempty"`
-	// Merging is the merge that is under way or was interrupted.
-	Merging *Merging `json:"merging,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	Last    *Run      `json:"last_merge,omitempty"` // led there
+	Merging *Merging  `json:"merging,omitempty"`    // is under way, or was interrupted
 	// Touched says how others wrote to the target while the kernel merged, "" if they
 	// did not: it then holds something else than Holds names.
 	Touched string `json:"touched,omitempty"`
@@ -105,19 +103,15 @@ type Merging struct {
 	Base  string    `json:"base,omitempty"` // identity that the delta starts from
 	New   Content   `json:"new"`
 	Began time.Time `json:"began,omitzero"`
-	// Page names the page that says how much it has written.
-	Page string `json:"page,omitempty"`
+	Page  string    `json:"page,omitempty"` // names the one that says how much it has written
 	// Undo is how it can be undone, if what it overwrites was saved.
 	Undo *Undo `json:"undo_by,omitempty"`
 	// Restores is what the target holds again when this merge is done, which
 	// undoes another one.
-	Restores *Undo `json:"restores,omitempty"`
-	// Changes are samples of what the merge changes, as they will be.
-	Changes []Sample `json:"changes,omitempty"`
-	// DoneChunks is how many of the delta's chunks are known to be on disk.
-	DoneChunks int64 `json:"done_chunks"`
-	// Kernel, if it is set, says that the kernel merges, and from what.
-	Kernel *KernelMerge `json:"kernel,omitempty"`
+	Restores   *Undo        `json:"restores,omitempty"`
+	Changes    []Sample     `json:"changes,omitempty"` // samples of what it changes, as they will be
+	DoneChunks int64        `json:"done_chunks"`       // of the delta, that are known to be on disk
+	Kernel     *KernelMerge `json:"kernel,omitempty"`  // set if the kernel merges
 
 	// In records of version 1, the file that undoes the merge, and its digest.
 	UndoFile  string `json:"undo,omitempty"`
