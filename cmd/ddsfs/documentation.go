@@ -20,7 +20,6 @@ import (
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // With this build tag, the program does nothing but write the manual pages and the
@@ -151,12 +150,7 @@ func scriptManual(script string) (*cobra.Command, error) {
 // mountOptionsTable explains those options of mount.ddsfs that are flags of mount. The
 // flags that the explanations mention are written as options.
 func mountOptionsTable() string {
-	set := pflag.NewFlagSet("", pflag.ContinueOnError)
-	for name, f := range mountOptions() {
-		f.Name = name
-		set.AddFlag(f)
-	}
-	table := strings.NewReplacer("      --", "  ", "--", "").Replace(set.FlagUsages())
+	table := strings.NewReplacer("      --", "  ", "--", "").Replace(mountOptions().FlagUsages())
 	return optionValue.ReplaceAllString(table, "$1=")
 }
 

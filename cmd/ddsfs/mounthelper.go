@@ -147,7 +147,7 @@ func (h *helped) parse(options []string, sloppy bool) error {
 	var pairs [][]string
 	for _, option := range options {
 		name, value, hasValue := strings.Cut(option, "=")
-		flag, isPair := known[name], slices.Contains(pairOptions, name)
+		flag, isPair := known.Lookup(name), slices.Contains(pairOptions, name)
 		takesValue := isPair && name != "full" || flag != nil && flag.NoOptDefVal == ""
 		switch {
 		case name == "nofail":
@@ -166,7 +166,7 @@ func (h *helped) parse(options []string, sloppy bool) error {
 		case !takesValue && hasValue:
 			return mountUsageError("option %s takes no value", name)
 		case flag != nil:
-			h.arguments = append(h.arguments, "--"+flag.Name+strings.TrimPrefix(option, name))
+			h.arguments = append(h.arguments, "--"+strings.ReplaceAll(name, "_", "-")+strings.TrimPrefix(option, name))
 		case name == "full":
 			pairs = append(pairs, []string{"--full", "--", device, h.mountpoint})
 		case name == "cow":
@@ -187,15 +187,16 @@ func (h *helped) parse(options []string, sloppy bool) error {
 // pairOptions name the devices, except the one that is an argument of mount(8).
 var pairOptions = []string{"new", "full", "cow"}
 
-// mountOptions are the flags of mount that are options of mount(8), by the option's
-// name, which is spelled as the others of mount(8) are.
-func mountOptions() map[string]*pflag.Flag {
-	options := map[string]*pflag.Flag{}
+// mountOptions are the flags of mount that are options of mount(8), spelled as the others
+// of mount(8) are.
+func mountOptions() *pflag.FlagSet {
+	options := pflag.NewFlagSet("", pflag.ContinueOnError)
 	mountCommand().Flags().VisitAll(func(f *pflag.Flag) {
 		switch f.Name {
 		case "cow", "source", "full", "foreground", "quiet", selinuxFlag:
 		default:
-			options[strings.ReplaceAll(f.Name, "-", "_")] = f
+			f.Name = strings.ReplaceAll(f.Name, "-", "_")
+			options.AddFlag(f)
 		}
 	})
 	return options
