@@ -112,14 +112,12 @@ func (m *merge) run(args []string) error {
 		}{result, took.Seconds()})
 	}
 	if m.verbose {
-		if err := printReport(os.Stdout, result.Report, false); err != nil {
-			return err
-		}
+		err = printReport(os.Stdout, result.Report, false)
 	}
-	if !m.quiet {
-		return m.printSummary(result, took)
+	if err == nil && !m.quiet {
+		err = m.printSummary(result, took)
 	}
-	return nil
+	return err
 }
 
 // check checks the command line.

@@ -17,9 +17,9 @@ func completeFlags(c *cobra.Command) {
 		case "directory":
 			_ = c.MarkFlagDirname(f.Name) // fails for a flag that there is not
 		default:
-			var words []string
-			if strings.Contains(word, "|") {
-				words = strings.Split(word, "|")
+			words := strings.Split(word, "|")
+			if len(words) == 1 {
+				words = nil
 			}
 			_ = c.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 		}

@@ -20,8 +20,13 @@ const version = "0.1.0"
 // begins with a word for scripts.
 func printVersion(out io.Writer) {
 	info, _ := debug.ReadBuildInfo()
+	kernel := "unknown"
+	var name unix.Utsname
+	if err := unix.Uname(&name); err == nil {
+		kernel = unix.ByteSliceToString(name.Release[:])
+	}
 	fmt.Fprintf(out, "ddsfs %s\ncommit %s\nseal %d\nkernel %s\nfuse %s\ndevice-mapper %s\n",
-		version, commitOf(info), cow.SealVersion, kernelRelease(), fuseFound(), mapperFound(dm.Versions()))
+		version, commitOf(info), cow.SealVersion, kernel, fuseFound(), mapperFound(dm.Versions()))
 }
 
 // commitOf returns the commit that a program was built from, and when that was made.
@@ -43,14 +48,6 @@ func commitOf(info *debug.BuildInfo) string {
 		commit += " and changes to it"
 	}
 	return commit
-}
-
-func kernelRelease() string {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return "unknown"
-	}
-	return unix.ByteSliceToString(name.Release[:])
 }
 
 // fuseFound says whether this user can mount.
