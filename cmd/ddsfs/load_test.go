@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-var loadFor = flag.Duration("load", 9*time.Second, "how long TestLoad reads")
+var loadReads = flag.Int64("load", 30_000, "how many reads TestLoad makes")
 
 const (
 	loadReaders = 64
@@ -47,29 +47,47 @@ func TestLoad(t *testing.T) {
 	eventually(t, "it is mounted", func() bool { return mounted(t, m) })
 	p := server(t, m)
 
-	stop := make(chan struct{})
+	stop, early, late, gone := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var reads atomic.Int64
+	count := func() {
+		switch reads.Add(1) {
+		case *loadReads / 3:
+			close(early)
+		case *loadReads:
+			close(late)
+		}
+	}
 	var readers sync.WaitGroup
 	for i := range loadReaders {
 		readers.Go(func() {
-			if err := readRandomly(filepath.Join(m, "delta.cow"), want, uint64(i), stop); err != nil {
+			if err := readRandomly(filepath.Join(m, "delta.cow"), want, uint64(i), count, stop); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	time.Sleep(*loadFor / 3)
-	early := residentKiB(t, p)
-	time.Sleep(*loadFor * 2 / 3)
-	late := residentKiB(t, p)
-	t.Logf("resident: %d KiB after a third of the time, %d KiB at its end", early, late)
+	go func() {
+		readers.Wait()
+		close(gone)
+	}()
+	resident := func(when chan struct{}) int {
+		select {
+		case <-when:
+		case <-gone: // they said why
+			t.FailNow()
+		}
+		return residentKiB(t, p)
+	}
+	before, after := resident(early), resident(late)
+	t.Logf("resident: %d KiB after a third of the reads, %d KiB after all", before, after)
 	const slackKiB = 32 << 10 // of a garbage collector
-	if late > early+slackKiB {
-		t.Errorf("the server grew from %d to %d KiB", early, late)
+	if after > before+slackKiB {
+		t.Errorf("the server grew from %d to %d KiB", before, after)
 	}
 
 	close(stop) // what fails from here on is because it ends
 	p.signal(t, unix.SIGTERM)
 	p.ended(t)
-	readers.Wait()
+	<-gone
 	if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
 		t.Errorf("the server ended with %v\n%s", err, &stderr)
 	}
@@ -79,8 +97,8 @@ func TestLoad(t *testing.T) {
 }
 
 // readRandomly reads pieces of a file at random, every other reader past the page
-// cache, until a read fails after stop was closed.
-func readRandomly(path string, want []byte, seed uint64, stop <-chan struct{}) error {
+// cache, and calls count after each read, until one fails after stop was closed.
+func readRandomly(path string, want []byte, seed uint64, count func(), stop <-chan struct{}) error {
 	r := rand.New(rand.NewPCG(seed, 1))
 	const most = 256 << 10
 	memory, err := unix.Mmap(-1, 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -114,6 +132,7 @@ func readRandomly(path string, want []byte, seed uint64, stop <-chan struct{}) e
 		if !bytes.Equal(memory[:size], want[off:off+size]) {
 			return fmt.Errorf("%d bytes at byte %d are others", size, off)
 		}
+		count()
 	}
 }
 
