@@ -53,29 +53,28 @@ func NewDevice(file *os.File) (d *Device, err error) {
 			file.Close()
 		}
 	}()
-	info, err := Stat(file)
-	if err != nil {
+	d = &Device{file: file}
+	if d.info, err = Stat(file); err != nil {
 		return nil, err
 	}
-	size, err := Size(file)
-	if err != nil {
+	if d.size, err = Size(file); err != nil {
 		return nil, err
 	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	d = &Device{file: file, raw: raw, info: info, size: size}
-	if !info.Block {
-		return d, nil
+	if d.raw, err = file.SyscallConn(); err != nil || !d.info.Block {
+		return d, err
 	}
 	if d.block, err = LogicalBlockBytes(file); err != nil {
 		return nil, err
 	}
-	if err := setDirect(file); err != nil {
+	// To open the file again by its name, with O_DIRECT, might open another device.
+	flags, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: it can't be read with O_DIRECT, and reads from its cache may be old: %w", file.Name(), err)
 	}
-	d.batches = newBatches(raw)
+	d.batches = &batches{file: d.raw, inUse: make(chan struct{}, maxBatches)}
 	return d, nil
 }
 
@@ -95,16 +94,6 @@ func OpenNumber(number string) (*Device, error) {
 		return nil, fmt.Errorf("%s: it is not the block device %s", info.Path, n)
 	}
 	return d, err
-}
-
-// setDirect turns on O_DIRECT for an open file, as to open it again by its name might
-// open another device.
-func setDirect(file *os.File) error {
-	flags, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
-	if err == nil {
-		_, err = unix.FcntlInt(file.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
-	}
-	return err
 }
 
 // Reopen opens the device or file that file has open once more, with other flags, even

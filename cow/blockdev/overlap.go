@@ -75,11 +75,8 @@ func (i Info) Shares(other Info) (bool, error) {
 	if i.Same(other) {
 		return true, nil
 	}
-	all, err := takeInventory()
-	if err != nil {
-		return false, fmt.Errorf("%s: does it have sectors of %s: %w", i.Path, other.Path, err)
-	}
-	return overlap(all.stack.extents(i.id()), all.stack.extents(other.id())), nil
+	all, err := i.Overlaps()
+	return slices.ContainsFunc(all, func(o Overlap) bool { return o.Same(other) }), err
 }
 
 // LoopDevices returns the loop devices that show bytes of this device or file, except

@@ -120,10 +120,6 @@ type batches struct {
 	unable bool
 }
 
-func newBatches(file syscall.RawConn) *batches {
-	return &batches{file: file, inUse: make(chan struct{}, maxBatches)}
-}
-
 // read reads at most piecesAtOnce pieces, and marks in done those that it filled. There
 // may be none.
 func (s *batches) read(pieces [][]byte, offsets []int64, done *pieceSet) {
@@ -199,7 +195,7 @@ type batch struct {
 type request struct {
 	index  uint64
 	_      [2]uint32 // a key and flags, whose order depends on the machine's byte order
-	opcode uint16
+	opcode uint16    // 0 is IOCB_CMD_PREAD
 	_      int16
 	fd     uint32
 	buffer uint64
@@ -217,9 +213,6 @@ type answer struct {
 	result int64
 	_      int64
 }
-
-// readRequest is IOCB_CMD_PREAD.
-const readRequest = 0
 
 func newBatch() (*batch, error) {
 	b := new(batch)
@@ -244,7 +237,7 @@ func (b *batch) destroy() {
 func (b *batch) read(fd uintptr, pieces [][]byte, offsets []int64, done *pieceSet) (able bool) {
 	for i, p := range pieces {
 		b.requests[i] = request{
-			index: uint64(i), opcode: readRequest, fd: uint32(fd),
+			index: uint64(i), fd: uint32(fd),
 			buffer: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), bytes: uint64(len(p)), offset: offsets[i],
 		}
 	}

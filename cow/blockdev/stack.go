@@ -157,24 +157,24 @@ func places(t dm.Target) (places []extent) {
 	case "crypt":
 		places = placeAt(fields[3], fields[4])
 	case dm.KindOrigin:
-		places = allOf(fields[:1], false)
+		places = named(fields[:1], false)
 	case dm.KindMerge:
-		places = append(allOf(fields[:1], false), allOf(fields[1:2], true)...)
+		places = append(named(fields[:1], false), named(fields[1:2], true)...)
 	case dm.KindSnapshot:
-		places = allOf(fields[1:2], true)
+		places = named(fields[1:2], true)
 	case "multipath": // every path leads to the same sectors
-		places = allOf(fields, false)
+		places = named(fields, false)
 	case "striped":
 		places = stripes(fields, t.Sectors)
 	}
 	if places == nil {
-		places = allOf(fields, true)
+		places = named(fields, true)
 	}
 	return places
 }
 
-// allOf returns all of each device that is named in the fields.
-func allOf(fields []string, scattered bool) (places []extent) {
+// named returns all of each device that is named in the fields.
+func named(fields []string, scattered bool) (places []extent) {
 	for _, field := range fields {
 		if n, err := dm.ParseNumber(field); err == nil {
 			places = append(places, extent{device: blockID(n), end: everything, scattered: scattered})
@@ -185,7 +185,7 @@ func allOf(fields []string, scattered bool) (places []extent) {
 
 // placeAt returns a device from a sector on, nil if the texts name none.
 func placeAt(device, sector string) []extent {
-	places := allOf([]string{device}, false)
+	places := named([]string{device}, false)
 	at, err := strconv.ParseUint(sector, 10, 64)
 	if err != nil || places == nil {
 		return nil
