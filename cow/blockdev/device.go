@@ -84,7 +84,7 @@ func OpenNumber(number string) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := InfoOf(n)
+	info, err := infoOf(n)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func Find(name string) (string, error) {
 		if !ok {
 			return "", fmt.Errorf("%s: no active logical volume has this uuid: %w", name, fs.ErrNotExist)
 		}
-		i, err := InfoOf(i.Number)
+		i, err := infoOf(i.Number)
 		return i.Path, err
 	}
 	group, volume, ok := strings.Cut(strings.TrimPrefix(name, devDir+"/"), "/")

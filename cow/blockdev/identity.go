@@ -162,10 +162,7 @@ func hasTwin(folder, directory, id string) bool {
 // diskKey returns a key of the hardware's name and the number of the partition, "" if
 // there is no such name. unique says that no other disk has the same name.
 func (i Info) diskKey() (key string, unique bool) {
-	disk, err := i.disk()
-	if err != nil {
-		return "", false
-	}
+	disk, _ := i.disk() // one that is gone has no folder
 	folder, err := filepath.EvalSymlinks(disk.dir())
 	if err != nil {
 		return "", false
@@ -180,10 +177,7 @@ func (i Info) diskKey() (key string, unique bool) {
 // loopKey returns a key of the name of the file that a loop device shows, the part of it
 // and the number of the partition. It is "" for anything but a loop device.
 func (i Info) loopKey() string {
-	disk, err := i.disk()
-	if err != nil {
-		return ""
-	}
+	disk, _ := i.disk() // one that is gone shows nothing
 	loop, err := disk.loopDevice()
 	if err != nil || loop == nil {
 		return ""

@@ -62,8 +62,8 @@ func statInfo(path string, fi fs.FileInfo, err error) (Info, error) {
 	return i, nil
 }
 
-// InfoOf finds the block device with that number, and a path that leads to it.
-func InfoOf(n dm.Number) (Info, error) {
+// infoOf finds the block device with that number, and a path that leads to it.
+func infoOf(n dm.Number) (Info, error) {
 	folder, err := filepath.EvalSymlinks(Info{Number: n}.dir())
 	var i Info
 	if err == nil {

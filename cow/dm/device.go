@@ -227,10 +227,11 @@ func (d *Device) hasNode() bool {
 }
 
 func (d *Device) removeNode() error {
-	if err := os.Remove(d.Path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove %s: %w", d.Path(), err)
+	err := os.Remove(d.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // Remove removes the device with its node. It waits if the device is open for a moment,

@@ -274,13 +274,9 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (content layer.Volume, e
 // of one, or of a delta. A device that another one lies on is taken to be live. The
 // trailer of a sealed delta is read as well.
 func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
-	path, err := storePath(name)
+	device, err := openStore(name)
 	if err != nil {
 		return nil, err
-	}
-	device, err := blockdev.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("COW device: %w", err)
 	}
 	defer device.Close()
 	store, err := readStore(device, o)
@@ -288,38 +284,34 @@ func ReadStore(name string, o cow.StoreOptions) (*cow.Store, error) {
 		return store, baseGone(err)
 	}
 	if err := store.ReadTrailer(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", device.Info().Path, err)
 	}
 	return store, nil
 }
 
-// storePath returns the path of the device or file that has the exception store of the
-// device with that name.
-func storePath(name string) (string, error) {
+// openStore opens the device or file that has the exception store of the device with that
+// name.
+func openStore(name string) (*blockdev.Device, error) {
 	info, err := find(name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	kind, err := info.Kind()
 	switch {
 	case err != nil && !notToBeAsked(err):
-		return "", err
+		return nil, err
 	case kind == dm.KindSnapshot:
 		base, err := findBase(info.Path)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		below, err := blockdev.InfoOf(base.COW)
-		if err != nil {
-			return "", fmt.Errorf("%s: its COW device: %w", info.Path, err)
-		}
-		return below.Path, nil
+		return blockdev.OpenNumber(base.COW.String())
 	case kind == dm.KindThin:
-		return "", errThin(info.Path)
+		return nil, errThin(info.Path)
 	case kind == dm.KindOrigin || kind == dm.KindMerge:
-		return "", fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", info.Path)
+		return nil, fmt.Errorf("%s is a volume that has snapshots, and not one of them: name one", info.Path)
 	}
-	return info.Path, nil
+	return blockdev.Open(info.Path)
 }
 
 func readStore(device *blockdev.Device, o cow.StoreOptions) (*cow.Store, error) {
@@ -370,7 +362,9 @@ func (p *Pair) ReportText() string {
 	r, seal := report.OfDelta(p.Unsealed), p.Delta.Seal()
 	r.NewOnly = seal.NewOnly
 	b.WriteString(r.Text())
-	fmt.Fprintf(&b, "Base %s\nNew %s\n", named(p.from, seal.Base), named(p.source.Info().Path, seal.New))
+	for _, line := range []string{"Base " + p.from + " " + seal.Base, "New " + p.source.Info().Path + " " + seal.New} {
+		b.WriteString(strings.TrimSuffix(line, " ") + "\n") // there may be no identity
+	}
 	if seal.Origin != "" {
 		fmt.Fprintf(&b, "Origin %s\n", seal.Origin)
 	}
@@ -382,13 +376,6 @@ func (p *Pair) ReportText() string {
 		fmt.Fprintf(&b, "Warning: %s\n", w)
 	}
 	return b.String()
-}
-
-func named(path, id string) string {
-	if id == "" {
-		return path
-	}
-	return path + " " + id
 }
 
 // CheckSource returns an error if what was read of the source can't be trusted, because

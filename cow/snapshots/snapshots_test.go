@@ -344,8 +344,13 @@ func TestReadStore(t *testing.T) {
 					t.Errorf("chunk %d is not in it", e[0])
 				}
 			}
-			if found, err := storePath(path); err != nil || found != path {
-				t.Errorf("its store is on %q, %v", found, err)
+			device, err := openStore(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer device.Close()
+			if found := device.Info().Path; found != path {
+				t.Errorf("its store is on %q", found)
 			}
 		})
 	}
