@@ -13,7 +13,7 @@ import (
 )
 
 // linkDirs have links that name devices by what they are.
-var linkDirs = [...]string{diskDir, zvolDir}
+var linkDirs = []string{diskDir, zvolDir}
 
 const (
 	diskDir = "/dev/disk"
@@ -131,8 +131,7 @@ func (d inventory) allOf(i Info) (below Info, ok bool) {
 	return found, err == nil && found.Same(below) && on.end == everything
 }
 
-// hardwareID returns the hardware's name of the disk with that folder in sysfs, "" if it
-// has none.
+// hardwareID returns the hardware's name of the disk with that folder, "" if it has none.
 func hardwareID(folder string) string {
 	for _, attribute := range []string{"wwid", "device/wwid", "serial", "device/serial"} { // the best first
 		if id, err := readLine(folder, attribute); err == nil && id != "" {
@@ -197,10 +196,9 @@ func isBelow(path string, dirs ...string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
 }
 
-// isStableLink reports whether the path is a link that leads to the same device after a
-// reboot.
+// isStableLink reports whether a path is a link that a reboot leaves as it is.
 func isStableLink(path string) bool {
-	if !isBelow(path, linkDirs[:]...) || isBelow(path, diskDir+"/by-diskseq") {
+	if !isBelow(path, linkDirs...) || isBelow(path, diskDir+"/by-diskseq") {
 		return false
 	}
 	fi, err := os.Lstat(path)
@@ -233,24 +231,17 @@ func pathKey(path string) (string, error) {
 // which another device may get, or for that of a removed file that a loop device shows.
 func KeySurvivesReboot(key string) bool {
 	kind, name, _ := strings.Cut(key, ":")
-	switch kind {
-	case "dm", "disk":
-		return true
-	case "path":
-		if isBelow(name, linkDirs[:]...) {
-			return true
-		}
-	case "loop-part":
-		_, name, _ = strings.Cut(name, ":")
-		fallthrough
-	case "loop":
-		if strings.Contains(name, deletedSuffix) {
-			return false
-		}
-	default:
-		return false
+	if kind == "loop-part" {
+		kind = "loop"
+		_, name, _ = strings.Cut(name, ":") // after the partition's number
 	}
-	return strings.HasPrefix(name, "/") && !isBelow(name, devDir, "/proc")
+	switch {
+	case kind == "dm", kind == "disk", kind == "path" && isBelow(name, linkDirs...):
+		return true
+	case kind == "path", kind == "loop" && !strings.Contains(name, deletedSuffix):
+		return strings.HasPrefix(name, "/") && !isBelow(name, devDir, "/proc")
+	}
+	return false
 }
 
 // KeyAliases returns the other keys that [Info.Key] may return, or may have returned,

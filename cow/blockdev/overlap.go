@@ -83,16 +83,13 @@ func (i Info) Shares(other Info) (bool, error) {
 // for itself and those below it.
 func (i Info) LoopDevices() ([]Info, error) {
 	all, err := i.Overlaps()
-	if err != nil {
-		return nil, err
-	}
 	var infos []Info
 	for _, o := range all {
 		if o.Loop {
 			infos = append(infos, o.Info)
 		}
 	}
-	return infos, nil
+	return infos, err
 }
 
 // relation returns what the other device or file, which is below i or is not, is to i.
@@ -122,15 +119,12 @@ func (d inventory) relation(i, other Info, isBelow bool) Relation {
 func takeInventory() (inventory, error) {
 	d := inventory{stack: make(stack)}
 	all, err := infosOf("/sys/class/block/*/dev")
-	if err != nil {
-		return inventory{}, err
-	}
 	for _, i := range all {
 		if err := d.add(i); err != nil && !isGone(err) {
 			return inventory{}, err
 		}
 	}
-	return d, nil
+	return d, err
 }
 
 // add finds out what a device is made of, if it has a size.
@@ -186,9 +180,6 @@ func (i Info) segments(size int64, loop *loopDevice) (segments []segment, err er
 		}
 	}
 	slaves, err := i.slaves()
-	if err != nil {
-		return nil, err
-	}
 	// As nothing else is known, the device is taken to be scattered over those that it
 	// lies on. A snapshot is scattered over its COW device alone.
 	for _, slave := range slaves {
@@ -198,5 +189,5 @@ func (i Info) segments(size int64, loop *loopDevice) (segments []segment, err er
 		}
 		segments = append(segments, p)
 	}
-	return segments, nil
+	return segments, err
 }

@@ -75,11 +75,11 @@ func (d *Device) readSome(pieces [][]byte, offsets []int64) (n int, err error) {
 		}
 		return d.readMissing(pieces, offsets, &done)
 	}
-	for i := range pieces {
-		if done[i] {
-			continue
+	for i, p := range pieces {
+		if !done[i] {
+			err = d.readPiece(p, offsets[i])
 		}
-		if err := d.readPiece(pieces[i], offsets[i]); err != nil {
+		if err != nil {
 			return i, err
 		}
 	}

@@ -68,16 +68,13 @@ func (i Info) OriginDevice() (dm.Number, error) {
 // is active.
 func (i Info) SnapshotOn() (*Snapshot, error) {
 	holders, err := i.Holders()
-	if err != nil {
-		return nil, err
-	}
 	for _, h := range holders {
 		s, err := h.Snapshot()
 		if err != nil || s != nil && s.COW == i.Number {
 			return s, err
 		}
 	}
-	return nil, nil
+	return nil, err
 }
 
 // SnapshotUUID returns the dm uuid of the snapshot whose COW device this is, "" if it
@@ -87,11 +84,10 @@ func (i Info) SnapshotUUID() string {
 	if uuid, ok := strings.CutSuffix(i.DMUUID(), "-cow"); ok {
 		return uuid
 	}
-	holders, err := i.Holders()
-	if err != nil || len(holders) != 1 {
-		return ""
+	if holders, err := i.Holders(); err == nil && len(holders) == 1 {
+		return holders[0].DMUUID()
 	}
-	return holders[0].DMUUID()
+	return ""
 }
 
 // OriginUUID returns the dm uuid of the volume that this device is, if it has snapshots,
@@ -153,8 +149,7 @@ func (e *SnapshotError) Error() string {
 }
 
 // CheckSnapshot returns a [SnapshotError] if the device is a snapshot whose status says
-// that it can't be trusted. The valid flag on its COW device does not always say so. For
-// a device that is not a snapshot it returns nil.
+// that it can't be trusted. The valid flag on its COW device does not always say so.
 func (i Info) CheckSnapshot() error {
 	if !i.IsDM() {
 		return nil

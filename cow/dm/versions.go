@@ -36,15 +36,12 @@ func parseVersions(b []byte) (map[string]Version, error) {
 	versions := map[string]Version{}
 	for {
 		var v unix.DmTargetVersions
-		if _, err := binary.Decode(b, binary.NativeEndian, &v); err != nil {
-			return nil, errors.New("the device mapper's list of targets is cut off")
+		if _, err := binary.Decode(b, binary.NativeEndian, &v); err != nil || v.Next > 0 && v.Next < versionBytes {
+			return nil, errors.New("the device mapper's list of targets is cut off, or leads nowhere")
 		}
 		versions[unix.ByteSliceToString(b[versionBytes:])] = v.Version
 		if v.Next == 0 {
 			return versions, nil
-		}
-		if v.Next < versionBytes {
-			return nil, errors.New("the device mapper's list of targets leads nowhere")
 		}
 		b = b[min(int64(v.Next), int64(len(b))):]
 	}

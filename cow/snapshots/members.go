@@ -53,7 +53,7 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	case kind == dm.KindOrigin:
 		return nil, fmt.Errorf("%s is a volume that has snapshots, and not one of them", info.Path)
 	case kind == dm.KindMerge:
-		return nil, afterMerge(fmt.Errorf("%s: a snapshot is being merged into it", info.Path))
+		return nil, wayout.Add(fmt.Errorf("%s: a snapshot is being merged into it: %s", info.Path, afterMerge), wayout.FirstSync)
 	case kind != dm.KindSnapshot:
 		return nil, wayout.Add(fmt.Errorf("%s is no snapshot of LVM's or the device mapper's", info.Path), wayout.PairByCOW)
 	}
@@ -64,32 +64,29 @@ func findBase(name string) (*blockdev.Snapshot, error) {
 	return s, err
 }
 
+// afterMerge is what to do when the base is being merged into the volume.
+const afterMerge = "when that has ended (lvs shows how far it is), the volume holds what the snapshot held: take new snapshots"
+
 // baseGone adds to an error what to do if the base can't be used any more.
 func baseGone(err error) error {
-	gone, ok := errors.AsType[*blockdev.SnapshotError](err)
-	switch {
-	case !ok:
-		return err
-	case gone.Status == "":
-		return afterMerge(err)
-	}
-	return wayout.Add(fmt.Errorf("%w: it overflowed, or its disk failed, and changes are missing from it: make the next one larger", err), wayout.FirstSync)
+	return gone(err, afterMerge, "it overflowed, or its disk failed, and changes are missing from it: make the next one larger", wayout.FirstSync)
 }
 
 // newGone adds to an error what to do if the new snapshot can't be used any more.
 func newGone(err error) error {
-	gone, ok := errors.AsType[*blockdev.SnapshotError](err)
+	return gone(err, "take another snapshot when that has ended (lvs shows how far it is)",
+		"it overflowed, or its disk failed: take another one, larger, in its place; the base is as good as before")
+}
+
+func gone(err error, merging, failed string, ways ...wayout.Way) error {
+	s, ok := errors.AsType[*blockdev.SnapshotError](err)
 	switch {
 	case !ok:
 		return err
-	case gone.Status == "":
-		return fmt.Errorf("%w: take another snapshot when that has ended (lvs shows how far it is)", err)
+	case s.Status == "":
+		failed = merging
 	}
-	return fmt.Errorf("%w: it overflowed, or its disk failed: take another one, larger, in its place; the base is as good as before", err)
-}
-
-func afterMerge(err error) error {
-	return wayout.Add(fmt.Errorf("%w: when that has ended (lvs shows how far it is), the volume holds what the snapshot held: take new snapshots", err), wayout.FirstSync)
+	return wayout.Add(fmt.Errorf("%w: %s", err, failed), ways...)
 }
 
 func errThin(path string) error {
