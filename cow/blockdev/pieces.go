@@ -201,9 +201,7 @@ type request struct {
 	buffer uint64
 	bytes  uint64
 	offset int64
-	_      uint64
-	_      uint32
-	_      uint32
+	_      [2]uint64
 }
 
 // answer is struct io_event of linux/aio_abi.h.

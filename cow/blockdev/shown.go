@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
@@ -60,11 +59,11 @@ func (i Info) asked() (deviceID, error) {
 	}
 	defer f.Close()
 	if found, err := Stat(f); err != nil || !found.Same(i) {
-		return deviceID{}, fmt.Errorf("%s: it is not the loop device %s: %w", i.Path, i.Number, errors.Join(err, fs.ErrNotExist))
+		return deviceID{}, errors.Join(err, fs.ErrNotExist) // the name is another device's
 	}
 	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
-		return deviceID{}, fmt.Errorf("%s: ask what the loop device shows: %w", i.Path, err)
+		return deviceID{}, err
 	}
 	if status.Rdevice != 0 {
 		return blockID(dm.NumberOf(status.Rdevice)), nil

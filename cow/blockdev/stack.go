@@ -58,9 +58,8 @@ func (s stack) follow(list []extent, e extent, depth int) []extent {
 			continue
 		}
 		on := p.on
-		if on.scattered {
-			scatters = true
-		} else {
+		scatters = scatters || on.scattered
+		if !on.scattered {
 			on.start = plus(on.start, start-p.start)
 			on.end = min(on.end, plus(on.start, end-start))
 		}

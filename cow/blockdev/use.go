@@ -14,12 +14,11 @@ import (
 
 // User is a process that has a device or a file open.
 type User struct {
-	pid     int
-	command string
-	Writes  bool // it may write to it
+	name   string
+	Writes bool // it may write to it
 }
 
-func (u User) String() string { return fmt.Sprintf("%s (process %d)", u.command, u.pid) }
+func (u User) String() string { return u.name }
 
 // CheckProc returns an error if /proc is not mounted, as in a bare chroot. Without it,
 // the processes that have a device open can't be found, and an open file can't be opened
@@ -56,7 +55,7 @@ func UsersOf(infos []Info) ([][]User, error) {
 		for n, i := range infos {
 			if writes, ok := opened[i.id()]; ok {
 				command, _ := readLine("/proc", p.Name(), "comm")
-				users[n] = append(users[n], User{pid, cmp.Or(command, "?"), writes})
+				users[n] = append(users[n], User{fmt.Sprintf("%s (process %d)", cmp.Or(command, "?"), pid), writes})
 			}
 		}
 	}

@@ -83,14 +83,8 @@ func Create(name, uuid string) (*Device, error) {
 	if err := errors.Join(CheckName(name), CheckUUID(uuid)); err != nil {
 		return nil, err
 	}
-	r := about(name, uuid)
-	if err := r.call(unix.DM_DEV_CREATE, 0); err != nil {
-		if errors.Is(err, syscall.EBUSY) {
-			err = fmt.Errorf("there is a device of that name: %w", fs.ErrExist)
-		}
-		return nil, fmt.Errorf("%s: %w", filepath.Join(Dir, name), err)
-	}
-	return r.device(), nil
+	exists := fmt.Errorf("there is a device of that name: %w", fs.ErrExist)
+	return about(name, uuid).answer(filepath.Join(Dir, name), unix.DM_DEV_CREATE, syscall.EBUSY, exists)
 }
 
 // ByName finds a device by its name. The error is fs.ErrNotExist if there is none.
@@ -98,7 +92,7 @@ func ByName(name string) (*Device, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	return about(name, "").find(filepath.Join(Dir, name))
+	return about(name, "").answer(filepath.Join(Dir, name), unix.DM_DEV_STATUS, syscall.ENXIO, fs.ErrNotExist)
 }
 
 // ByUUID finds a device by its uuid. The error is fs.ErrNotExist if there is none.
@@ -106,13 +100,15 @@ func ByUUID(uuid string) (*Device, error) {
 	if err := CheckUUID(uuid); err != nil {
 		return nil, err
 	}
-	return about("", uuid).find("dm uuid " + uuid)
+	return about("", uuid).answer("dm uuid "+uuid, unix.DM_DEV_STATUS, syscall.ENXIO, fs.ErrNotExist)
 }
 
-func (r *request) find(what string) (*Device, error) {
-	err := r.call(unix.DM_DEV_STATUS, 0)
-	if errors.Is(err, syscall.ENXIO) {
-		err = fs.ErrNotExist
+// answer makes a call, and returns the device that it is about. what names that for an
+// error; the error errno means another one here.
+func (r *request) answer(what string, command uintptr, errno syscall.Errno, means error) (*Device, error) {
+	err := r.call(command, 0)
+	if errors.Is(err, errno) {
+		err = means
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

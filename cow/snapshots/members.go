@@ -119,8 +119,8 @@ func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
 // findNew finds out what the source is, and fails if it makes no pair with the base.
 func (m *members) findNew(source *blockdev.Device, o Options) error {
 	info := source.Info()
+	var err error
 	if m.base != nil {
-		var err error
 		if m.baseBytes, err = m.base.SizeBytes(); err != nil {
 			return fmt.Errorf("base: %w", err)
 		}
@@ -129,7 +129,6 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		}
 		m.live = info.Block && m.base.Origin == info.Number
 	}
-	var err error
 	switch m.kind, err = info.Kind(); {
 	case err != nil && !notToBeAsked(err):
 		return fmt.Errorf("source: %w", err)
