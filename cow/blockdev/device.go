@@ -169,8 +169,7 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 		n, err = d.file.ReadAt(p, off)
 	}
 	if err != nil && err != io.EOF {
-		var inner *os.PathError
-		if errors.As(err, &inner) {
+		if inner, ok := errors.AsType[*os.PathError](err); ok {
 			err = inner.Err
 		}
 		err = fmt.Errorf("%s: read %d bytes at byte %d: %w", d.file.Name(), len(p), off, err)

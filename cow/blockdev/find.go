@@ -58,10 +58,7 @@ func mapperName(group, volume string) string {
 // VolumeName returns the VG/LV of the logical volume with that dm uuid, "" if no such
 // volume is active.
 func VolumeName(uuid string) string {
-	if !strings.HasPrefix(uuid, lvmPrefix) {
-		return ""
-	}
-	i, _ := mappedDevice(func(s string) bool { return s == uuid })
+	i, _ := mappedDevice(func(s string) bool { return s == uuid && strings.HasPrefix(s, lvmPrefix) })
 	// The inverse of mapperName.
 	names := strings.ReplaceAll(i.DMName(), "--", "\x00")
 	group, volume, ok := strings.Cut(names, "-")

@@ -23,12 +23,9 @@ const (
 
 // Info tells what a block device or regular file is.
 type Info struct {
-	// Path is the name by which it was opened or found.
-	Path string
-	// Block tells a block device from a regular file.
-	Block bool
-	// Number is a block device's number.
-	Number dm.Number
+	Path   string    // the name by which it was opened or found
+	Block  bool      // tells a block device from a regular file
+	Number dm.Number // a block device's number
 
 	stat syscall.Stat_t
 }

@@ -64,8 +64,7 @@ func (i Info) Overlaps() ([]Overlap, error) {
 			continue
 		}
 		claimed, isBelow := below[other.id()]
-		loop := other.IsLoop() && !isBelow
-		list = append(list, Overlap{other, all.relation(i, other, isBelow), loop, claimed})
+		list = append(list, Overlap{other, all.relation(i, other, isBelow), other.IsLoop() && !isBelow, claimed})
 	}
 	return list, nil
 }

@@ -76,10 +76,9 @@ func openIn(process string, wanted map[deviceID]bool) map[deviceID]bool {
 	for _, fd := range names {
 		var st unix.Statx_t
 		// A stat must not ask the server of a network file system, which may not answer.
-		if err := unix.Statx(int(dir.Fd()), fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
-			continue
-		}
-		var id deviceID // of anything else than a block device or a regular file, none
+		// If it fails, the file was closed meanwhile, and st has no mode.
+		_ = unix.Statx(int(dir.Fd()), fd, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st)
+		var id deviceID // none of anything but a block device or a regular file
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFBLK:
 			id = blockID(dm.Number{Major: st.Rdev_major, Minor: st.Rdev_minor})

@@ -164,13 +164,10 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 // since the snapshot was made, and what was written to the snapshot. It is nil if there
 // is none that can be read.
 func (m *members) readNewStore(source *blockdev.Device) (*cow.Store, error) {
-	if m.new == nil {
+	if m.new == nil || !m.new.Persistent && source.Info().ReadOnly() {
 		return nil, nil
 	}
 	if !m.new.Persistent {
-		if source.Info().ReadOnly() {
-			return nil, nil
-		}
 		return nil, fmt.Errorf("%s can be written to, and its exception store, which tells of that, is in memory: make it read-only, or with a persistent store (P)", m.new.Path)
 	}
 	device, err := blockdev.OpenNumber(m.new.COW.String())
