@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -120,5 +121,19 @@ func TestReopen(t *testing.T) {
 	}
 	if err := DropCache(again); err != nil {
 		t.Errorf("drop the cache of a file: %v", err)
+	}
+}
+
+func TestMayWrite(t *testing.T) {
+	f, _ := backingFile(t)
+	again, err := os.Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	for fd, want := range map[string]bool{fmt.Sprint(f.Fd()): true, fmt.Sprint(again.Fd()): false, "none": true} {
+		if got := mayWrite("/proc/self/fdinfo/" + fd); got != want {
+			t.Errorf("%s: %v", fd, got)
+		}
 	}
 }
