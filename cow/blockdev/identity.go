@@ -196,7 +196,7 @@ func isBelow(path string, dirs ...string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
 }
 
-// isStableLink reports whether a path is a link that a reboot leaves as it is.
+// isStableLink reports whether a link leads to the same device after a reboot.
 func isStableLink(path string) bool {
 	if !isBelow(path, linkDirs...) || isBelow(path, diskDir+"/by-diskseq") {
 		return false

@@ -195,7 +195,7 @@ type batch struct {
 type request struct {
 	index  uint64
 	_      [2]uint32 // a key and flags, whose order depends on the machine's byte order
-	opcode uint16    // 0 is IOCB_CMD_PREAD
+	_      uint16    // the opcode, which is 0: IOCB_CMD_PREAD
 	_      int16
 	fd     uint32
 	buffer uint64
