@@ -81,7 +81,7 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	if job.Changes, err = m.Changes(d); err != nil {
 		return Result{}, err
 	}
-	return m.merge(ctx, d.At(in.toMerge).Decoder(), func() {}, d.Facts, d.How, job, d.Changed.Len())
+	return m.merge(ctx, d.At(in.toMerge).Decoder(), func() {}, d, job, d.Changed.Len())
 }
 
 // mergeStream merges a delta as it comes.
@@ -95,25 +95,26 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("%s: %w", r.Name(), err)
 	}
-	facts, how, err := m.Decide(decoder.Store)
+	d, err := m.Decide(decoder.Store)
 	if err != nil {
 		return Result{}, err
 	}
-	m.o.Warn(how.Warning)
-	return m.merge(ctx, decoder, stop, facts, how, record.Merging{}, 0)
+	m.o.Warn(d.How.Warning)
+	return m.merge(ctx, decoder, stop, d, record.Merging{}, 0)
 }
 
 // merge does what was decided. Before the first write to the target, the record says
 // durably what is under way; before the record says that it is done, the target is
 // flushed. merge calls stop to end a reading of the delta that is under way. The delta
 // has total chunks, 0 while that is not known.
-func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), facts record.Delta, how record.Decision, job record.Merging, total int64) (Result, error) {
+func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), d *Checked, job record.Merging, total int64) (Result, error) {
+	facts, how := d.Facts, d.How
 	began := time.Now()
 	result := m.newResult(report.Report{})
 	if how.Verdict == record.Resume {
 		job.DoneChunks = min(total, m.Known.Merging.DoneChunks)
 	}
-	r, err := m.Begin(facts, how, job)
+	r, err := m.Begin(d, job)
 	if err != nil && m.Known.Damaged == nil {
 		err = errors.Join(err, m.TakeBack())
 	}

@@ -61,8 +61,8 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	c := &Checked{Store: d}
-	if c.Facts, c.How, err = m.Decide(d); err != nil {
+	c, err := m.Decide(d)
+	if err != nil {
 		return nil, err
 	}
 	if d.Seal == nil && !m.o.AnyBase {
@@ -79,16 +79,15 @@ func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, er
 			return c, err
 		}
 		m.Known.Touched = refused.Reason.Error()
-		_, c.How, err = m.Decide(d)
-		return c, err
+		return m.Decide(d)
 	}
 	return c, nil
 }
 
 // Decide says how the target may take a delta, or refuses it, also one that is not of the
 // target's size, or from itself. Its data is not looked at.
-func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, err error) {
-	facts.EndBytes = m.Target.Size()
+func (m *Merger) Decide(d *cow.Store) (c *Checked, err error) {
+	facts := record.Delta{EndBytes: m.Target.Size()}
 	if d.Name != nil {
 		facts.Name = d.Name.String()
 	}
@@ -103,20 +102,21 @@ func (m *Merger) Decide(d *cow.Store) (facts record.Delta, how record.Decision, 
 		err = m.Target.CheckInside(n.Chunk(n.Len()-1), d.ChunkBytes)
 	}
 	if err != nil {
-		return facts, how, err
+		return nil, err
 	}
+	c = &Checked{Store: d, Facts: facts}
 	if m.o.AnyBase {
-		how = record.DecideAny(facts, m.Known)
+		c.How = record.DecideAny(facts, m.Known)
 	} else {
-		how = record.Decide(facts, m.Known, m.o.AssumeBase)
+		c.How = record.Decide(facts, m.Known, m.o.AssumeBase)
 	}
 	switch {
-	case how.Verdict == record.Refuse && m.notCompared != nil:
+	case c.How.Verdict == record.Refuse && m.notCompared != nil:
 		err = m.asBefore(m.notCompared)
-	case how.Verdict == record.Refuse:
-		err = m.Target.Refused("%w", how.Reason)
+	case c.How.Verdict == record.Refuse:
+		err = m.Target.Refused("%w", c.How.Reason)
 	}
-	return facts, how, err
+	return c, err
 }
 
 // prove compares the target with the delta's digests of the base's content, or of the

@@ -50,7 +50,8 @@ func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 
 // Begin records durably what is about to be done to the target: steps 2 and 3 of the
 // package's comment. If it fails, TakeBack restores the record.
-func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Merging) (r *record.Record, err error) {
+func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err error) {
+	facts, how := d.Facts, d.How
 	if m.Target.info.Block {
 		// What is read from now on is what its disk holds. The kernel reports an earlier
 		// write that failed once, to the next flush: this flush takes that report, which
@@ -71,8 +72,14 @@ func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Mergi
 		path = m.Target.Path
 	}
 	r = &record.Record{Key: m.Key, Target: path, WrittenSince: how.Since, Merging: &job}
+	var evidence *record.Evidence
+	stale := record.Stale
 	if before := m.Known.Record; before != nil {
-		r.Holds, r.Since, r.Last, r.Undos = before.Holds, before.Since, before.Last, before.Undos
+		r.Holds, r.Since, r.Last, r.Undos, evidence = before.Holds, before.Since, before.Last, before.Undos, before.Evidence
+		if m.Known.Touched == "" && !m.o.AnyBase {
+			// They were compared when the target was opened.
+			stale = func(s record.Sample) bool { return before.Merging != nil && m.Known.Written.MayHold(s) }
+		}
 	}
 	if job.Undo == nil {
 		job.Undo = how.WayBack
@@ -81,16 +88,7 @@ func (m *Merger) Begin(facts record.Delta, how record.Decision, job record.Mergi
 		job.Base, job.New, job.Restores = "", record.Content{}, nil
 		r.Holds, r.Undos = nil, nil
 	}
-	var before *record.Evidence
-	if m.Known.Record != nil {
-		before = m.Known.Evidence
-	}
-	stale := record.Stale
-	if m.Known.Record != nil && m.Known.Touched == "" && !m.o.AnyBase {
-		// They were compared when the target was opened.
-		stale = func(s record.Sample) bool { return m.Known.Merging != nil && m.Known.Written.MayHold(s) }
-	}
-	if r.Evidence, err = m.Evidence(before, m.places(how), stale); err != nil {
+	if r.Evidence, err = m.Evidence(evidence, m.places(how), stale); err != nil {
 		return nil, m.asBefore(err)
 	}
 	if how.Since != nil {

@@ -82,16 +82,12 @@ func (m *Merger) findAlias() (*record.Record, error) {
 	var found *record.Record
 	for _, alias := range aliases {
 		r, err := m.State.Load(alias)
-		if err != nil || r == nil || found != nil && !r.Since.After(found.Since) {
-			continue // one that is damaged is not ours to judge
+		// One that is damaged is not ours to judge, and a store that the kernel merges from
+		// has its name from that key.
+		if err != nil || r == nil || r.ByKernel() != nil || found != nil && !r.Since.After(found.Since) {
+			continue
 		}
-		if r.ByKernel() != nil {
-			continue // whose store has its name from that key
-		}
-		written, err := m.State.LoadWritten(r.Written)
-		if err != nil {
-			written = record.Chunks{}
-		}
+		written, _ := m.State.LoadWritten(r.Written) // not known if that fails
 		if why, err := m.Touched(r.Evidence, m.State.Writes(r, written)); err != nil || why != "" {
 			continue
 		}
@@ -119,11 +115,8 @@ func (m *Merger) forgetAliases() error {
 		}
 	}
 	for _, alias := range aliases {
-		if alias == m.Key || !m.State.Has(alias) {
-			continue
-		}
 		r, err := m.State.Load(alias)
-		if err != nil || r == nil {
+		if alias == m.Key || err != nil || r == nil {
 			continue
 		}
 		if alias != m.alias {
@@ -131,13 +124,12 @@ func (m *Merger) forgetAliases() error {
 				continue // it is of another device
 			}
 		}
-		if err := m.State.Forget(alias); err != nil {
-			return err
+		err = m.State.Forget(alias)
+		if err == nil && alias != m.alias {
+			err = m.State.Tidy(alias, nil)
 		}
-		if alias != m.alias {
-			if err := m.State.Tidy(alias, nil); err != nil {
-				return err
-			}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -146,12 +138,11 @@ func (m *Merger) forgetAliases() error {
 // places are samples to be taken before the merge, of what the merges before it wrote
 // and it does not: they show that it is the same target when it is half merged.
 func (m *Merger) places(how record.Decision) []record.Sample {
-	const most = 64
 	if m.Known.Record == nil || m.Known.Merging != nil || m.Known.Touched != "" {
 		return nil
 	}
 	var list []record.Sample
-	for _, s := range m.Known.Written.Places(most, m.o.random) {
+	for _, s := range m.Known.Written.Places(64, m.o.random) {
 		if how.Since != nil && !how.Written.Touches(s.At, s.At+s.Bytes) {
 			list = append(list, s)
 		}

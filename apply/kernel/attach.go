@@ -161,10 +161,6 @@ func show(d mapped, hidden bool) error {
 // overlay makes a device over another one. It can be written to, while the one below
 // stays as it is.
 func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string) error {
-	sectors, err := k.sectors()
-	if err != nil {
-		return err
-	}
 	f, err := files.Unnamed(dir)
 	if err != nil {
 		return wayout.Add(fmt.Errorf("overlay: %w", err), wayout.OtherOverlay)
@@ -184,7 +180,7 @@ func (k *merger) overlay(below mapped, chunkBytes int64, name, uuid, dir string)
 	if err != nil {
 		return err
 	}
-	if err := d.Load(false, snapshotOf(dm.KindSnapshot, sectors, below.Info(), loop, "N", chunkBytes)); err != nil {
+	if err := d.Load(false, snapshotOf(dm.KindSnapshot, k.Target.Size()/cow.SectorBytes, below.Info(), loop, "N", chunkBytes)); err != nil {
 		return errors.Join(err, d.Remove())
 	}
 	return show(d, false)

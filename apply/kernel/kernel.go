@@ -53,11 +53,11 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 		if d.Seal == nil && o.Consume {
 			return apply.Result{}, wayout.Add(fmt.Errorf("delta %s: it is not sealed, and half used up it would look like a good one", path), wayout.WithoutConsume)
 		}
-		_, how, err := k.Decide(d)
+		taken, err := k.Decide(d)
 		if err != nil {
 			return apply.Result{}, err
 		}
-		if how.Verdict == record.Done && !o.DryRun {
+		if taken.How.Verdict == record.Done && !o.DryRun {
 			// It may turn out not to be there any more.
 			d, err := k.Check(ctx, path, in)
 			if err != nil {
@@ -286,7 +286,7 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 	from.Name, from.UUID = k.o.Name, record.MergeUUIDPrefix+rand.Text()
 	from.Sectors, from.ChunkSectors, from.Chunks = k.Target.Size()/cow.SectorBytes, d.ChunkBytes/cow.SectorBytes, d.Changed.Len()
 	recorded = true
-	if r, err = k.Begin(d.Facts, d.How, job); err != nil {
+	if r, err = k.Begin(d, job); err != nil {
 		return nil, nil, err
 	}
 	if device, err = k.raise(&from, store); err != nil {
