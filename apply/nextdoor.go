@@ -31,7 +31,15 @@ func mountedAs(info blockdev.Info) (string, error) {
 		return "", nil
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !isMountOf(m, info), false
+		if m.Major != 0 {
+			return m.Major != int(info.Number.Major) || m.Minor != int(info.Number.Minor), false
+		}
+		// A file system that can be on several devices has a number of its own.
+		if !strings.HasPrefix(m.Source, "/dev/") {
+			return true, false
+		}
+		source, err := blockdev.Lookup(m.Source)
+		return err != nil || !source.Same(info), false
 	})
 	if err != nil {
 		return "", err
@@ -50,19 +58,6 @@ func mountedAs(info blockdev.Info) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// isMountOf tells whether a file system on the device is mounted. One that can be on
-// several devices has a number of its own.
-func isMountOf(m *mountinfo.Info, info blockdev.Info) bool {
-	if m.Major != 0 {
-		return m.Major == int(info.Number.Major) && m.Minor == int(info.Number.Minor)
-	}
-	if !strings.HasPrefix(m.Source, "/dev/") {
-		return false
-	}
-	source, err := blockdev.Lookup(m.Source)
-	return err == nil && source.Same(info)
 }
 
 // openedBy says which of the users, which have the other device or file open, use

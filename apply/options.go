@@ -23,8 +23,9 @@ type Options struct {
 	// starts from.
 	AssumeBase bool
 	// AnyBase merges whatever the target is recorded to hold, as dds does. What the
-	// target then holds is recorded without a name, unless the delta is a full one. Where records can't be written it does without, unless
-	// there is one of the target, which would not be true any more.
+	// target then holds is recorded without a name, unless the delta is a full one. Where
+	// records can't be written it does without, unless there is one of the target, which
+	// would not be true any more.
 	AnyBase bool
 	// Undo, if set, is a file in which to save what is overwritten.
 	Undo string

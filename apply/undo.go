@@ -86,7 +86,11 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	if there != nil && there.Name.String() != name {
 		return nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path)
 	}
-	return record.NewUndo(path, name, d.Facts.Name, held, m.Known), nil
+	back := &record.Undo{Path: path, Delta: name, Of: d.Facts.Name, Holds: held}
+	if k := m.Known; k.Record != nil && k.Holds != nil && held == *k.Holds {
+		back.WrittenSince, back.Written, back.UndoneBy = k.WrittenSince, k.Record.Written, k.LastMerge().Undo
+	}
+	return back, nil
 }
 
 // undoDelta is the delta that brings back what d overwrites.

@@ -289,18 +289,13 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 	if r, err = k.Begin(d, job); err != nil {
 		return nil, nil, err
 	}
-	if device, err = k.raise(&from, store); err != nil {
-		return nil, nil, err
-	}
-	if ctx.Err() != nil {
-		return nil, nil, errors.Join(apply.ErrSignal, device.Remove())
-	}
-	return r, device, nil
+	device, err = k.raise(ctx, &from, store)
+	return r, device, err
 }
 
 // raise makes the device through which the kernel is to merge from the store. It does
 // not begin before it is resumed.
-func (k *merger) raise(from *record.KernelMerge, store *blockdev.Device) (mapped, error) {
+func (k *merger) raise(ctx context.Context, from *record.KernelMerge, store *blockdev.Device) (mapped, error) {
 	f, err := store.Reopen(os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
@@ -319,7 +314,11 @@ func (k *merger) raise(from *record.KernelMerge, store *blockdev.Device) (mapped
 	if err := errors.Join(l.checkWritable(), l.checkChunk(chunkBytes)); err != nil {
 		return nil, err
 	}
-	return k.load(l, from.Name, from.UUID, false, snapshotOf(dm.KindMerge, from.Sectors, l.target, l.delta, "P", chunkBytes))
+	d, err := k.load(l, from.Name, from.UUID, false, snapshotOf(dm.KindMerge, from.Sectors, l.target, l.delta, "P", chunkBytes))
+	if err == nil && ctx.Err() != nil {
+		err = errors.Join(apply.ErrSignal, d.Remove())
+	}
+	return d, err
 }
 
 // start lets the kernel merge, and waits for it.
@@ -372,9 +371,7 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 	if err := k.State.Save(r); err != nil {
 		return apply.Result{}, err
 	}
-	if device, err = k.raise(from, store); err == nil && ctx.Err() != nil {
-		err = errors.Join(apply.ErrSignal, device.Remove())
-	}
+	device, err = k.raise(ctx, from, store)
 	if _, refused := errors.AsType[*apply.RefusedError](err); refused {
 		return apply.Result{}, err
 	}

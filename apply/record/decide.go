@@ -30,8 +30,8 @@ type Known struct {
 	Touched string
 }
 
-// last is the merge that led to what the target holds, as far as that is known.
-func (k Known) last() Run { return *cmp.Or(k.Last, &Run{}) }
+// LastMerge is the one that led to what the target holds, as far as that is known.
+func (k Known) LastMerge() Run { return *cmp.Or(k.Last, &Run{}) }
 
 // Verdict is what a target may take.
 type Verdict int
@@ -83,7 +83,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 			fresh.Since = k.Holds
 		}
 	}
-	if sure && k.Merging == nil && d.Name != "" && (d.Name == k.Holds.Delta || d.Name == k.last().Delta) {
+	if sure && k.Merging == nil && d.Name != "" && (d.Name == k.Holds.Delta || d.Name == k.LastMerge().Delta) {
 		if assumeBase {
 			return fresh.over(d, k) // written once more, over what it wrote
 		}
@@ -136,7 +136,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 			wayout.FullDelta, wayout.AssumeBase.Of(NameOf(d.Base)+" but for what was merged"))
 	case k.Touched != "":
 		return decideUnknown(d, fresh, assumeBase, "the target is not as the last merge left it ("+k.Touched+")")
-	case d.Name != "" && d.Name == k.last().Undo:
+	case d.Name != "" && d.Name == k.LastMerge().Undo:
 		return fresh.undoing(k, d)
 	case d.Base != "" && d.Base == k.Holds.Snapshot:
 		if why := lacksGrowth(d, k.Holds.VolumeBytes); why != "" && !assumeBase {

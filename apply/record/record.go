@@ -388,14 +388,3 @@ func (r *Record) forget(u *Undo) {
 		r.Undos = r.Undos[:before]
 	}
 }
-
-// NewUndo is the way back from a merge of the delta with the digest of, which the file
-// at path undoes, whose own delta has the digest delta. Held is what the target holds
-// before, and k what is known of it.
-func NewUndo(path, delta, of string, held Content, k Known) *Undo {
-	u := &Undo{Path: path, Delta: delta, Of: of, Holds: held}
-	if k.Record != nil && k.Holds != nil && held == *k.Holds {
-		u.WrittenSince, u.Written, u.UndoneBy = k.WrittenSince, k.Record.Written, k.last().Undo
-	}
-	return u
-}
