@@ -53,13 +53,19 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	if o.Stream {
 		return m.mergeStream(ctx, r)
 	}
-	s, err := spool(ctx, r.Name(), Patient{ctx, r}, m.o)
+	in, f, err := spool(ctx, r, m.o)
 	if err != nil {
 		return Result{}, err
 	}
-	defer s.Close()
-	m.CheckUnchanged = s.kept
-	return m.mergeChecked(ctx, r.Name(), s.input())
+	defer f.Close()
+	m.CheckUnchanged = func() error {
+		// What was read of a part that could not be written out may not be what came in.
+		if err := f.Written(); err != nil {
+			return fmt.Errorf("spool: it could not be kept: %w", err)
+		}
+		return nil
+	}
+	return m.mergeChecked(ctx, r.Name(), in)
 }
 
 // mergeChecked merges a delta that can be checked as a whole first.

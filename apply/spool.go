@@ -15,61 +15,34 @@ import (
 	"ddsfs/cow/wayout"
 )
 
-// spoolFile holds a delta that came from a pipe. It has no name, so that nothing
-// is left of it however this process ends, and no other process can change it: the
-// digests that are taken as it comes in are those of what is read from it.
-type spoolFile struct {
-	files.OSFile
-	size  int64
-	taken *cow.Digester // nil if the delta is not sealed
-}
-
-// spool keeps a delta that comes from a pipe of that name: as many bytes as its seal
-// says, or without a seal all there are.
+// spool keeps a delta that comes from a pipe in a file: as many bytes as its seal says, or
+// without a seal all there are. The file has no name, so that nothing is left of it however
+// this process ends, and no other process can change it: the digests that are taken as it
+// comes in are those of what is read from it.
 //
 // Most deltas are small, and are merged and gone before the kernel would write them out.
 // What is more than the page cache may keep is written out as it comes, and read back
-// later.
-func spool(ctx context.Context, name string, r io.Reader, o Options) (s *spoolFile, err error) {
-	f, err := files.Unnamed(o.SpoolDir)
-	if err != nil {
-		return nil, wayout.Add(fmt.Errorf("spool: %w", err), wayout.OtherSpool, wayout.StreamInstead)
+// later. A sealed delta is read in the order in which it lies there, so the second reading
+// frees what it has read: what was not written out by then never is. Data of another delta
+// may be read in any order, and is only dropped from the page cache.
+func spool(ctx context.Context, r *os.File, o Options) (in input, f files.OSFile, err error) {
+	if f.File, err = files.Unnamed(o.SpoolDir); err != nil {
+		return in, f, wayout.Add(fmt.Errorf("spool: %w", err), wayout.OtherSpool, wayout.StreamInstead)
 	}
-	s = &spoolFile{OSFile: files.OSFile{File: f}}
-	behind := files.Behind(s, 0)
-	s.size, s.taken, err = receive(ctx, name, r, s, &behind, o.SpoolDir, wayout.StreamInstead,
+	behind := files.Behind(f, 0)
+	size, taken, err := receive(ctx, r.Name(), Patient{ctx, r}, f, &behind, o.SpoolDir, wayout.StreamInstead,
 		func(done, total int64) { o.Progress(Receiving, done, total) })
 	if err != nil {
 		f.Close()
-		return nil, err
+		return in, f, err
 	}
-	return s, nil
-}
-
-// input is the spool as a delta to merge. A sealed delta is read in the order in which
-// it lies there, so the second reading frees what it has read: what was not written out
-// by then never is. Data of another delta may be read in any order, and is only dropped
-// from the page cache.
-func (s *spoolFile) input() input {
-	drop := func(off, bytes int64) { files.Drop(s.File, off, bytes) }
-	if s.taken != nil {
-		drop = func(off, bytes int64) {
-			if err := s.PunchHole(off, bytes); err != nil {
-				files.Drop(s.File, off, bytes) // without a wait, whose error kept would miss
-			}
+	drop := func(off, bytes int64) {
+		if taken == nil || f.PunchHole(off, bytes) != nil {
+			files.Drop(f.File, off, bytes) // without a wait, whose error Written would miss
 		}
 	}
-	whole := io.NewSectionReader(s, 0, s.size)
-	return input{Volume: whole, taken: s.taken, toMerge: files.ReadOnce(whole, drop)}
-}
-
-// kept fails if a part of the spool could not be written out: what was read of it may
-// then not be what was received.
-func (s *spoolFile) kept() error {
-	if err := s.Written(); err != nil {
-		return fmt.Errorf("spool: it could not be kept: %w", err)
-	}
-	return nil
+	whole := io.NewSectionReader(f, 0, size)
+	return input{Volume: whole, taken: taken, toMerge: files.ReadOnce(whole, drop)}, f, nil
 }
 
 // receive writes a delta to a file: as many bytes as its seal says, and takes their

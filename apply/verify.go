@@ -73,12 +73,12 @@ func VerifyFile(ctx context.Context, path, targetPath string, o Options) (Verifi
 // VerifyPipe is VerifyFile for a delta that comes from a pipe.
 func VerifyPipe(ctx context.Context, r *os.File, targetPath string, o Options) (Verification, error) {
 	o = o.Complete()
-	s, err := spool(ctx, r.Name(), Patient{ctx, r}, o)
+	in, f, err := spool(ctx, r, o)
 	if err != nil {
 		return Verification{}, err
 	}
-	defer s.Close()
-	return verify(ctx, r.Name(), s.input(), targetPath, o)
+	defer f.Close()
+	return verify(ctx, r.Name(), in, targetPath, o)
 }
 
 // verify is VerifyFile for the delta that is read from in. Errors call it by the name.
