@@ -66,12 +66,8 @@ func (m *Merger) CheckNotUsedUp(in *blockdev.Device) error {
 	if from == nil {
 		return nil
 	}
-	store, err := blockdev.Open(from.Store)
-	if err != nil {
-		return nil // so it is not the delta, which was opened
-	}
-	defer store.Close()
-	if store.Info().Same(in.Info()) {
+	// A store that is not there is not the delta, which was opened.
+	if store, err := blockdev.Lookup(from.Store); err == nil && store.Same(in.Info()) {
 		return wayout.Add(m.Target.Refused("the kernel has begun to use up that delta"), wayout.ResumeKernel.Of(m.Target.Path))
 	}
 	return nil

@@ -126,10 +126,10 @@ func InUse(path string) error {
 			return fmt.Errorf("%s is in use by %s, which is stacked on it", what, Paths(holders))
 		}
 	}
-	if err != nil {
-		return unknown
+	var users [][]blockdev.User
+	if err == nil {
+		users, err = usersOf(info, overlaps)
 	}
-	users, err := usersOf(info, overlaps)
 	if err != nil {
 		return unknown
 	}

@@ -238,9 +238,7 @@ func (t *Target) wholeSectors() (bytes, sectorBytes int64, err error) {
 // suffix. The last of the identities is that of the origin.
 func (t *Target) checkOrigin(ids ...string) error {
 	if own := t.info.DMUUID(); own != "" {
-		for _, suffix := range []string{"-real", "-cow"} {
-			own = strings.TrimSuffix(own, suffix)
-		}
+		own = strings.TrimSuffix(strings.TrimSuffix(own, "-real"), "-cow")
 		for _, id := range ids {
 			if id != "" && strings.TrimSuffix(id, "-real") == own {
 				return t.Refused("it is what the delta was taken from")

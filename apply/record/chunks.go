@@ -54,9 +54,6 @@ func (c Chunks) spans(yield func(begin, end int64) bool) {
 
 // contains tells whether all bytes from begin to before end lie in the chunks.
 func (c Chunks) contains(begin, end int64) bool {
-	if begin >= end {
-		return true
-	}
 	return c.set != nil && end <= c.endBytes &&
 		c.set.ContainsRange(uint64(begin/c.chunkBytes), uint64((end-1)/c.chunkBytes)+1)
 }
