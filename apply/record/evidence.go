@@ -40,26 +40,11 @@ type fingerprint struct {
 	blockdev.Counter
 }
 
-func (f *fingerprint) evidence() *Evidence {
-	e := &Evidence{SizeBytes: f.SizeBytes, Self: Trace{Counter: f.Counter}}
-	if bytes := min(f.SizeBytes, edgeBytes); bytes > 0 {
-		e.Samples = []Sample{{Bytes: bytes, Digest: f.FirstMiB[:min(32, len(f.FirstMiB))]}}
-	}
-	return e
-}
-
 // IsOld tells whether the evidence is that of a record of version 1, made in another
 // boot: a disk whose name does not survive that may be another one.
 func (e *Evidence) IsOld() bool {
 	boot, err := bootID()
 	return e.Self.Instance == "" && e.Self.Inode == 0 && (err != nil || e.Self.BootID != boot)
-}
-
-func (e *Evidence) check() error {
-	if e.SizeBytes < 0 {
-		return fmt.Errorf("size_bytes is %d", e.SizeBytes)
-	}
-	return checkSamples(e.Samples)
 }
 
 // Subject is an open target, to take evidence from.

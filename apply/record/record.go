@@ -230,10 +230,14 @@ func parse(b []byte) (*Record, error) {
 
 // fromVersion1 brings a record of version 1 to the present one.
 func (r *Record) fromVersion1() error {
-	if r.Fingerprint == nil || r.Evidence != nil {
+	f := r.Fingerprint
+	if f == nil || r.Evidence != nil {
 		return errors.New("no fingerprint")
 	}
-	r.Version, r.Evidence, r.Fingerprint = recordVersion, r.Fingerprint.evidence(), nil
+	r.Version, r.Evidence, r.Fingerprint = recordVersion, &Evidence{SizeBytes: f.SizeBytes, Self: Trace{Counter: f.Counter}}, nil
+	if bytes := min(f.SizeBytes, edgeBytes); bytes > 0 {
+		r.Evidence.Samples = []Sample{{Bytes: bytes, Digest: f.FirstMiB[:min(32, len(f.FirstMiB))]}}
+	}
 	if m := r.Merging; m != nil && m.UndoDelta != "" {
 		undo := Undo{Path: m.UndoFile, Delta: m.UndoDelta, Of: m.New.Delta}
 		if r.Holds != nil {
@@ -265,8 +269,10 @@ func (r *Record) check() error {
 		return fmt.Errorf("done_chunks is %d", r.Merging.DoneChunks)
 	case len(r.Undos) > maxUndos:
 		return fmt.Errorf("%d undos", len(r.Undos))
+	case r.Evidence.SizeBytes < 0:
+		return fmt.Errorf("evidence: size_bytes is %d", r.Evidence.SizeBytes)
 	}
-	if err := r.Evidence.check(); err != nil {
+	if err := checkSamples(r.Evidence.Samples); err != nil {
 		return fmt.Errorf("evidence: %w", err)
 	}
 	if m := r.Merging; m != nil {
