@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,9 +82,7 @@ func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err er
 			stale = func(s record.Sample) bool { return before.Merging != nil && m.Known.Written.MayHold(s) }
 		}
 	}
-	if job.Undo == nil {
-		job.Undo = how.WayBack
-	}
+	job.Undo = cmp.Or(job.Undo, how.WayBack)
 	if how.Nameless {
 		job.Base, job.New, job.Restores = "", record.Content{}, nil
 		r.Holds, r.Undos = nil, nil

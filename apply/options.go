@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"io"
 	"math/rand/v2"
 
@@ -66,15 +67,11 @@ func (o Options) Complete() Options {
 	if o.Progress == nil {
 		o.Progress = func(Stage, int64, int64) {}
 	}
-	if o.Storage == nil {
-		o.Storage = files.Disk{}
-	}
+	o.Storage = cmp.Or[files.Storage](o.Storage, files.Disk{})
 	if o.outside == nil {
 		o.outside = func(t *Target) outside { return t }
 	}
-	if o.random == nil {
-		o.random = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-	}
+	o.random = cmp.Or(o.random, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	return o
 }
 

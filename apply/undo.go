@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -96,10 +97,7 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 // undoDelta is the delta that brings back what d overwrites.
 func (m *Merger) undoDelta(d *Checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
 	// The target's state may be larger than the one that d makes.
-	volumeBytes := min(max(d.Facts.VolumeBytes, held.VolumeBytes), m.Target.Size())
-	if volumeBytes == 0 {
-		volumeBytes = m.Target.Size()
-	}
+	volumeBytes := cmp.Or(min(max(d.Facts.VolumeBytes, held.VolumeBytes), m.Target.Size()), m.Target.Size())
 	before, err := cow.Encode(layer.Layer{Changed: d.Changed, ChunkBytes: d.ChunkBytes, VolumeBytes: volumeBytes, Content: content})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -41,14 +42,12 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 	}
 	defer m.Close()
 	k := &merger{m, Options{Options: o.Options}.complete()}
-	names := []string{name}
+	suffix := ""
 	if o.Writable {
-		names = append(names, name+apply.HiddenSuffix)
+		suffix = apply.HiddenSuffix // the view is below another device
 	}
-	for _, name := range names {
-		if err := k.o.devices.checkFree(name); err != nil {
-			return apply.Result{}, err
-		}
+	if err := cmp.Or(k.o.devices.checkFree(name), k.o.devices.checkFree(name+suffix)); err != nil {
+		return apply.Result{}, err
 	}
 	in, err := blockdev.Open(path)
 	if err != nil {
@@ -78,10 +77,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return apply.Result{}, err
 	}
 	defer l.Close()
-	uuid, suffix := apply.UUIDPrefix+"view-"+rand.Text(), ""
-	if o.Writable {
-		suffix = apply.HiddenSuffix // the view is below another device
-	}
+	uuid := apply.UUIDPrefix + "view-" + rand.Text()
 	view, err := k.view(d, l, name+suffix, uuid+suffix, o.Writable)
 	if err != nil {
 		return apply.Result{}, err

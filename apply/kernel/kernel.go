@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -361,9 +362,7 @@ func (k *merger) resume(ctx context.Context) (apply.Result, error) {
 		return apply.Result{}, err
 	}
 	defer store.Close()
-	if k.o.Name != "" {
-		from.Name = k.o.Name
-	}
+	from.Name = cmp.Or(k.o.Name, from.Name)
 	// The kernel's writes from now on must not be taken for those of others.
 	if r.Evidence, err = k.Evidence(r.Evidence, nil, k.Known.Written.MayHold); err != nil {
 		return apply.Result{}, fmt.Errorf("target %s: %w", k.Target.Path, err)

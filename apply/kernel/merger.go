@@ -35,9 +35,7 @@ const pollInterval = 200 * time.Millisecond
 // complete fills in what was left out of the options.
 func (o Options) complete() Options {
 	o.Options = o.Options.Complete()
-	if o.devices == nil {
-		o.devices = system{}
-	}
+	o.devices = cmp.Or[devices](o.devices, system{})
 	o.poll = cmp.Or(o.poll, pollInterval)
 	return o
 }

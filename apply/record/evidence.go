@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -67,9 +68,7 @@ func Take(s Subject, before *Evidence, changes []Sample, stale func(Sample) bool
 	if err != nil {
 		return nil, err
 	}
-	if before == nil {
-		before = &Evidence{}
-	}
+	before = cmp.Or(before, &Evidence{})
 	var kept, wanted []Sample
 	for _, place := range nextPlaces(before.Samples, before.SizeBytes, changes, s, random) {
 		if place.Digest == "" || stale(place) {

@@ -75,12 +75,7 @@ func (c Content) String() string {
 }
 
 // NameOf is an identity as messages have it.
-func NameOf(id string) string {
-	if id == "" {
-		return "a state without a name"
-	}
-	return id
-}
+func NameOf(id string) string { return cmp.Or(id, "a state without a name") }
 
 // Run is a merge that was done.
 type Run struct {
