@@ -116,7 +116,7 @@ func InUse(path string) error {
 			return fmt.Errorf("%s %s", what, text)
 		}
 		if itself {
-			if used, err := usedByOurs(info, path); err == nil && used != nil {
+			if used := usedByOurs(info, path); used != nil {
 				return used
 			}
 		} else if other.Relation != blockdev.PartitionOf && other.Relation != blockdev.DiskOf {

@@ -28,30 +28,24 @@ func IsMerging(table []dm.Target) bool {
 	return len(table) > 0 && table[0].Type == dm.KindMerge
 }
 
-// usedByOurs says which device of ours shows the target, nil if none does.
-func usedByOurs(info blockdev.Info, path string) (used, err error) {
-	below, err := info.LoopDevices()
-	if err != nil {
-		return nil, err
-	}
+// usedByOurs says which device of ours shows the target, nil if none is found.
+func usedByOurs(info blockdev.Info, path string) error {
+	below, _ := info.LoopDevices()
 	for _, i := range append(below, info) {
-		holders, err := i.Holders()
-		if err != nil {
-			return nil, err
-		}
+		holders, _ := i.Holders()
 		for _, h := range holders {
 			uuid, name := h.DMUUID(), h.DMName()
 			if !IsOurs(uuid) {
 				continue
 			}
 			if table, err := dm.Table(h.Number); err == nil && IsMerging(table) {
-				return wayout.Add(fmt.Errorf("the kernel merges into it as /dev/mapper/%s", name), wayout.ResumeKernel.Of(path)), nil
+				return wayout.Add(fmt.Errorf("the kernel merges into it as /dev/mapper/%s", name), wayout.ResumeKernel.Of(path))
 			}
 			if strings.HasSuffix(uuid, HiddenSuffix) {
 				name = strings.TrimSuffix(name, HiddenSuffix)
 			}
-			return wayout.Add(fmt.Errorf("it is attached as /dev/mapper/%s", name), wayout.Detach.Of(name)), nil
+			return wayout.Add(fmt.Errorf("it is attached as /dev/mapper/%s", name), wayout.Detach.Of(name))
 		}
 	}
-	return nil, nil
+	return nil
 }

@@ -118,7 +118,7 @@ func (t *Target) CheckUnused(o Own) error {
 		}
 	}
 	if len(loops) > 0 {
-		if used, err := usedByOurs(t.info, t.Path); err == nil && used != nil {
+		if used := usedByOurs(t.info, t.Path); used != nil {
 			return t.Refused("%w", used)
 		}
 		return t.Refused("it is in use as loop device %s: detach that first (losetup -d), or apply to it", Paths(loops))

@@ -146,8 +146,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 	case covers(d, k):
 		return fresh.over(d, k).undoing(k, d)
 	case assumeBase:
-		fresh.Held = nil
-		fresh.Warning = fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
+		fresh.Held, fresh.Warning = nil, fmt.Sprintf("the target is recorded to hold %s, and is taken to hold %s", NameOf(k.Holds.Snapshot), NameOf(d.Base))
 		return fresh
 	case !d.Chunks.Known() && d.New != "" && d.New == k.Holds.Snapshot:
 		return refuse("it is recorded to hold "+d.New+", to which the delta leads, already", wayout.WithoutStream)
@@ -189,8 +188,7 @@ func (how *Decision) goesOn(d Delta, m *Merging) bool {
 // decideUnknown decides where nothing vouches for what the target holds.
 func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decision {
 	if assumeBase {
-		fresh.Held = nil
-		fresh.Warning = why + ": it is taken to hold " + NameOf(d.Base)
+		fresh.Held, fresh.Warning = nil, why+": it is taken to hold "+NameOf(d.Base)
 		return fresh
 	}
 	return refuse(why, wayout.FullDelta, wayout.BaseCheck, wayout.AssumeBase.Of(NameOf(d.Base)))
@@ -223,8 +221,7 @@ func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decisi
 		return over
 	}
 	if assumeBase {
-		fresh.Held = nil
-		fresh.Warning = "the target is half merged, and is taken to hold " + NameOf(d.Base)
+		fresh.Held, fresh.Warning = nil, "the target is half merged, and is taken to hold "+NameOf(d.Base)
 		return fresh
 	}
 	reason := fmt.Sprintf("it is half merged: a delta from %s to %s was interrupted, and this one, from %s to %s, does not cover what was written", NameOf(m.Base), NameOf(m.New.Snapshot), NameOf(d.Base), NameOf(d.New))
