@@ -70,7 +70,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 
 // mergeChecked merges a delta that can be checked as a whole first.
 func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Result, error) {
-	d, err := m.check(ctx, name, in)
+	d, err := m.Check(ctx, name, in.Volume, in.taken)
 	if err != nil {
 		return Result{}, err
 	}

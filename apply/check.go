@@ -29,29 +29,25 @@ type Checked struct {
 	How   record.Decision // in which way
 }
 
-// Check reads and verifies the delta that v holds, and refuses it if it is not for the
-// target. Errors call the delta by the name.
-func (m *Merger) Check(ctx context.Context, name string, v layer.Volume) (*Checked, error) {
-	return m.check(ctx, name, input{Volume: v})
-}
-
 // Receive writes the delta that comes from r to f, and checks it there as Check does. The
 // directory is the one in which f needs room; instead is the way out, besides another
 // directory, if there is none.
 func (m *Merger) Receive(ctx context.Context, name string, r io.Reader, f files.File, dir string, instead wayout.Way, stage Stage) (*Checked, error) {
-	size, taken, err := receive(ctx, name, r, f, nil, dir, instead, func(done, total int64) { m.o.Progress(stage, done, total) })
+	size, taken, err := receive(ctx, name, r, f, nil, dir, instead, stage, m.o)
 	if err != nil {
 		return nil, err
 	}
-	return m.check(ctx, name, input{Volume: io.NewSectionReader(f, 0, size), taken: taken})
+	return m.Check(ctx, name, io.NewSectionReader(f, 0, size), taken)
 }
 
-// check checks all that can be checked of a delta: every byte if it is sealed.
-func (m *Merger) check(ctx context.Context, name string, in input) (*Checked, error) {
-	d, err := cow.Open(in.Volume)
+// Check checks all that can be checked of the delta that v holds, every byte if it is
+// sealed, and refuses it if it is not for the target. Errors call it by the name. Taken are
+// its digests, if they were taken as it came in.
+func (m *Merger) Check(ctx context.Context, name string, v layer.Volume, taken *cow.Digester) (*Checked, error) {
+	d, err := cow.Open(v)
 	if err == nil && d.Seal != nil {
 		var bad []int64
-		if bad, err = in.verify(ctx, d, m.o); err == nil {
+		if bad, err = verifyBody(ctx, d, taken, m.o); err == nil {
 			err = whole(bad)
 		}
 	}

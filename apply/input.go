@@ -21,12 +21,12 @@ type input struct {
 	taken *cow.Digester
 }
 
-// verify compares the body with the digests of its trailer. It returns the MiB that
-// differ.
-func (in input) verify(ctx context.Context, d *cow.Store, o Options) (bad []int64, err error) {
+// verifyBody compares a delta's body, or the digests that were taken of it, with the
+// digests of its trailer. It returns the MiB that differ.
+func verifyBody(ctx context.Context, d *cow.Store, taken *cow.Digester, o Options) (bad []int64, err error) {
 	add := func(block int64) { bad = append(bad, block) }
-	if in.taken != nil {
-		err = d.Compare(in.taken, add)
+	if taken != nil {
+		err = d.Compare(taken, add)
 	} else {
 		err = d.Verify(ctx, add, func(done int64) { o.Progress(Verifying, done, d.Seal.BodyBytes) })
 	}

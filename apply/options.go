@@ -36,9 +36,8 @@ type Options struct {
 	DryRun bool
 	// Warn, if set, is told of what the user should know, and which ways out there are.
 	Warn func(message string, ways ...wayout.Way)
-	// Progress, if set, is told of the bytes that were handled and of how many
-	// there are, 0 if that is not known. It is not called by two goroutines at
-	// once.
+	// Progress, if set, is told of the bytes that were handled and of how many there are,
+	// 0 if that is not known. It is not called by two goroutines at once.
 	Progress func(stage Stage, done, total int64)
 
 	// Storage is where targets, undo files and copies of deltas are; nil is this system.

@@ -30,8 +30,7 @@ func spool(ctx context.Context, r *os.File, o Options) (in input, f files.OSFile
 		return in, f, wayout.Add(fmt.Errorf("spool: %w", err), wayout.OtherSpool, wayout.StreamInstead)
 	}
 	behind := files.Behind(f, 0)
-	size, taken, err := receive(ctx, r.Name(), Patient{ctx, r}, f, &behind, o.SpoolDir, wayout.StreamInstead,
-		func(done, total int64) { o.Progress(Receiving, done, total) })
+	size, taken, err := receive(ctx, r.Name(), Patient{ctx, r}, f, &behind, o.SpoolDir, wayout.StreamInstead, Receiving, o)
 	if err != nil {
 		f.Close()
 		return in, f, err
@@ -49,7 +48,7 @@ func spool(ctx context.Context, r *os.File, o Options) (in input, f files.OSFile
 // digests, or without a seal all there are. Bytes that do not begin as a delta does are
 // refused at once. The trail, if there is one, follows beyond what may stay in the page
 // cache. For dir and instead see [Merger.Receive].
-func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, dir string, instead wayout.Way, progress func(done, total int64)) (size int64, taken *cow.Digester, err error) {
+func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behind *files.Trail, dir string, instead wayout.Way, stage Stage, o Options) (size int64, taken *cow.Digester, err error) {
 	noRoom := func(what string, args ...any) error {
 		return wayout.Add(fmt.Errorf("spool: no room in %s, %s; nothing was written to the target", dir, fmt.Sprintf(what, args...)), wayout.OtherSpool, instead)
 	}
@@ -92,7 +91,7 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 		if err != nil {
 			return fmt.Errorf("spool: after %d bytes: %w", size, err)
 		}
-		progress(size, total)
+		o.Progress(stage, size, total)
 		return ctx.Err()
 	}
 	if err := write(first); err != nil {

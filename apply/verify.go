@@ -101,7 +101,7 @@ func verify(ctx context.Context, name string, in input, targetPath string, o Opt
 	}
 	v.Sealed, v.Delta, v.Exceptions = true, d.Name.String(), d.Seal.Exceptions
 	v.Blocks = (d.Seal.BodyBytes-1)/cow.BlockBytes + 1
-	bad, err := in.verify(ctx, d, o)
+	bad, err := verifyBody(ctx, d, in.taken, o)
 	if err != nil {
 		return v, err
 	}

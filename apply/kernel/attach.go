@@ -57,7 +57,7 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 	if err := errors.Join(k.Take(in), k.CheckNotUsedUp(in)); err != nil {
 		return apply.Result{}, err
 	}
-	d, err := k.Check(ctx, path, in)
+	d, err := k.Check(ctx, path, in, nil)
 	if err != nil {
 		return apply.Result{}, err
 	}

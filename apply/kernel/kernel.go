@@ -60,7 +60,7 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 		}
 		if taken.How.Verdict == record.Done && !o.DryRun {
 			// It may turn out not to be there any more.
-			d, err := k.Check(ctx, path, in)
+			d, err := k.Check(ctx, path, in, nil)
 			if err != nil {
 				return apply.Result{}, err
 			}
@@ -209,7 +209,7 @@ func (k *merger) mergeIn(ctx context.Context, in *blockdev.Device) (apply.Result
 	if err != nil {
 		return apply.Result{}, fmt.Errorf("delta: %w", err)
 	}
-	d, err := k.Check(ctx, path, in)
+	d, err := k.Check(ctx, path, in, nil)
 	if err != nil {
 		return apply.Result{}, err
 	}

@@ -30,7 +30,7 @@ func TestViewIsCompared(t *testing.T) {
 		in, err := blockdev.Open(r.Delta)
 		harness.Must(t, err)
 		defer in.Close()
-		d, err := k.Check(context.Background(), r.Delta, in)
+		d, err := k.Check(context.Background(), r.Delta, in, nil)
 		harness.Must(t, err)
 		compare := func(shown []byte) error {
 			r.Write(r.Target+".view", shown)

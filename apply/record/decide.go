@@ -69,11 +69,10 @@ func refuse(reason string, ways ...wayout.Way) Decision {
 // Decide compares a delta with what is known of the target. AssumeBase is the user's
 // word that the target holds what the delta starts from.
 //
-// It is safe because one sentence is kept true at every moment: the target holds what
-// the state WrittenSince held, except in the chunks written. So a delta that starts from
-// that state and has all of those chunks can be merged, whatever became of the merges
-// before it. A snapshot's list of changes only grows, so a later delta of the same base
-// has them.
+// It is safe by the sentence of the package's comment: a delta that starts from the state
+// WrittenSince and has all chunks written since can be merged, whatever became of the
+// merges before it. A snapshot's list of changes only grows, so a later delta of the same
+// base has them.
 func Decide(d Delta, k Known, assumeBase bool) Decision {
 	fresh := Decision{Verdict: Merge, Since: &Content{Snapshot: d.Base, VolumeBytes: d.VolumeBytes}, Written: d.Chunks}
 	sure := k.Record != nil && k.Touched == ""
