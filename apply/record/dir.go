@@ -126,7 +126,7 @@ func (d Dir) Load(key string) (*Record, error) {
 }
 
 func read(path string) (*Record, error) {
-	b, err := os.ReadFile(path)
+	b, err := readAtMost(path, maxBytes+1)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -138,6 +138,16 @@ func read(path string) (*Record, error) {
 		return nil, damaged(path, err)
 	}
 	return r, nil
+}
+
+// readAtMost reads the beginning of a file, whatever its size is by now.
+func readAtMost(path string, bytes int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, bytes))
 }
 
 // Save replaces the record of a target.
@@ -293,7 +303,7 @@ func (d Dir) page(r *Record) *Page {
 		return nil
 	}
 	id := r.Merging.Page
-	content, err := os.ReadFile(filepath.Join(d.Path, pageName(r.Key, id)))
+	content, err := readAtMost(filepath.Join(d.Path, pageName(r.Key, id)), pageBytes)
 	boot, bootErr := bootID()
 	if err != nil || bootErr != nil || len(content) < pageNumbered || string(content[:len(pageMagic)]) != pageMagic ||
 		string(bytes.TrimRight(content[pageID:pageBoot], "\x00")) != id || string(content[pageBoot:pageBoot+len(boot)]) != boot {
