@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # ddsfs: see README.md. Apart from Go and make, a target installs what it needs from
 # Debian if it runs as root, and names it otherwise.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package apply merges a delta into a target: a block device or a regular file
 // that holds what the delta's base held.
 //

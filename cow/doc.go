@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package cow knows the format of device-mapper snapshots and nothing else. It
 // turns a layer into a delta, and a delta or any other exception store into a layer:
 //

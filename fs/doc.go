@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package fs mounts a directory of read-only files, each of which shows a volume of
 // package layer. A volume is not read before its file is. The package knows nothing
 // about what the files hold: package snapshots and commands make the volumes.

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The main job, on a store that a kernel wrote: testdata/stores/plain-4k is a
 # snapshot's COW device, with the volume as it was when the snapshot was made
 # (base) and as a newer snapshot shows it (new).

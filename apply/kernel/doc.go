@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package kernel leaves to the kernel's device mapper what package apply does by itself:
 // [Attach] shows a target as a delta will make it, and [File], [Pipe] and [Resume] merge a
 // delta while the device that shows the new state is in use.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package record knows what a target holds: from a record of what was merged into
 // it, and from evidence that it still holds that.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package replicate tests ddsfs-replicate without a device mapper. Scripts over a
 // directory stand in for LVM's commands, and another one for ssh. ddsfs, its deltas, its
 // record and the target are real. The lab runs it with a real LVM.

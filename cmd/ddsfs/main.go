@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Command ddsfs replicates block devices by what changed between two snapshots. See
 // README.md, and ddsfs help.
 //

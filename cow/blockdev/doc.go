@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package blockdev opens block devices, or regular files in their place, as volumes
 // whose reads return what is on them now ([Device]). It also tells what a device is,
 // what it lies on, and which processes use it ([Info]).

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package chunks has sets of chunks of a volume. Such a set says what changed between
 // two states of the volume, whether an exception store, a pool's mappings or a list of
 // ranges told it. A [Set] is compact, since a volume of a TiB may have millions of

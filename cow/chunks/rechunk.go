@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 package chunks
 
 // Rechunk returns the chunks of toBytes bytes that the chunks of s, which have fromBytes

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package dm makes the calls of the device mapper and of the loop driver. It reads the
 // tables and the status of mapped devices, makes, changes and removes such devices, and
 // shows files as loop devices. The kernel shows and merges deltas through such devices.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package files changes files and devices in an order that survives a crash at any
 // moment, and spares the host's page cache.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package inorder does jobs on several processors, or ahead of the consumer of their
 // results, and delivers the results in the order of the jobs.
 package inorder

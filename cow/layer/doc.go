@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package layer has the idea that all of ddsfs rests on. A [Volume] is bytes with a
 // size: a device, a file, or layers over another volume. A [Layer] is the chunks of a
 // volume that changed between two states, and what they hold in the newer one. An

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package report describes an exception store or a delta in the words and numbers of dds,
 // as texts that a mount shows as files, and as a JSON object. [Table] is the exception map
 // as text.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package snapshots makes a delta of a pair of snapshots that the user names. The COW
 // device of the base snapshot says which chunks of the volume changed, and the new
 // snapshot holds what is in them now; together they are the layer that the delta

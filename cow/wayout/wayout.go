@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package wayout carries advice from libraries to commands: a library says which ways
 // there are out of an error, and a command says by which of its flags they are taken.
 package wayout

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Command bench measures ddsfs against the bare reads and writes of the same work, and
 // against other tools that do that work, if they are installed: rsync, lvmsync, bdsync
 // and blocksync-fast. It prints ratios: each round runs all ways one after the other, and

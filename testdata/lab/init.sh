@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The guest's process 1: loads the modules, runs the tests on the second serial
 # port, where no kernel message gets between their lines, and powers off. Its
 # arguments are the tests', from after the -- of the kernel's command line. In this

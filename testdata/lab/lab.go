@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package lab runs Go tests on a real Linux kernel with device mapper, on
 // machines that have none: it boots a kernel of Debian's, and runs a test binary
 // there as root. [UML] runs as a process, at the machine's own speed; [QEMU]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package openfiles ends the program with a message where it may not have enough files
 // open. A package that it needs, go-fuse's splice, opens a pipe when the program starts,
 // before main runs, and panics if it can't.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
 // Package dm makes device-mapper devices for tests that run inside the lab's
 // guest. Everything a test makes goes away with it, and what cannot be removed,
 // because somebody still holds it, fails the test.
