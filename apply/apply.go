@@ -61,7 +61,7 @@ func Pipe(ctx context.Context, r *os.File, targetPath string, o Options) (Result
 	}
 	defer f.Close()
 	m.CheckUnchanged = func() error {
-		// What was read of a part that could not be written out may not be what came in.
+		// A part that could not be written out may have been read as something else.
 		if err := f.Written(); err != nil {
 			return fmt.Errorf("spool: it could not be kept: %w", err)
 		}

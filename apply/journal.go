@@ -56,7 +56,7 @@ func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
 func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err error) {
 	facts, how := d.Facts, d.How
 	if m.Target.info.Block {
-		// What is read from now on is what its disk holds. The kernel reports an earlier
+		// From now on, reads return what its disk holds. The kernel reports an earlier
 		// write that failed once, to the next flush: this flush takes that report, which
 		// does not concern the merge that begins here, as its evidence was read from the
 		// disk.

@@ -23,8 +23,8 @@ import (
 // comes in are those of what is read from it.
 //
 // Most deltas are small, and are merged and gone before the kernel would write them out.
-// What is more than the page cache may keep is written out as it comes, and read back
-// later. A sealed delta is read in the order in which it lies there, so the second reading
+// The part of a large one that the page cache may not keep is written out as it comes, and
+// read back later. A sealed delta is read in the order in which it lies there, so the second reading
 // frees what it has read: what was not written out by then never is. Data of another delta
 // may be read in any order, and is only dropped from the page cache.
 func spool(ctx context.Context, r *os.File, o Options) (in input, f files.OSFile, err error) {

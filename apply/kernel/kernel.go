@@ -135,7 +135,7 @@ func resumeSame(ctx context.Context, name string, open func() (*cow.Store, error
 	if err != nil {
 		return result, false, fmt.Errorf("target: %w", err)
 	}
-	// What can't be read is looked at again when the target is locked.
+	// A record that can't be read is looked at again when the target is locked.
 	r, _ := record.Dir{Path: o.StateDir}.Load(key)
 	if r.ByKernel() == nil {
 		return result, false, nil

@@ -98,7 +98,7 @@ func (d inventory) relation(i, other Info, isBelow bool) Relation {
 	above := make(map[deviceID]bool)
 	d.stack.below(other.id(), false, above)
 	_, isAbove := above[i.id()]
-	// What is no partition is its own disk. One that is gone by now has none.
+	// A device that is no partition is its own disk. One that is gone by now has none.
 	disk, _ := i.disk()
 	otherDisk, _ := other.disk()
 	switch {

@@ -49,7 +49,7 @@ const (
 	Unmount        Way = "unmount" // the mountpoint
 )
 
-// Of is the way with what it is of: a name or a path.
+// Of returns the way with what it is about: a name or a path.
 func (w Way) Of(what string) Way { return w + ": " + Way(what) }
 
 // Cut takes apart what Of has put together.
