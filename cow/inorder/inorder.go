@@ -32,11 +32,22 @@ func Each[B, R any](workers int, buffers []B, jobs iter.Seq[func(B) (R, error)])
 		}
 		// The results of the jobs that were begun: at most one for each buffer.
 		order := make(chan chan result, len(buffers))
-		running := make(chan struct{}, workers)
+		// A worker that is done finds the next task here, without waiting for the producer.
+		tasks := make(chan func(), len(buffers))
+		if workers > 1 {
+			for range workers {
+				go func() {
+					for do := range tasks {
+						do()
+					}
+				}()
+			}
+		}
 		stop := make(chan struct{})
 		var failed atomic.Bool
 		go func() {
 			defer close(order)
+			defer close(tasks)
 			for job := range jobs {
 				var buffer B
 				select {
@@ -60,11 +71,7 @@ func Each[B, R any](workers int, buffers []B, jobs iter.Seq[func(B) (R, error)])
 					do()
 					continue
 				}
-				running <- struct{}{}
-				go func() {
-					do()
-					<-running
-				}()
+				tasks <- do
 			}
 		}()
 		defer func() {
