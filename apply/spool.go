@@ -24,9 +24,9 @@ import (
 //
 // Most deltas are small, and are merged and gone before the kernel would write them out.
 // The part of a large one that the page cache may not keep is written out as it comes, and
-// read back later. A sealed delta is read in the order in which it lies there, so the second reading
-// frees what it has read: what was not written out by then never is. Data of another delta
-// may be read in any order, and is only dropped from the page cache.
+// read back later. A sealed delta is read in the order in which it lies there, so the
+// second reading frees what it has read: what was not written out by then never is. Data
+// of another delta may be read in any order, and is only dropped from the page cache.
 func spool(ctx context.Context, r *os.File, o Options) (in input, f files.OSFile, err error) {
 	if f.File, err = files.Unnamed(o.SpoolDir); err != nil {
 		return in, f, wayout.Add(fmt.Errorf("spool: %w", err), wayout.OtherSpool, wayout.StreamInstead)
