@@ -87,6 +87,7 @@
 //	byte 64   8 bytes    "ddsfseal"
 //	byte 72   u32        version, 1
 //	byte 76   u32        flags; 1: the trailer has digests of the base's content
+//	                     2: chunks that are not listed hold zeros
 //	byte 80   u64        size of the volume in bytes
 //	byte 88   u64        number of exceptions, N
 //	byte 96   u64        how many of them only the new snapshot's store had

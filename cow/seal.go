@@ -19,6 +19,9 @@ type Seal struct {
 	// BaseCheck says that the trailer also has the digests of the body as it
 	// would be with the base's content.
 	BaseCheck bool
+	// Sparse says that all chunks that are not listed hold zeros: the delta is full, and
+	// leaves those out.
+	Sparse bool
 	// Base, New and Origin name what the delta was made of: by a dm uuid, or by a name
 	// that the user gave. "" is unknown.
 	Base, New, Origin string
@@ -31,6 +34,7 @@ const (
 	sealOffset     = 64
 	sealMagic      = "ddsfseal"
 	sealBaseCheck  = 1 << 0
+	sealSparse     = 1 << 1
 	sealBytes      = SectorBytes // of chunk 0
 	identityBytes  = 120
 	sealSumOffset  = sealBytes - DigestBytes
@@ -64,10 +68,21 @@ func firstOutside(id []byte) int {
 	return -1
 }
 
-// IsFull reports whether the delta, whose chunks have that size, has all chunks of the
-// volume.
+// flags returns the seal's flags, as they are in the delta.
+func (s Seal) flags() (flags uint32) {
+	if s.BaseCheck {
+		flags |= sealBaseCheck
+	}
+	if s.Sparse {
+		flags |= sealSparse
+	}
+	return flags
+}
+
+// IsFull reports whether the delta, whose chunks have that size, says of each chunk of
+// the volume what it holds.
 func (s Seal) IsFull(chunkBytes int64) bool {
-	return s.Exceptions == (s.VolumeBytes-1)/chunkBytes+1
+	return s.Sparse || s.Exceptions == (s.VolumeBytes-1)/chunkBytes+1
 }
 
 // lists returns how many lists of digests the trailer has.
@@ -112,9 +127,7 @@ func (s Seal) firstSector(h Header) [sealBytes]byte {
 	h.Append(b[:0])
 	copy(b[sealOffset:], sealMagic)
 	le.PutUint32(b[72:], SealVersion)
-	if s.BaseCheck {
-		le.PutUint32(b[76:], sealBaseCheck)
-	}
+	le.PutUint32(b[76:], s.flags())
 	le.PutUint64(b[80:], uint64(s.VolumeBytes))
 	le.PutUint64(b[88:], uint64(s.Exceptions))
 	le.PutUint64(b[96:], uint64(s.NewOnly))
@@ -153,10 +166,13 @@ func parseSeal(h Header, sector []byte) (*Seal, error) {
 		return nil, &formatError{"byte", uint64(sector[headerBytes+at]), int64(headerBytes + at), "must be zero"}
 	}
 	flags := le.Uint32(sector[76:])
-	if flags&^sealBaseCheck != 0 {
-		return nil, &formatError{"seal flags", uint64(flags), 76, "has flags that are not known"}
+	s := &Seal{BaseCheck: flags&sealBaseCheck != 0, Sparse: flags&sealSparse != 0}
+	if flags != s.flags() {
+		return nil, &formatError{"seal flags", uint64(flags), 76, "has flags that are not known: a later ddsfs made this delta, or it is damaged"}
 	}
-	s := &Seal{BaseCheck: flags&sealBaseCheck != 0}
+	if s.Sparse && s.BaseCheck {
+		return nil, &formatError{"seal flags", uint64(flags), 76, "a full delta has no base to check"}
+	}
 	for _, f := range []struct {
 		name   string
 		offset int

@@ -84,6 +84,7 @@ func (l *digestList) set(block int64, d Digest) {
 type SealOptions struct {
 	Base, New, Origin string // identities, "" where unknown
 	NewOnly           int64  // exceptions that only the new snapshot's store had
+	Sparse            bool   // chunks that are not listed hold zeros
 	// BaseContent, if set, holds the base's content of the changed chunks; the
 	// trailer then has digests of it.
 	BaseContent layer.Volume
@@ -101,6 +102,7 @@ func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 			NewOnly:     o.NewOnly,
 			BodyBytes:   d.Size(),
 			BaseCheck:   o.BaseContent != nil,
+			Sparse:      o.Sparse,
 			Base:        Identity(o.Base),
 			New:         Identity(o.New),
 			Origin:      Identity(o.Origin),

@@ -13,6 +13,9 @@ import (
 type Layer struct {
 	Changed    *chunks.Set
 	ChunkBytes int64
+	// Zeros are those of the changed chunks that are known to hold zeros. Their content
+	// need not be read. It is nil if no such chunks are known.
+	Zeros *chunks.Set
 	// VolumeBytes is the size of the volume in its newer state. Its last chunk may be
 	// partial.
 	VolumeBytes int64
@@ -32,6 +35,9 @@ func (l Layer) Check() error {
 	}
 	if last := l.Changed.Chunk(n - 1); l.VolumeBytes <= 0 || last > uint64((l.VolumeBytes-1)/l.ChunkBytes) {
 		return fmt.Errorf("chunk %d of %d bytes lies past the end of the volume, which has %d bytes", last, l.ChunkBytes, l.VolumeBytes)
+	}
+	if l.Zeros != nil && !l.Changed.ContainsAll(l.Zeros) {
+		return fmt.Errorf("of %d chunks that hold zeros, some did not change", l.Zeros.Len())
 	}
 	return nil
 }

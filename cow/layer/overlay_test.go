@@ -80,7 +80,7 @@ func (f failing) ReadAt([]byte, int64) (int, error) { return 0, errBroken }
 // The first piece that can't be read is told, whichever layer is to blame.
 func TestOverlayErrors(t *testing.T) {
 	good := bytes.NewReader(make([]byte, 8192))
-	o, err := NewOverlay(8192, good, Layer{chunks.Of(3, 9), 512, 8192, failing{8192}})
+	o, err := NewOverlay(8192, good, Layer{Changed: chunks.Of(3, 9), ChunkBytes: 512, VolumeBytes: 8192, Content: failing{8192}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,10 +101,10 @@ func TestOverlayErrors(t *testing.T) {
 	if _, err := grown.ReadAt(pieces[0], 8100); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("past the volume below: %v", err)
 	}
-	if _, err := NewOverlay(8192, good, Layer{chunks.Of(16), 512, 8192, good}); err == nil {
+	if _, err := NewOverlay(8192, good, Layer{Changed: chunks.Of(16), ChunkBytes: 512, VolumeBytes: 8192, Content: good}); err == nil {
 		t.Error("a chunk past the volume's end is taken")
 	}
-	if _, err := NewOverlay(8192, good, Layer{chunks.Of(0), 500, 8192, good}); err == nil {
+	if _, err := NewOverlay(8192, good, Layer{Changed: chunks.Of(0), ChunkBytes: 500, VolumeBytes: 8192, Content: good}); err == nil {
 		t.Error("a chunk of 500 bytes is taken")
 	}
 }
@@ -116,7 +116,7 @@ func TestOverlayPages(t *testing.T) {
 	for page := range uint64(maxPages + 10) {
 		b.Add(page*pageUnits + 7)
 	}
-	o, err := NewOverlay(size, filled{0, size}, Layer{b.Set(), 512, size, filled{1, size}})
+	o, err := NewOverlay(size, filled{0, size}, Layer{Changed: b.Set(), ChunkBytes: 512, VolumeBytes: size, Content: filled{1, size}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,16 @@ type Late interface {
 	Finish(p []byte, off int64)
 }
 
+// Sparse is a volume that knows of parts that hold zeros, without reading them.
+type Sparse interface {
+	Volume
+	// Extent returns the byte at which the part that begins at off ends, and whether that
+	// part is known to hold zeros. Off must lie within the volume.
+	Extent(off int64) (end int64, zeros bool)
+	// ZeroBytes returns how many bytes are known to be zeros.
+	ZeroBytes() int64
+}
+
 // ReadPieces reads pieces as [Pieces] does, one by one if v can't read many at once.
 func ReadPieces(v Volume, pieces [][]byte, offsets []int64) (n int, err error) {
 	if many, ok := v.(Pieces); ok && len(pieces) > 0 {
