@@ -19,6 +19,7 @@ const (
 	KindOrigin   = "snapshot-origin"
 	KindMerge    = "snapshot-merge"
 	KindThin     = "thin"
+	KindThinPool = "thin-pool"
 	KindLinear   = "linear"
 )
 
