@@ -3,7 +3,6 @@
 package dm
 
 import (
-	"encoding/binary"
 	"fmt"
 	"strconv"
 	"strings"
@@ -111,10 +110,11 @@ func (t Target) PoolStatus() (s PoolStatus, err error) {
 	return s, nil
 }
 
-// Message sends a message to the target at the device's first sector.
-func (d *Device) Message(text string) error {
+// Message sends a message to the target at the first sector of the device with that
+// number, which must stay in use meanwhile.
+func Message(n Number, text string) error {
 	// A struct dm_target_msg: the sector, and the text with a NUL.
-	r := request{data: binary.NativeEndian.AppendUint64(nil, 0)}
-	r.data = append(append(r.data, text...), 0)
-	return d.call("the message "+text, unix.DM_TARGET_MSG, &r)
+	r := byNumber(n)
+	r.data = append(append(make([]byte, 8), text...), 0)
+	return r.call(unix.DM_TARGET_MSG, 0)
 }
