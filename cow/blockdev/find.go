@@ -61,9 +61,13 @@ func mapperName(group, volume string) string {
 // volume is active.
 func VolumeName(uuid string) string {
 	i, _ := mappedDevice(func(s string) bool { return s == uuid && strings.HasPrefix(s, lvmPrefix) })
-	// The inverse of mapperName.
-	names := strings.ReplaceAll(i.DMName(), "--", "\x00")
-	group, volume, ok := strings.Cut(names, "-")
+	return volumeNameOf(i.DMName())
+}
+
+// volumeNameOf is the inverse of mapperName. It returns VG/LV, "" if the name is none of
+// LVM's.
+func volumeNameOf(mapper string) string {
+	group, volume, ok := strings.Cut(strings.ReplaceAll(mapper, "--", "\x00"), "-")
 	if !ok {
 		return ""
 	}

@@ -95,8 +95,15 @@ func (i Info) SnapshotUUID() string {
 // OriginUUID returns the dm uuid of the volume that this device is, if it has snapshots,
 // or that it is a snapshot of; "" if that is not known. For LVM, the device below the
 // volume has the volume's uuid with a suffix; otherwise that device's uuid stands for
-// the volume.
+// the volume. Only LVM knows the origin of a thin volume.
 func (i Info) OriginUUID() string {
+	if kind, _ := i.Kind(); kind == dm.KindThin {
+		volume, err := FindLogicalVolume(VolumeName(i.DMUUID()))
+		if err != nil {
+			return ""
+		}
+		return volume.OriginUUID
+	}
 	if n, err := i.OriginDevice(); err == nil {
 		if n == i.Number {
 			return ""
