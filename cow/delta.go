@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sort"
 	"sync"
 
 	"ddsfs/cow/chunks"
@@ -22,7 +23,7 @@ type Delta struct {
 	spare  *sync.Pool        // of *pieces, so that reading allocates nothing
 }
 
-var _ layer.Volume = (*Delta)(nil)
+var _ layer.Sparse = (*Delta)(nil)
 
 // Encode returns the delta of a layer. It reads nothing.
 func Encode(l layer.Layer) (*Delta, error) {
@@ -32,6 +33,9 @@ func Encode(l layer.Layer) (*Delta, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
+	}
+	if l.Zeros == nil {
+		l.Zeros = chunks.Of()
 	}
 	d := &Delta{layout: layout, layer: l, spare: new(sync.Pool)}
 	Header{Valid: true, ChunkBytes: l.ChunkBytes}.Append(d.first[:0])
@@ -51,6 +55,36 @@ func (d *Delta) Size() int64 { return d.layout.Bytes() }
 
 // Layer returns the layer that the delta encodes.
 func (d *Delta) Layer() layer.Layer { return d.layer }
+
+// Extent implements [layer.Sparse]. What is known to hold zeros is the data of the
+// layer's zeros.
+func (d *Delta) Extent(off int64) (end int64, zeros bool) {
+	kind, i := d.layout.locate(off / d.layout.chunkBytes)
+	if kind == metadata {
+		i *= d.layout.perArea
+	}
+	// Exception i is the first with data at or after off.
+	changed, zero := d.layer.Changed, d.layer.Zeros
+	if i == changed.Len() {
+		return d.Size(), false
+	}
+	before := zero.Rank(changed.Chunk(i))
+	if kind != data || !zero.Contains(changed.Chunk(i)) {
+		if before == zero.Len() {
+			return d.Size(), false
+		}
+		return d.layout.DataOffset(changed.Rank(zero.Chunk(before))), false
+	}
+	// The zeros end at the first chunk with other data, or with their area.
+	limit := min(d.layout.perArea-i%d.layout.perArea, changed.Len()-i)
+	n := sort.Search(int(limit), func(n int) bool {
+		return zero.Rank(changed.Chunk(i+int64(n))+1) <= before+int64(n)
+	})
+	return d.layout.DataOffset(i) + int64(n)*d.layout.chunkBytes, true
+}
+
+// ZeroBytes implements [layer.Sparse].
+func (d *Delta) ZeroBytes() int64 { return d.layer.Zeros.Len() * d.layout.chunkBytes }
 
 // Layout tells where in the store each thing lies.
 func (d *Delta) Layout() Layout { return d.layout }
@@ -73,8 +107,8 @@ func (s *pieces) reset() {
 }
 
 // ReadAt implements io.ReaderAt. Chunks that are adjacent on the volume and in an area
-// of the store are read from the layer's content as one piece. If that fails, the bytes
-// before the error are right.
+// of the store are read from the layer's content as one piece, those that are known to
+// hold zeros not at all. If reading fails, the bytes before the error are right.
 func (d *Delta) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("delta: read at byte %d: negative offset", off)
@@ -125,16 +159,38 @@ func (d *Delta) fill(p []byte, off int64, needed *pieces) {
 			runs, started = d.layer.Changed.Cursor(index), true
 		}
 		inArea := d.layout.perArea - index%d.layout.perArea
+		before := runs
 		chunk, count := runs.Next(min(inArea, (within+int64(len(part))-1)/c+1))
+		zeros, alike := d.zeros(chunk, count)
+		if alike < count {
+			runs, count = before, alike
+			runs.Next(count)
+		}
 		part = part[:min(int64(len(part)), count*c-within)]
 		from := int64(chunk)*c + within
 		inside := max(0, min(int64(len(part)), d.layer.VolumeBytes-from))
-		clear(part[inside:]) // after the volume's end
+		if zeros {
+			inside = 0
+		}
+		clear(part[inside:]) // after the volume's end, or all of it
 		if inside > 0 {
 			needed.add(part[:inside], from, n)
 		}
 		n += len(part)
 	}
+}
+
+// zeros reports whether a chunk is known to hold zeros, and of how many chunks from there
+// on, up to count, the same is true.
+func (d *Delta) zeros(chunk uint64, count int64) (zeros bool, alike int64) {
+	first, n := d.layer.Zeros.From(chunk, count)
+	if n > 0 && first == chunk {
+		return true, n
+	}
+	if n > 0 {
+		count = min(count, int64(first-chunk))
+	}
+	return false, count
 }
 
 // fillHeader fills p from byte within of chunk 0.

@@ -235,6 +235,105 @@ func TestDeltaReadError(t *testing.T) {
 	}
 }
 
+// unread is a volume of which some chunks must not be read.
+type unread struct {
+	layer.Volume
+	chunks     *chunks.Set
+	chunkBytes int64
+}
+
+func (u unread) ReadAt(p []byte, off int64) (int, error) {
+	first, n := u.chunks.From(uint64(off/u.chunkBytes), 1)
+	if n > 0 && int64(first)*u.chunkBytes < off+int64(len(p)) {
+		return 0, fmt.Errorf("%d bytes at byte %d have chunk %d, which is known to hold zeros", len(p), off, first)
+	}
+	return u.Volume.ReadAt(p, off)
+}
+
+// withZeros are two deltas of the same changes. The one knows of chunks that hold zeros,
+// and can't read these; the other reads them.
+func withZeros(t testing.TB, r *rand.Rand) (knows, reads *Delta) {
+	t.Helper()
+	chunkBytes := int64(512) << r.IntN(8)
+	size := 1 + r.Int64N(6<<20)
+	data := randomBytes(r.Uint64(), size)
+	limit := uint64((size-1)/chunkBytes) + 1
+	list := randomChunks(r, limit, r.IntN(int(limit)+1))
+	var known chunks.Builder
+	is, changes := r.IntN(2) == 0, []float64{0, 0.01, 0.1, 0.5, 1}[r.IntN(5)]
+	for i, chunk := range list {
+		if is || i == len(list)-1 && r.IntN(4) == 0 {
+			known.Add(chunk)
+			at := int64(chunk) * chunkBytes
+			clear(data[at:min(at+chunkBytes, size)])
+		}
+		if r.Float64() < changes {
+			is = !is
+		}
+	}
+	l := layer.Layer{Changed: chunks.Of(list...), ChunkBytes: chunkBytes, VolumeBytes: size, Content: bytes.NewReader(data)}
+	reads, err := Encode(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Zeros = known.Set()
+	l.Content = unread{l.Content, l.Zeros, chunkBytes}
+	if knows, err = Encode(l); err != nil {
+		t.Fatal(err)
+	}
+	return knows, reads
+}
+
+// Chunks that are known to hold zeros read as zeros, are not read from the content, and
+// are told as such, each of them and nothing else.
+func TestDeltaWithZeros(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	for round := range 200 {
+		d, plain := withZeros(t, r)
+		want := make([]byte, d.Size())
+		if _, err := plain.ReadAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			off := r.Int64N(d.Size())
+			p := randomBytes(1, 1+r.Int64N(min(d.Size()-off, 2<<20)))
+			if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:][:len(p)]) {
+				t.Fatalf("round %d: %d bytes at %d: %v", round, len(p), off, err)
+			}
+		}
+		c := d.layout.chunkBytes
+		isZero := make([]bool, d.Size()/c)
+		for i := range d.layout.Exceptions() {
+			isZero[d.layout.DataChunk(i)] = d.layer.Zeros.Contains(d.layer.Changed.Chunk(i))
+		}
+		total := int64(0)
+		for at := int64(0); at < d.Size(); {
+			end, zeros := d.Extent(at)
+			for other := at / c; other < end/c; other++ {
+				if isZero[other] != zeros {
+					t.Fatalf("round %d: from %d to %d, zeros %v: not chunk %d", round, at, end, zeros, other)
+				}
+			}
+			if end <= at || end%c != 0 || end < d.Size() && isZero[end/c] == zeros {
+				t.Fatalf("round %d: from %d to %d, zeros %v", round, at, end, zeros)
+			}
+			if gotEnd, got := d.Extent(at + r.Int64N(end-at)); gotEnd != end || got != zeros {
+				t.Fatalf("round %d: from %d to %d, zeros %v, but to %d, zeros %v, from within", round, at, end, zeros, gotEnd, got)
+			}
+			if zeros {
+				total += end - at
+			}
+			at = end
+		}
+		if total != d.ZeroBytes() {
+			t.Fatalf("round %d: %d bytes of zeros, and it says %d", round, total, d.ZeroBytes())
+		}
+		if plain.ZeroBytes() != 0 {
+			t.Fatalf("round %d: %d bytes of zeros where none are known", round, plain.ZeroBytes())
+		}
+	}
+}
+
 func TestNewDeltaRefuses(t *testing.T) {
 	for _, c := range []struct {
 		chunks      []uint64
@@ -294,6 +393,30 @@ func BenchmarkDelta(b *testing.B) {
 			at += int64(len(p))
 		}
 	})
+}
+
+// BenchmarkDeltaExtent walks over a delta in which every other run holds zeros.
+func BenchmarkDeltaExtent(b *testing.B) {
+	for _, run := range []uint64{1, 64, 100000} {
+		var changed, known chunks.Builder
+		for at := range uint64(16<<20) / run / 3 {
+			changed.AddRange(3*at*run, (3*at+2)*run)
+			known.AddRange(3*at*run, (3*at+1)*run)
+		}
+		volumeBytes := int64(16<<20) * 65536
+		d, err := Encode(layer.Layer{Changed: changed.Set(), Zeros: known.Set(), ChunkBytes: 65536, VolumeBytes: volumeBytes, Content: sized(zeros{}, volumeBytes)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprint(run), func(b *testing.B) {
+			at := int64(0)
+			for b.Loop() {
+				if at, _ = d.Extent(at); at == d.Size() {
+					at = 0
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkDeltaSplit splits reads anywhere in a delta, without reading the source.

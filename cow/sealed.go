@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/inorder"
 	"ddsfs/cow/layer"
 )
@@ -118,12 +119,15 @@ func NewSealed(d *Delta, o SealOptions) (*Sealed, error) {
 	s.body = d.withSeal(s.seal)
 	if o.BaseContent != nil {
 		s.base = d.withSeal(s.seal)
-		s.base.layer.Content = o.BaseContent
+		s.base.layer.Content, s.base.layer.Zeros = o.BaseContent, chunks.Of()
 	}
 	return s, nil
 }
 
-var _ layer.Late = (*Sealed)(nil)
+var (
+	_ layer.Late   = (*Sealed)(nil)
+	_ layer.Sparse = (*Sealed)(nil)
+)
 
 // Seal returns the delta's seal.
 func (s *Sealed) Seal() Seal { return s.seal }
@@ -141,6 +145,19 @@ func (s *Sealed) Name() (Digest, error) {
 // Size returns the size in bytes, with the trailer.
 func (s *Sealed) Size() int64 { return s.seal.TotalBytes() }
 
+// Extent implements [layer.Sparse]. What is known to hold zeros lies in the body.
+func (s *Sealed) Extent(off int64) (end int64, zeros bool) {
+	if off < s.seal.BodyBytes {
+		if end, zeros = s.body.Extent(off); zeros || end < s.seal.BodyBytes {
+			return end, zeros
+		}
+	}
+	return s.Size(), false
+}
+
+// ZeroBytes implements [layer.Sparse].
+func (s *Sealed) ZeroBytes() int64 { return s.body.ZeroBytes() }
+
 // ReadAt implements io.ReaderAt.
 func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
@@ -148,6 +165,9 @@ func (s *Sealed) ReadAt(p []byte, off int64) (n int, err error) {
 	}
 	if off >= s.Size() {
 		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
 	}
 	var atEnd error
 	if left := s.Size() - off; int64(len(p)) > left {
@@ -411,8 +431,17 @@ func (s *Sealed) list(list List) *digestList {
 	return &s.digests
 }
 
+// zeroBlock is the digest of a whole block of zeros.
+var zeroBlock = sync.OnceValue(func() Digest { return digestOf(make([]byte, BlockBytes)) })
+
 // ensureBody reads those parts of a block that no reader has read.
 func (s *Sealed) ensureBody(block int64) error {
+	if end, zeros := s.body.Extent(block * BlockBytes); zeros && end >= (block+1)*BlockBytes {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.complete(block, zeroBlock())
+		return nil
+	}
 	s.mu.Lock()
 	b := s.state(block)
 	// The kernel's read-ahead may ask for the trailer while the end of the body is

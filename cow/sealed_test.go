@@ -148,6 +148,54 @@ func TestSealedReadsAsItShould(t *testing.T) {
 	}
 }
 
+// A seal is the same whether the delta knows of zeros or reads them, and whether they are
+// read of it or not.
+func TestSealedWithZeros(t *testing.T) {
+	r := rand.New(rand.NewPCG(27, 28))
+	wholeBlocks := 0
+	for round := range 60 {
+		d, plain := withZeros(t, r)
+		o := SealOptions{}
+		if round%4 == 0 {
+			o.BaseContent = bytes.NewReader(randomBytes(r.Uint64(), d.layer.VolumeBytes))
+		}
+		s, err := NewSealed(d, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reads, err := NewSealed(plain, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, reads.Size())
+		if _, err := reads.ReadAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		got, known := make([]byte, s.Size()), int64(0)
+		for at := int64(0); at < s.Size(); {
+			end, zeros := s.Extent(at)
+			if zeros {
+				known += end - at
+				wholeBlocks += int(max(0, end/BlockBytes-(at+BlockBytes-1)/BlockBytes))
+			}
+			from := at
+			if zeros { // of which all, a part or nothing is read
+				from = []int64{at, at + r.Int64N(end-at), end}[round%3]
+			}
+			if _, err := s.ReadAt(got[from:end], from); err != nil {
+				t.Fatal(err)
+			}
+			at = end
+		}
+		if !bytes.Equal(got, want) || known != s.ZeroBytes() {
+			t.Fatalf("round %d: the bytes differ, or %d of zeros are not %d", round, known, s.ZeroBytes())
+		}
+	}
+	if wholeBlocks == 0 {
+		t.Error("no whole MiB of zeros")
+	}
+}
+
 func TestSealedConcurrently(t *testing.T) {
 	r := rand.New(rand.NewPCG(23, 24))
 	s, _, want := sealedDelta(t, r, true)
