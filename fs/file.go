@@ -10,6 +10,7 @@ import (
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"ddsfs/cow/layer"
 )
@@ -38,6 +39,7 @@ var (
 	_ gofs.NodeFsyncer   = (*node)(nil)
 	_ gofs.NodeOpener    = (*fileNode)(nil)
 	_ gofs.NodeReader    = (*fileNode)(nil)
+	_ gofs.NodeLseeker   = (*fileNode)(nil)
 
 	_ fuse.ReadResult = (*answer)(nil)
 )
@@ -77,6 +79,39 @@ func (n *fileNode) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off i
 		return nil, syscall.EIO
 	}
 	return a, gofs.OK
+}
+
+// Lseek answers lseek(2) with SEEK_DATA or SEEK_HOLE: where the next part begins, from off
+// on, that holds data, or that is known to hold zeros. As in any file, a hole follows the
+// last byte.
+func (n *fileNode) Lseek(_ context.Context, _ gofs.FileHandle, off uint64, whence uint32) (uint64, syscall.Errno) {
+	size := uint64(n.file.Content.Size())
+	if off >= size {
+		return 0, syscall.ENXIO
+	}
+	sparse, isSparse := n.file.Content.(layer.Sparse)
+	for off < size {
+		end, zeros := int64(size), false
+		if isSparse {
+			end, zeros = sparse.Extent(int64(off))
+		}
+		if zeros == (whence == unix.SEEK_HOLE) {
+			return off, gofs.OK
+		}
+		off = uint64(end)
+	}
+	if whence == unix.SEEK_HOLE {
+		return size, gofs.OK
+	}
+	return 0, syscall.ENXIO
+}
+
+// dataBytes returns how much of the file is not known to be zeros.
+func (f File) dataBytes() int64 {
+	if sparse, ok := f.Content.(layer.Sparse); ok {
+		return sparse.Size() - sparse.ZeroBytes()
+	}
+	return f.Content.Size()
 }
 
 // answer is a fuse.ReadResult with a method Done, which go-fuse calls when the kernel

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ddsfs/cow/layer"
 	"ddsfs/fs"
 )
 
@@ -50,6 +51,9 @@ type specFile struct {
 	FailFrom, FailTo int64
 	// With Short they end there without an error instead.
 	Short bool
+	// Zeros are parts that are known to be zeros, each from a byte up to another one,
+	// ascending.
+	Zeros [][2]int64
 }
 
 func TestMain(m *testing.M) {
@@ -73,7 +77,11 @@ func serve(s string) error {
 	what.Options.Log = log.New(os.Stderr, "", 0)
 	var files []fs.File
 	for _, f := range what.Files {
-		files = append(files, fs.File{Name: f.Name, Content: served{f}})
+		var content layer.Volume = served{f}
+		if f.Zeros != nil {
+			content = sparse{served{f}}
+		}
+		files = append(files, fs.File{Name: f.Name, Content: content})
 	}
 	mounted, err := fs.Mount(what.Mountpoint, files, what.Options)
 	if err != nil {
@@ -99,8 +107,6 @@ func serve(s string) error {
 	}
 }
 
-// ReadAt returns bytes that tell the file and the offset, and fails where the
-// spec says.
 // served is a specFile as a volume.
 type served struct{ f specFile }
 
@@ -108,6 +114,36 @@ func (s served) Size() int64 { return s.f.Size }
 
 func (s served) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
 
+// sparse is a specFile as a volume that knows of zeros. Its parts are never longer than
+// partBytes.
+type sparse struct{ served }
+
+const partBytes = 1 << 20
+
+var _ layer.Sparse = sparse{}
+
+func (s sparse) Extent(off int64) (end int64, zeros bool) {
+	end = min(off/partBytes*partBytes+partBytes, s.f.Size)
+	for _, z := range s.f.Zeros {
+		switch {
+		case off < z[0]:
+			return min(end, z[0]), false
+		case off < z[1]:
+			return min(end, z[1]), true
+		}
+	}
+	return end, false
+}
+
+func (s sparse) ZeroBytes() (bytes int64) {
+	for _, z := range s.f.Zeros {
+		bytes += z[1] - z[0]
+	}
+	return bytes
+}
+
+// ReadAt returns bytes that tell the file and the offset, and fails where the
+// spec says.
 func (f specFile) ReadAt(p []byte, off int64) (int, error) {
 	end := min(off+int64(len(p)), f.Size)
 	fails := off < f.FailTo && f.FailFrom < end
@@ -126,14 +162,20 @@ func (f specFile) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// bytes are the file's n bytes from off. None of them is zero.
+// bytes are the file's n bytes from off. None of them is zero, but for those of Zeros.
 func (f specFile) bytes(off int64, n int) []byte {
 	b := make([]byte, 0, n+16)
 	for word := off / 8; len(b) < n+8; word++ {
 		v := (uint64(word) + f.Seed<<40 + 1) * 0x9e3779b97f4a7c15
 		b = binary.LittleEndian.AppendUint64(b, v^v>>29|0x0101010101010101)
 	}
-	return b[off%8:][:n]
+	b = b[off%8:][:n]
+	for _, z := range f.Zeros {
+		if first, end := max(z[0]-off, 0), min(z[1]-off, int64(n)); first < end {
+			clear(b[first:end])
+		}
+	}
+	return b
 }
 
 // server is the other process.
