@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package thin
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// changed returns the runs that differ.
+func changed(t testing.TB, m *Metadata, a, b Device) (runs []Run) {
+	t.Helper()
+	for r, err := range m.Changed(a, b) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs = append(runs, r)
+	}
+	return runs
+}
+
+// wantChanged compares two maps block by block.
+func wantChanged(a, b map[uint64]mapping) (runs []Run) {
+	blocks := make(map[uint64]bool)
+	for k := range a {
+		blocks[k] = true
+	}
+	for k := range b {
+		blocks[k] = true
+	}
+	var sorted []uint64
+	for k := range blocks {
+		sorted = append(sorted, k)
+	}
+	slices.Sort(sorted)
+	for _, k := range sorted {
+		ma, inA := a[k]
+		mb, inB := b[k]
+		if inA && inB && ma.data == mb.data {
+			continue
+		}
+		r := Run{First: k, End: k + 1, InA: inA, InB: inB, TimeA: ma.time, TimeB: mb.time}
+		if n := len(runs) - 1; n >= 0 && runs[n].End == k && runs[n].InA == inA && runs[n].InB == inB {
+			runs[n].End++
+			runs[n].TimeA, runs[n].TimeB = max(runs[n].TimeA, r.TimeA), max(runs[n].TimeB, r.TimeB)
+			continue
+		}
+		runs = append(runs, r)
+	}
+	return runs
+}
+
+// What differs between two devices is what differs between their mappings, whatever was
+// written, discarded and snapshotted, and however high and full their trees are.
+func TestChanged(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			p := newPool(seed)
+			r := p.random
+			size := uint64(1) << (2 + r.IntN(18))
+			var devices []*device
+			for id := range uint32(1 + r.IntN(3)) {
+				devices = append(devices, p.volume(id, 4+r.IntN(1<<r.IntN(9))))
+			}
+			for range 2 + r.IntN(6) {
+				d := devices[r.IntN(len(devices))]
+				for range r.IntN(20) {
+					first := r.Uint64N(size)
+					end := first + 1 + r.Uint64N(1<<r.IntN(11))
+					discard := r.IntN(4) == 0
+					for block := first; block < end; block++ {
+						if discard {
+							delete(d.mappings, block)
+						} else {
+							p.write(d, block)
+						}
+					}
+				}
+				if r.IntN(3) > 0 {
+					devices = append(devices, p.snapshot(uint32(len(devices)), d))
+				}
+			}
+			m, err := p.commit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range devices {
+				got, err := m.Device(a.details.ID)
+				if err != nil || got != a.details {
+					t.Fatalf("%+v, %v; want %+v", got, err, a.details)
+				}
+				for _, b := range devices {
+					if got, want := changed(t, m, a.details, b.details), wantChanged(a.mappings, b.mappings); !slices.Equal(got, want) {
+						t.Fatalf("devices %d and %d:\n%v\nwant\n%v", a.details.ID, b.details.ID, got, want)
+					}
+				}
+				if got, want := changed(t, m, Device{}, a.details), wantChanged(nil, a.mappings); !slices.Equal(got, want) {
+					t.Fatalf("device %d:\n%v\nwant\n%v", a.details.ID, got, want)
+				}
+			}
+		})
+	}
+}
