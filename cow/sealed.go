@@ -129,6 +129,9 @@ var (
 	_ layer.Sparse = (*Sealed)(nil)
 )
 
+// Body returns the delta without its trailer.
+func (s *Sealed) Body() *Delta { return s.body }
+
 // Seal returns the delta's seal.
 func (s *Sealed) Seal() Seal { return s.seal }
 

@@ -3,10 +3,13 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/pflag"
 
+	"ddsfs/apply"
 	"ddsfs/cow/snapshots"
 )
 
@@ -17,9 +20,11 @@ func withPair(name, others string) string {
 
 // pairHelp explains these forms.
 const pairHelp = `
-BASE and NEW are snapshots of the same volume, of LVM's (not thin ones) or plain
-device-mapper ones: VG/LV, a device's path, or an LV's uuid. BASE is the older one,
-and says what changed; NEW says what is there now. SRC is such a name, or a file.`
+BASE and NEW are snapshots of the same volume, of LVM's or plain device-mapper ones,
+both thin or both not: VG/LV, a device's path, or an LV's uuid. BASE is the older one,
+and says what changed; NEW says what is there now. SRC is such a name, or a file.
+A thin NEW must be active (lvcreate -s -pr -ay -K makes it so); a thin BASE need not
+be.`
 
 // pairFlags are the flags and arguments of mount and extract that name their devices.
 type pairFlags struct{ snapshots.Options }
@@ -56,11 +61,23 @@ func (p *pairFlags) check(args []string) ([]string, error) {
 	return args, nil
 }
 
+// beforeSignals runs a function to its end before a signal ends this process. The signal
+// cancels the function's context.
+func beforeSignals(run func(context.Context) error) error {
+	ctx, stop := untilSignal()
+	defer stop()
+	err := run(ctx)
+	if ctx.Err() != nil {
+		return errors.Join(apply.ErrSignal, err)
+	}
+	return err
+}
+
 // open opens the devices, and prints the warnings about them. A progress bar shows how
 // much of the exception list was read.
 func (p *pairFlags) open(quiet bool) (*snapshots.Pair, error) {
 	count, stop := countExceptions(quiet)
-	p.Progress = count
+	p.Progress, p.StateDir, p.Holding = count, defaultStateDir, beforeSignals
 	opened, err := snapshots.Open(p.Options)
 	stop()
 	if err != nil {

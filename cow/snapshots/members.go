@@ -92,7 +92,7 @@ func gone(err error, merging, failed string, ways ...wayout.Way) error {
 }
 
 func errThin(path string) error {
-	return fmt.Errorf("%s is a thin volume: what changed is in its pool, and not on a COW device: ddsfs takes snapshots that have a size of their own (lvcreate -s -L)", path)
+	return fmt.Errorf("%s is a thin volume: what changed is in the metadata of its pool, and there is no exception store", path)
 }
 
 // notToBeAsked reports whether an error says that the device mapper does not answer this
@@ -118,6 +118,14 @@ func baseOn(device *blockdev.Device) (*blockdev.Snapshot, error) {
 	return on, err
 }
 
+func errLive(path string) error {
+	return wayout.Add(fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless", path), wayout.AllowLiveOrigin)
+}
+
+func errReduced(new string, newBytes int64, base string, baseBytes int64) error {
+	return fmt.Errorf("source: %s has %d bytes, and base %s has %d: the volume was reduced in between, or the new snapshot is the older one; a delta can't say that: a first sync can", new, newBytes, base, baseBytes)
+}
+
 // findNew finds out what the source is, and fails if it makes no pair with the base.
 func (m *members) findNew(source *blockdev.Device, o Options) error {
 	info := source.Info()
@@ -134,8 +142,6 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 	switch m.kind, err = info.Kind(); {
 	case err != nil && !notToBeAsked(err):
 		return fmt.Errorf("source: %w", err)
-	case m.kind == dm.KindThin && !o.Full:
-		return fmt.Errorf("source: %w", errThin(info.Path))
 	case m.kind == dm.KindOrigin || m.kind == dm.KindMerge:
 		m.live = true
 	case m.kind == dm.KindSnapshot:
@@ -144,7 +150,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		}
 	}
 	if m.live && !o.AllowLiveOrigin {
-		return wayout.Add(fmt.Errorf("source: %s is the volume itself, and no snapshot of it: what is written to it while it is read makes the delta useless", info.Path), wayout.AllowLiveOrigin)
+		return errLive(info.Path)
 	}
 	if m.base == nil || m.kind == "" && !m.live {
 		return nil // as far as is known, it is a copy of a snapshot
@@ -157,7 +163,7 @@ func (m *members) findNew(source *blockdev.Device, o Options) error {
 		return fmt.Errorf("source: %s is no snapshot of the volume that base %s is one of", info.Path, m.base.Path)
 	}
 	if source.Size() < m.baseBytes {
-		return fmt.Errorf("source: %s has %d bytes, and base %s has %d: the volume was reduced in between, or the new snapshot is the older one; a delta can't say that: a first sync can", info.Path, source.Size(), m.base.Path, m.baseBytes)
+		return errReduced(info.Path, source.Size(), m.base.Path, m.baseBytes)
 	}
 	return nil
 }

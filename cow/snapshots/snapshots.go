@@ -16,6 +16,7 @@
 package snapshots
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,8 +26,10 @@ import (
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/dm"
+	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
 	"ddsfs/cow/report"
+	"ddsfs/cow/thin"
 )
 
 // The delta of a whole volume has chunks of fullChunkBytes, as no snapshot says a size.
@@ -64,12 +67,24 @@ type Options struct {
 	BaseID, NewID string
 	// Progress is called with the number of exceptions that were read.
 	Progress func(exceptions int64)
+
+	// StateDir is the directory in which it is written down that a pool's metadata
+	// snapshot is reserved. Without one, none is. Storage, if set, writes there.
+	StateDir string
+	Storage  files.Storage
+	// UnheldTries is how often a pool's metadata is read without a metadata snapshot
+	// before one is reserved; 0 stands for some, and a negative number for never.
+	UnheldTries int
+	// Holding, if set, runs a function that must come to its end, as it releases the
+	// metadata snapshot. It cancels the context in place of ending the process.
+	Holding func(func(context.Context) error) error
 }
 
 // Pair is an open source with the delta that is read from it.
 type Pair struct {
 	Delta *cow.Sealed
-	// Unsealed is the delta as dds writes it: without seal and trailer.
+	// Unsealed is the delta as dds writes it: without seal and trailer, and with all
+	// chunks of a whole volume.
 	Unsealed *cow.Delta
 	// Warnings are what the user should know about the devices.
 	Warnings []string
@@ -83,6 +98,8 @@ type Pair struct {
 	readFrom []blockdev.Info
 	from     string
 	extended int64
+	// metadataBlocks is how many of a pool's metadata blocks were read, 0 without a pool.
+	metadataBlocks int64
 }
 
 // Open opens the devices and reads the base's exception list. It then closes the base,
@@ -92,6 +109,8 @@ func Open(o Options) (*Pair, error) {
 	var source *blockdev.Device
 	if err == nil {
 		source, err = blockdev.Open(path)
+	} else {
+		err = notActive(o.Source, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
@@ -117,7 +136,11 @@ func (p *Pair) open(o Options) (err error) {
 	if p.source.Size() == 0 {
 		return fmt.Errorf("source: %s: it is empty", info.Path)
 	}
-	if !o.Full {
+	thinBase, thinNew, err := p.thinMembers(o)
+	if err != nil {
+		return err
+	}
+	if !o.Full && thinBase == nil {
 		if err := p.openCOW(o); err != nil {
 			return err
 		}
@@ -131,59 +154,193 @@ func (p *Pair) open(o Options) (err error) {
 	if err := p.CheckSource(); err != nil {
 		return err
 	}
+	l := layer.Layer{VolumeBytes: p.source.Size(), Content: p.source}
 	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Origin: info.OriginUUID(), Verify: p.CheckSource}
+	unsealed := l
+	switch {
+	case o.Full:
+		unsealed, err = p.fullLayers(thinNew, &l, &seal, o)
+	case thinBase != nil:
+		err = p.thinLayer(thinBase, thinNew, &l, &seal, o)
+		unsealed = l
+	default:
+		err = p.changedLayer(&l, &seal, o)
+		unsealed = l
+	}
+	if err != nil {
+		return err
+	}
 	// The volume's own identity names no state of it.
 	if seal.New == "" && !p.members.live {
 		seal.New = info.DMUUID()
 	}
-	l := layer.Layer{VolumeBytes: p.source.Size(), Content: p.source}
-	// A source that is no snapshot may change while it is read.
-	if p.members.live || info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "" {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
+	if seal.Base != "" && seal.Base == seal.New {
+		return fmt.Errorf("base and new are the same: %s", seal.Base)
 	}
-	if o.Full {
-		p.from = "none, the whole volume"
-		l.ChunkBytes = fullChunkSize(l.VolumeBytes)
-		if l.VolumeBytes/l.ChunkBytes > 4*maxFullChunks {
-			return fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", info.Path, l.VolumeBytes)
-		}
-		var all chunks.Builder
-		all.AddRange(0, uint64((l.VolumeBytes-1)/l.ChunkBytes)+1)
-		l.Changed = all.Set()
-	} else {
-		if seal.Base == "" {
-			seal.Base = p.cow.Info().SnapshotUUID()
-		}
-		if seal.Base != "" && seal.Base == seal.New {
-			return fmt.Errorf("base and new are the same: %s", seal.Base)
-		}
-		store, c, err := p.readChanges(o)
-		if err != nil {
-			return err
-		}
-		l.Changed, l.ChunkBytes, seal.NewOnly, p.extended = c.chunks, store.ChunkBytes, c.newOnly, c.extended
-		if o.BaseCheck {
-			if seal.BaseContent, err = p.baseContent(store, c); err != nil {
-				return err
-			}
-		}
-		if !o.BaseCheck || p.baseData != nil {
-			err, p.cow = p.cow.Close(), nil
-			if err != nil {
-				return fmt.Errorf("COW device: %w", err)
-			}
-		}
+	// A source that is no snapshot may change while it is read.
+	if p.members.live || info.IsDM() && !info.ReadOnly() && p.members.kind != dm.KindSnapshot && p.members.kind != "" && (thinNew == nil || thinNew.isVolume()) {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("source %s is no snapshot and can be written to: the delta can't be finished if somebody does while it is read", info.Path))
 	}
 	delta, err := cow.Encode(l)
 	if err != nil {
 		return err
 	}
-	p.Unsealed = delta
+	if p.Unsealed, err = cow.Encode(unsealed); err != nil {
+		return err
+	}
 	if p.table, err = report.NewTable(delta); err != nil {
 		return err
 	}
 	p.Delta, err = cow.NewSealed(delta, seal)
 	return err
+}
+
+// thinMembers returns what is known of the members of a pair of thin volumes. The base is
+// nil for any other pair, and new for any other source.
+func (p *Pair) thinMembers(o Options) (base, new *thinMember, err error) {
+	if new, err = activeThin(p.source.Info()); err != nil {
+		return nil, nil, fmt.Errorf("source: %w", err)
+	}
+	if o.Base == "" {
+		return nil, new, nil
+	}
+	if base, err = findThin(o.Base); err != nil {
+		return nil, nil, fmt.Errorf("base: %w", notActive(o.Base, err))
+	}
+	switch {
+	case base == nil && new != nil:
+		return nil, nil, fmt.Errorf("source %s is a thin volume, and base %s is not", new.info.Path, o.Base)
+	case base != nil && new == nil:
+		return nil, nil, fmt.Errorf("base %s is a thin volume, and source %s is not", base.info.Path, p.source.Info().Path)
+	}
+	return base, new, nil
+}
+
+// fullLayers completes the layer of a whole volume, without the chunks that are known to
+// hold zeros, and returns the one that has all of them.
+func (p *Pair) fullLayers(volume *thinMember, l *layer.Layer, seal *cow.SealOptions, o Options) (all layer.Layer, err error) {
+	p.from = "none, the whole volume"
+	l.ChunkBytes = fullChunkSize(l.VolumeBytes)
+	if l.VolumeBytes/l.ChunkBytes > 4*maxFullChunks {
+		return all, fmt.Errorf("source: %s: its %d bytes are more than a full delta can be made of", p.source.Info().Path, l.VolumeBytes)
+	}
+	end := uint64((l.VolumeBytes-1)/l.ChunkBytes) + 1
+	var b chunks.Builder
+	b.AddRange(0, end)
+	all = *l
+	all.Changed = b.Set()
+	if l.Changed, err = p.dataChunks(volume, l.ChunkBytes, o); err != nil {
+		return all, err
+	}
+	if l.Changed == nil || l.Changed.Len() == all.Changed.Len() {
+		*l = all
+		return all, nil
+	}
+	seal.Sparse = true
+	next := uint64(0)
+	for r := range l.Changed.Runs {
+		b.AddRange(next, r.Chunk)
+		next = r.End()
+	}
+	b.AddRange(next, end)
+	all.Zeros = b.Set()
+	return all, nil
+}
+
+// dataChunks returns the chunks of the source that may hold other than zeros, nil if that
+// is not known.
+func (p *Pair) dataChunks(volume *thinMember, chunkBytes int64, o Options) (data *chunks.Set, err error) {
+	if volume == nil {
+		return outsideHoles(p.source, chunkBytes), nil
+	}
+	if (volume.external != dm.Number{}) {
+		return nil, nil
+	}
+	if volume.isVolume() {
+		p.members.live = true // its identity names no state of it
+	}
+	err = p.readPool(volume, o, func(ctx context.Context, m *thin.Metadata) error {
+		d, err := m.Device(volume.id)
+		if err != nil {
+			return fmt.Errorf("%s: %w", volume.info.Path, err)
+		}
+		data, err = mappedChunks(ctx, m, d, p.source.Size())
+		p.metadataBlocks = m.BlocksRead()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return chunks.Rechunk(data, thinChunkBytes, chunkBytes, p.source.Size()), nil
+}
+
+// outsideHoles returns the chunks of a file that have a part outside its holes.
+func outsideHoles(file *blockdev.Device, chunkBytes int64) *chunks.Set {
+	var data chunks.Builder
+	for at := int64(0); at < file.Size(); {
+		end, hole := file.Extent(at)
+		if !hole {
+			data.AddRange(uint64(at/chunkBytes), uint64((end-1)/chunkBytes)+1)
+		}
+		at = end
+	}
+	return data.Set()
+}
+
+// thinLayer completes the layer of what differs between two thin volumes.
+func (p *Pair) thinLayer(base, new *thinMember, l *layer.Layer, seal *cow.SealOptions, o Options) error {
+	c, err := p.readThinChanges(base, new, o)
+	if err != nil {
+		return err
+	}
+	p.from, p.extended, p.metadataBlocks = base.info.Path, c.extended, c.metadataBlocks
+	p.readFrom = append(p.readFrom, base.info)
+	l.Changed, l.Zeros, l.ChunkBytes = c.changed, c.zeros, thinChunkBytes
+	if seal.Base == "" {
+		seal.Base = base.uuid
+	}
+	if c.extended > 0 {
+		p.warnExtended(base.info.Path, base.sizeBytes)
+	}
+	if !o.BaseCheck {
+		return nil
+	}
+	switch {
+	case c.extended > 0:
+		return errNoBaseContent(base.info.Path)
+	case !base.active:
+		return fmt.Errorf("base: %s is not active, and can't be read for the base check: lvchange -ay -K %[1]s", base.info.Path)
+	}
+	seal.BaseContent, err = p.openBase(base.info.Path)
+	return err
+}
+
+// changedLayer completes the layer of what an exception store says changed.
+func (p *Pair) changedLayer(l *layer.Layer, seal *cow.SealOptions, o Options) error {
+	if seal.Base == "" {
+		seal.Base = p.cow.Info().SnapshotUUID()
+	}
+	store, c, err := p.readChanges(o)
+	if err != nil {
+		return err
+	}
+	l.Changed, l.ChunkBytes, seal.NewOnly, p.extended = c.chunks, store.ChunkBytes, c.newOnly, c.extended
+	if o.BaseCheck {
+		if seal.BaseContent, err = p.baseContent(store, c); err != nil {
+			return err
+		}
+	}
+	if !o.BaseCheck || p.baseData != nil {
+		err, p.cow = p.cow.Close(), nil
+		if err != nil {
+			return fmt.Errorf("COW device: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *Pair) warnExtended(base string, baseBytes int64) {
+	p.Warnings = append(p.Warnings, fmt.Sprintf("the volume grew from %d to %d bytes since base %s: all from there on is sent, and the target must be extended first", baseBytes, p.source.Size(), base))
 }
 
 // openCOW opens the COW device that the options name and finds its snapshot, or finds
@@ -243,7 +400,7 @@ func (p *Pair) readChanges(o Options) (*cow.Store, changes, error) {
 		p.Warnings = append(p.Warnings, warning)
 	}
 	if c.extended > 0 {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("the volume grew from %d to %d bytes since base %s: all from there on is sent, and the target must be extended first", baseBytes, p.source.Size(), m.base.Path))
+		p.warnExtended(m.base.Path, baseBytes)
 	}
 	return store, c, nil
 }
@@ -254,7 +411,7 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (content layer.Volume, e
 	base := p.members.base
 	switch {
 	case c.extended > 0:
-		return nil, fmt.Errorf("base: %s ends before the new snapshot does: no base check there", base.Path)
+		return nil, errNoBaseContent(base.Path)
 	case base == nil && c.newOnly > 0:
 		return nil, fmt.Errorf("COW device: %s: what the base held in the %d chunks that only the new snapshot's store has is not in it: no base check", p.cow.Info().Path, c.newOnly)
 	case base == nil:
@@ -264,10 +421,19 @@ func (p *Pair) baseContent(store *cow.Store, c changes) (content layer.Volume, e
 		}
 		return old.Content, nil
 	}
-	if p.baseData, err = blockdev.Open(base.Path); err != nil {
+	return p.openBase(base.Path)
+}
+
+func errNoBaseContent(base string) error {
+	return fmt.Errorf("base: %s ends before the new snapshot does: no base check there", base)
+}
+
+// openBase opens the base for the base check.
+func (p *Pair) openBase(path string) (content layer.Volume, err error) {
+	if p.baseData, err = blockdev.Open(path); err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
-	p.Warnings = append(p.Warnings, fmt.Sprintf("base %s stays open for the base check: it can't be removed before this ends", base.Path))
+	p.Warnings = append(p.Warnings, fmt.Sprintf("base %s stays open for the base check: it can't be removed before this ends", path))
 	return p.baseData, nil
 }
 
@@ -356,12 +522,12 @@ func (p *Pair) IsMadeOf(info blockdev.Info) bool {
 func (p *Pair) Table() *report.Table { return p.table }
 
 // HeaderText returns the delta's header as text.
-func (p *Pair) HeaderText() string { return report.OfDelta(p.Unsealed).HeaderText() }
+func (p *Pair) HeaderText() string { return report.OfDelta(p.Delta.Body()).HeaderText() }
 
 // ReportText returns the delta's report as text, with what the delta was made of.
 func (p *Pair) ReportText() string {
 	var b strings.Builder
-	r, seal := report.OfDelta(p.Unsealed), p.Delta.Seal()
+	r, seal := report.OfDelta(p.Delta.Body()), p.Delta.Seal()
 	r.NewOnly = seal.NewOnly
 	b.WriteString(r.Text())
 	for _, line := range []string{"Base " + p.from + " " + seal.Base, "New " + p.source.Info().Path + " " + seal.New} {
@@ -372,6 +538,15 @@ func (p *Pair) ReportText() string {
 	}
 	if p.extended > 0 {
 		fmt.Fprintf(&b, "Extended by %d\n", p.extended)
+	}
+	if p.metadataBlocks > 0 {
+		fmt.Fprintf(&b, "Pool metadata read %s\n", report.SizeText(p.metadataBlocks*thin.MetadataBlockBytes))
+	}
+	if zeros := p.Delta.ZeroBytes(); zeros > 0 {
+		fmt.Fprintf(&b, "Known zeros %s\n", report.SizeText(zeros))
+	}
+	if seal.Sparse {
+		fmt.Fprintf(&b, "Left out zeros %s\n", report.SizeText(r.VolumeBytes-min(r.VolumeBytes, r.DataBytes)))
 	}
 	fmt.Fprintf(&b, "Sealed size %s\n", report.SizeText(p.Delta.Size()))
 	for _, w := range p.Warnings {

@@ -48,7 +48,7 @@ func parseNode(b []byte, block uint64, valueBytes int) (node, error) {
 		return node{}, damaged(block, 4, "flags 0x%x: a node has %d or %d", flags, innerNode, leafNode)
 	case size != uint32(valueBytes):
 		return node{}, damaged(block, 24, "values of %d bytes instead of %d", size, valueBytes)
-	case room > uint32((metadataBlockBytes-nodeHeaderBytes)/(keyBytes+valueBytes)):
+	case room > uint32((MetadataBlockBytes-nodeHeaderBytes)/(keyBytes+valueBytes)):
 		return node{}, damaged(block, 20, "room for %d entries, more than fit", room)
 	case entries > room:
 		return node{}, damaged(block, 16, "%d entries where %d have room", entries, room)
@@ -98,7 +98,7 @@ func (m *Metadata) child(n *node, i int, s subtree) (subtree, error) {
 
 // readNode reads and checks a node.
 func (m *Metadata) readNode(s subtree, isRoot bool, valueBytes int) (node, error) {
-	b := make([]byte, metadataBlockBytes)
+	b := make([]byte, MetadataBlockBytes)
 	if err := m.readBlocks([][]byte{b}, []uint64{s.block}); err != nil {
 		return node{}, err
 	}

@@ -39,7 +39,7 @@ const testBlockSectors = 128
 
 func newPool(seed uint64) *pool {
 	return &pool{
-		image:   make([]byte, metadataBlockBytes),
+		image:   make([]byte, MetadataBlockBytes),
 		shared:  make(map[string]uint64),
 		random:  rand.New(rand.NewPCG(seed, 1)),
 		devices: make(map[uint32]*device),
@@ -48,7 +48,7 @@ func newPool(seed uint64) *pool {
 
 // seal gives a metadata block its number and its checksum.
 func seal(image []byte, block uint64, salt uint32) {
-	b := image[block*metadataBlockBytes:][:metadataBlockBytes]
+	b := image[block*MetadataBlockBytes:][:MetadataBlockBytes]
 	binary.LittleEndian.PutUint64(b[8:], block)
 	sum := ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli))
 	binary.LittleEndian.PutUint32(b, sum^salt)
@@ -56,7 +56,7 @@ func seal(image []byte, block uint64, salt uint32) {
 
 // node writes a node, unless there is one with that content.
 func (p *pool) node(inner bool, keys []uint64, values [][]byte, valueBytes int) uint64 {
-	b := make([]byte, metadataBlockBytes)
+	b := make([]byte, MetadataBlockBytes)
 	flags, room := 2, 4064/(8+valueBytes)/3*3
 	if inner {
 		flags = 1
@@ -73,7 +73,7 @@ func (p *pool) node(inner bool, keys []uint64, values [][]byte, valueBytes int) 
 	if block, is := p.shared[string(b)]; is {
 		return block
 	}
-	block := uint64(len(p.image) / metadataBlockBytes)
+	block := uint64(len(p.image) / MetadataBlockBytes)
 	p.shared[string(b)] = block
 	p.image = append(p.image, b...)
 	seal(p.image, block, 121107)
@@ -156,8 +156,8 @@ func (p *pool) commit() (*Metadata, error) {
 	never := func(uint64, int) bool { return false }
 	mappings, devices := p.tree(roots, 8, never), p.tree(details, 24, never)
 	b := p.image
-	clear(b[:metadataBlockBytes])
-	for at, n := range map[int]uint64{32: 27022010, 320: mappings, 328: devices, 344: uint64(len(b) / metadataBlockBytes)} {
+	clear(b[:MetadataBlockBytes])
+	for at, n := range map[int]uint64{32: 27022010, 320: mappings, 328: devices, 344: uint64(len(b) / MetadataBlockBytes)} {
 		binary.LittleEndian.PutUint64(b[at:], n)
 	}
 	for at, n := range map[int]uint32{40: 2, 44: p.time, 336: testBlockSectors, 340: 8} {

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// metadataBlockBytes is the size of a metadata block.
-	metadataBlockBytes = 4096
+	// MetadataBlockBytes is the size of a metadata block.
+	MetadataBlockBytes = 4096
 
 	magic       = 27022010
 	lastVersion = 2
@@ -73,7 +73,7 @@ type Superblock struct {
 	HeldRoot uint64
 	// Mappings and Details are the roots of the two trees.
 	Mappings, Details uint64
-	// metadataBlockBytes is the size of the pool's blocks in bytes.
+	// MetadataBlockBytes is the size of the pool's blocks in bytes.
 	BlockBytes int64
 	// MetadataBlocks is the size of the metadata when the pool was made. The kernel does
 	// not update it when the metadata device grows.
@@ -95,11 +95,11 @@ type Metadata struct {
 // Read reads the superblock at a metadata block, which is 0 or the held root. All metadata
 // blocks on the volume may belong to the trees, and those past its end may not.
 func Read(v layer.Volume, block uint64) (*Metadata, error) {
-	m := &Metadata{v: v, blocks: uint64(max(0, v.Size())) / metadataBlockBytes}
+	m := &Metadata{v: v, blocks: uint64(max(0, v.Size())) / MetadataBlockBytes}
 	if block >= m.blocks {
 		return nil, fmt.Errorf("superblock: metadata block %d lies past the end of the metadata, which has %d: %w", block, m.blocks, ErrDamaged)
 	}
-	b := make([]byte, metadataBlockBytes)
+	b := make([]byte, MetadataBlockBytes)
 	if err := m.readBlocks([][]byte{b}, []uint64{block}); err != nil {
 		return nil, fmt.Errorf("superblock: %w", err)
 	}
@@ -116,7 +116,7 @@ func (m *Metadata) BlocksRead() int64 { return m.read.Load() }
 func (m *Metadata) readBlocks(buffers [][]byte, blocks []uint64) error {
 	offsets := make([]int64, len(blocks))
 	for i, b := range blocks {
-		offsets[i] = int64(b) * metadataBlockBytes
+		offsets[i] = int64(b) * MetadataBlockBytes
 	}
 	n, err := layer.ReadPieces(m.v, buffers, offsets)
 	m.read.Add(int64(n))
@@ -175,8 +175,8 @@ func (m *Metadata) parse(b []byte, block uint64) error {
 		return damaged(block, 360, "incompatible features 0x%x: none is known", u32(b, 360))
 	case sectors < minBlockSectors || sectors > maxBlockSectors || sectors%minBlockSectors != 0:
 		return damaged(block, 336, "block size of %d sectors: not a multiple of %d up to %d", sectors, minBlockSectors, maxBlockSectors)
-	case u32(b, 340) != metadataBlockBytes/sectorBytes:
-		return damaged(block, 340, "metadata blocks of %d sectors instead of %d", u32(b, 340), metadataBlockBytes/sectorBytes)
+	case u32(b, 340) != MetadataBlockBytes/sectorBytes:
+		return damaged(block, 340, "metadata blocks of %d sectors instead of %d", u32(b, 340), MetadataBlockBytes/sectorBytes)
 	case s.HeldRoot >= m.blocks:
 		return damaged(block, 56, "held root %d lies past the end of the metadata, which has %d metadata blocks", s.HeldRoot, m.blocks)
 	}

@@ -121,8 +121,8 @@ func (w *walk) run(a, b Device) error {
 		}
 	}
 	// Go aligns memory of this size to pages, so devices are read without a copy.
-	memory := make([]byte, nodesAtOnce*metadataBlockBytes)
-	w.buffers = slices.Collect(slices.Chunk(memory, metadataBlockBytes))
+	memory := make([]byte, nodesAtOnce*MetadataBlockBytes)
+	w.buffers = slices.Collect(slices.Chunk(memory, MetadataBlockBytes))
 	return w.compare(0, sides, 0, end)
 }
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package blockdev
+
+import (
+	"fmt"
+
+	"ddsfs/cow/dm"
+)
+
+// Thin is a device that is a thin volume, with what its table says.
+type Thin struct {
+	Info
+	dm.Thin
+}
+
+// Thin returns the device with what its table says, nil if it is not a thin volume.
+func (i Info) Thin() (*Thin, error) {
+	t, err := i.firstTarget()
+	if err != nil || t.Type != dm.KindThin {
+		return nil, err
+	}
+	thin, err := t.Thin()
+	if err != nil {
+		return nil, fmt.Errorf("%s: device-mapper table: %w", i.Path, err)
+	}
+	return &Thin{i, thin}, nil
+}
+
+// PoolInfo returns the device of the volume's pool, which may have no node in /dev.
+func (t *Thin) PoolInfo() (Info, error) {
+	i, err := folderInfo(Info{Number: t.Pool}.dir())
+	if err != nil {
+		return Info{}, fmt.Errorf("%s: its pool: %w", t.Path, err)
+	}
+	return i, nil
+}
+
+// PoolTable returns what the table of a thin pool says.
+func (i Info) PoolTable() (dm.Pool, error) {
+	t, err := i.firstTarget()
+	if err == nil && t.Type != dm.KindThinPool {
+		err = fmt.Errorf("%s: it is no thin pool", i.Path)
+	}
+	if err != nil {
+		return dm.Pool{}, err
+	}
+	p, err := t.Pool()
+	if err != nil {
+		return dm.Pool{}, fmt.Errorf("%s: device-mapper table: %w", i.Path, err)
+	}
+	return p, nil
+}
+
+// PoolStatus returns the status of a thin pool. The kernel first commits what the pool
+// has done so far.
+func (i Info) PoolStatus() (dm.PoolStatus, error) {
+	targets, err := dm.Status(i.Number)
+	if err == nil && (len(targets) != 1 || targets[0].Type != dm.KindThinPool) {
+		err = fmt.Errorf("it is no thin pool")
+	}
+	var s dm.PoolStatus
+	if err == nil {
+		s, err = targets[0].PoolStatus()
+	}
+	if err != nil {
+		return s, fmt.Errorf("%s: its status: %w", i.Path, err)
+	}
+	return s, nil
+}
