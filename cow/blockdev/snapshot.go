@@ -108,11 +108,7 @@ func (i Info) OriginUUID() string {
 		if n == i.Number {
 			return ""
 		}
-		uuid := Info{Number: n}.DMUUID()
-		if strings.HasPrefix(uuid, lvmPrefix) {
-			uuid = strings.TrimSuffix(uuid, "-real")
-		}
-		return uuid
+		return volumeUUID(Info{Number: n}.DMUUID())
 	}
 	// Only root may see tables.
 	slaves, _ := i.slaves()
@@ -122,6 +118,15 @@ func (i Info) OriginUUID() string {
 		}
 	}
 	return ""
+}
+
+// volumeUUID returns the dm uuid of the volume that a device below it has. LVM's hidden
+// devices have the volume's uuid with a suffix.
+func volumeUUID(below string) string {
+	if strings.HasPrefix(below, lvmPrefix) {
+		return strings.TrimSuffix(below, "-real")
+	}
+	return below
 }
 
 // MetadataBytes returns the size of the header and the metadata chunks of the snapshot's
@@ -157,8 +162,15 @@ func (e *SnapshotError) Error() string {
 	return fmt.Sprintf("%s: the snapshot's status is %q: what is read from it can't be trusted", e.Path, e.Status)
 }
 
+// PoolError says that the pool of a thin volume has failed.
+type PoolError struct{ Path string }
+
+func (e *PoolError) Error() string {
+	return e.Path + ": its thin pool has failed, and what is read from it can't be trusted: the kernel's log says why"
+}
+
 // CheckSnapshot returns a [SnapshotError] if the device is a snapshot whose status says
-// that it can't be trusted. The valid flag on its COW device does not always say so.
+// that it can't be trusted, and a [PoolError] for a thin one. The valid flag on its COW device does not always say so.
 func (i Info) CheckSnapshot() error {
 	if !i.IsDM() {
 		return nil
@@ -176,6 +188,8 @@ func (i Info) CheckSnapshot() error {
 			return &SnapshotError{Path: i.Path}
 		case t.Type == dm.KindSnapshot && t.Failed():
 			return &SnapshotError{i.Path, t.Params}
+		case t.Type == dm.KindThin && (t.Params == "Fail" || t.Params == "Error"):
+			return &PoolError{i.Path}
 		}
 	}
 	return nil

@@ -36,6 +36,10 @@ func (t *Thin) PoolInfo() (Info, error) {
 	return i, nil
 }
 
+// ExternalUUID returns the dm uuid of the volume that is the external origin, "" if there
+// is none or if it has none.
+func (t *Thin) ExternalUUID() string { return volumeUUID(Info{Number: t.External}.DMUUID()) }
+
 // PoolTable returns what the table of a thin pool says.
 func (i Info) PoolTable() (dm.Pool, error) {
 	t, err := i.firstTarget()

@@ -264,8 +264,8 @@ func (p *Pair) dataChunks(volume *thinMember, chunkBytes int64, o Options) (data
 		if err != nil {
 			return fmt.Errorf("%s: %w", volume.info.Path, err)
 		}
-		data, err = mappedChunks(ctx, m, d, p.source.Size())
-		p.metadataBlocks = m.BlocksRead()
+		mapped, err := changesOf(until(ctx, m.Changed(thin.Device{}, d)), m.Superblock.BlockBytes, p.source.Size(), p.source.Size(), false)
+		data, p.metadataBlocks = mapped.changed, m.BlocksRead()
 		return err
 	})
 	if err != nil {
@@ -293,7 +293,7 @@ func (p *Pair) thinLayer(base, new *thinMember, l *layer.Layer, seal *cow.SealOp
 	if err != nil {
 		return err
 	}
-	p.from, p.extended, p.metadataBlocks = base.info.Path, c.extended, c.metadataBlocks
+	p.from, p.extended = base.info.Path, c.extended
 	p.readFrom = append(p.readFrom, base.info)
 	l.Changed, l.Zeros, l.ChunkBytes = c.changed, c.zeros, thinChunkBytes
 	if seal.Base == "" {

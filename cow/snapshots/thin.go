@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
@@ -77,6 +78,9 @@ func activeThin(info blockdev.Info) (*thinMember, error) {
 	if lv, err := blockdev.FindLogicalVolume(blockdev.VolumeName(m.uuid)); err == nil {
 		m.known, m.origin = true, lv.OriginUUID
 	}
+	if uuid := t.ExternalUUID(); uuid == m.origin {
+		m.origin = "" // LVM calls the external origin so, which is read only
+	}
 	return m, nil
 }
 
@@ -119,65 +123,63 @@ func checkPair(base, new *thinMember) error {
 // blockChanges are the chunks of a delta of thin volumes.
 type blockChanges struct {
 	changed, zeros *chunks.Set
-	extended       int64 // the chunks from the base's end on
-	metadataBlocks int64 // that were read
-	// shared is how many blocks the two volumes have in common.
-	shared uint64
-	// The highest time of a mapping that only one of them has.
+	extended       int64  // the chunks from the base's end on
+	inBase         uint64 // the blocks of the base that the new one does not share
+	// The highest times of the mappings that only one of them has.
 	baseTime, newTime uint32
-	base, new         thin.Device
 }
 
-// changesOf returns the chunks of a volume that differ between two devices of a pool. The
-// volume has grown from baseBytes to newBytes. Blocks that only the base maps are zeros,
-// unless the volume has an external origin.
-func changesOf(ctx context.Context, m *thin.Metadata, base, new thin.Device, baseBytes, newBytes int64, external bool) (blockChanges, error) {
-	c := blockChanges{base: base, new: new}
-	block := m.Superblock.BlockBytes
+// changesOf returns the chunks of a volume that has grown from baseBytes to newBytes, of
+// which runs of blocks differ. Blocks that only the base maps are zeros, unless the volume
+// has an external origin.
+func changesOf(runs iter.Seq2[thin.Run, error], blockBytes, baseBytes, newBytes int64, external bool) (c blockChanges, err error) {
 	var changed, zeros chunks.Builder
-	// All chunks past the block in which the base ends are new. Those are zeros that new
-	// does not map.
+	// After the block in which the base ends, all chunks are new, and those are zeros that
+	// the new volume does not map.
+	at := uint64((baseBytes-1)/blockBytes+1) * uint64(blockBytes/thinChunkBytes)
 	end := uint64(newBytes-1)/thinChunkBytes + 1
-	unmapped := uint64((baseBytes+block-1)/block) * uint64(block/thinChunkBytes)
-	var inBase uint64
-	for r, err := range m.Changed(base, new) {
-		if err == nil {
-			err = ctx.Err()
-		}
+	for r, err := range runs {
 		if err != nil {
 			return c, err
 		}
 		if r.InA {
-			inBase += r.End - r.First
-			c.baseTime = max(c.baseTime, r.TimeA)
+			c.inBase += r.End - r.First
 		}
-		first, last := chunksOf(r.First, r.End, block, newBytes)
+		c.baseTime, c.newTime = max(c.baseTime, r.TimeA), max(c.newTime, r.TimeB)
+		first, last := chunksOf(r.First, r.End, blockBytes, newBytes)
 		changed.AddRange(first, last)
-		switch {
-		case r.InB:
-			c.newTime = max(c.newTime, r.TimeB)
-			if unmapped < first && baseBytes < newBytes && !external {
-				zeros.AddRange(unmapped, first)
-			}
-			unmapped = max(unmapped, last)
-		case !external:
+		if !r.InB {
 			zeros.AddRange(first, last)
+		} else if last > at {
+			zeros.AddRange(at, first)
+			at = last
 		}
 	}
 	if baseBytes < newBytes {
 		before := uint64(baseBytes) / thinChunkBytes
 		changed.AddRange(before, end)
+		zeros.AddRange(at, end)
 		c.extended = int64(end - before)
-		if !external {
-			zeros.AddRange(unmapped, end)
-		}
 	}
-	c.changed, c.zeros = changed.Set(), zeros.Set()
-	c.metadataBlocks = m.BlocksRead()
-	if inBase < base.MappedBlocks {
-		c.shared = base.MappedBlocks - inBase
+	c.changed = changed.Set()
+	if !external {
+		c.zeros = zeros.Set()
 	}
 	return c, nil
+}
+
+// until yields what seq does, and ends with the context's error if that is cancelled.
+func until[T any](ctx context.Context, seq iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for v, err := range seq {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if !yield(v, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // chunksOf returns the chunks of some of a volume's blocks, from first to before end. A
@@ -189,27 +191,12 @@ func chunksOf(firstBlock, endBlock uint64, blockBytes, volumeBytes int64) (first
 	return min(min(firstBlock, blocks)*perBlock, chunks), min(min(endBlock, blocks)*perBlock, chunks)
 }
 
-// mappedChunks returns the chunks of a volume that a device maps.
-func mappedChunks(ctx context.Context, m *thin.Metadata, d thin.Device, volumeBytes int64) (*chunks.Set, error) {
-	var mapped chunks.Builder
-	for r, err := range m.Changed(thin.Device{}, d) {
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return nil, err
-		}
-		mapped.AddRange(chunksOf(r.First, r.End, m.Superblock.BlockBytes, volumeBytes))
-	}
-	return mapped.Set(), nil
-}
-
 // checkTimes looks at when the two were made, and whether they were written to since. The
 // pool's time goes up with each snapshot that is made in it.
-func (c blockChanges) checkTimes(base, new *thinMember, o Options) (warnings []string, live bool, err error) {
-	older := c.new.Created < c.base.Created
+func (c blockChanges) checkTimes(base, new *thinMember, baseDevice, newDevice thin.Device, o Options) (warnings []string, live bool, err error) {
+	older := newDevice.Created < baseDevice.Created
 	// The origin of a snapshot gets the time at which that was made.
-	live = new.isVolume() || !new.readOnly && (new.isOriginOf(base) || older && c.new.Snapshotted >= c.base.Created)
+	live = new.isVolume() || !new.readOnly && (new.isOriginOf(base) || older && newDevice.Snapshotted >= baseDevice.Created)
 	if live && !o.AllowLiveOrigin {
 		return nil, true, errLive(new.info.Path)
 	}
@@ -220,7 +207,7 @@ func (c blockChanges) checkTimes(base, new *thinMember, o Options) (warnings []s
 		}
 		warnings = append(warnings, text)
 	}
-	if c.shared == 0 && c.base.MappedBlocks > 0 && c.new.MappedBlocks > 0 && !base.isRelatedTo(new) {
+	if baseDevice.MappedBlocks > 0 && newDevice.MappedBlocks > 0 && c.inBase == baseDevice.MappedBlocks && !base.isRelatedTo(new) {
 		warnings = append(warnings, fmt.Sprintf("base %s and source %s have no data in common, and may be different volumes", base.info.Path, new.info.Path))
 	}
 	for _, m := range []struct {
@@ -228,7 +215,7 @@ func (c blockChanges) checkTimes(base, new *thinMember, o Options) (warnings []s
 		is     string
 		device thin.Device
 		time   uint32
-	}{{base, "base", c.base, c.baseTime}, {new, "source", c.new, c.newTime}} {
+	}{{base, "base", baseDevice, c.baseTime}, {new, "source", newDevice, c.newTime}} {
 		switch {
 		case live && m.thinMember == new: // Open warns of that
 		case m.time >= m.device.Created && m.device.Created > 0 && (m.origin != "" || !m.known):
@@ -279,8 +266,8 @@ func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges
 	if err := checkPair(base, new); err != nil {
 		return c, err
 	}
+	var devices [2]thin.Device
 	err = p.readPool(new, o, func(ctx context.Context, m *thin.Metadata) error {
-		var devices [2]thin.Device
 		for i, member := range []*thinMember{base, new} {
 			var err error
 			if devices[i], err = m.Device(member.id); err != nil {
@@ -288,13 +275,15 @@ func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges
 			}
 		}
 		var err error
-		c, err = changesOf(ctx, m, devices[0], devices[1], base.sizeBytes, new.sizeBytes, new.external != dm.Number{})
+		runs := until(ctx, m.Changed(devices[0], devices[1]))
+		c, err = changesOf(runs, m.Superblock.BlockBytes, base.sizeBytes, new.sizeBytes, new.external != dm.Number{})
+		p.metadataBlocks = m.BlocksRead()
 		return err
 	})
 	if err != nil {
 		return c, err
 	}
-	warnings, live, err := c.checkTimes(base, new, o)
+	warnings, live, err := c.checkTimes(base, new, devices[0], devices[1], o)
 	p.members.live = live
 	p.Warnings = append(p.Warnings, warnings...)
 	return c, err
