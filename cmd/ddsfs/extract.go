@@ -26,8 +26,8 @@ func extractCommand() *cobra.Command {
 		Short: "write the same delta to a file or a pipe, without a mount",
 		Long: `
 Writes the bytes that mount shows as delta.cow to FILE, or to stdout. FILE
-appears, or is replaced, when it is complete; a block device or a pipe is written
-to as it is.
+appears, or is replaced, when it is complete, with holes for the parts that are
+known to be zeros; a block device or a pipe is written to as it is.
 ` + pairHelp,
 		Example: `ddsfs extract vg/base vg/new | ssh target ddsfs apply - /dev/vg/data`,
 		RunE:    func(_ *cobra.Command, args []string) error { return x.run(args) },
@@ -82,14 +82,14 @@ func (x *extract) write(p *snapshots.Pair) error {
 			return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)
 		}
 	}
-	var delta layer.Volume = p.Delta
+	var delta layer.Sparse = p.Delta
 	if x.unsealed {
 		delta = p.Unsealed
 		// A reader that hangs up then makes the write fail instead of ending the process.
 		signal.Ignore(syscall.SIGPIPE)
 	}
 	stages := newStages(x.quiet)
-	err := writeOutput(x.output, func(out io.Writer) error {
+	err := writeOutput(x.output, delta, func(out io.Writer) error {
 		return x.copy(out, delta, p, func(done int64) { stages.set("extracting", done, delta.Size()) })
 	})
 	stages.done(err)

@@ -14,18 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 )
 
-// writeOutput calls write with the file at path, which afterwards is complete, or as it
-// was. Stdout, if path is "" or "-", and a block device, a pipe or a terminal are written
-// to in place.
-func writeOutput(path string, write func(io.Writer) error) error {
+// writeOutput calls write, which writes v, with the file at path. The file afterwards is
+// complete, with holes for what v is known to hold zeros in, or as it was. Stdout, if path
+// is "" or "-", and a block device, a pipe or a terminal are written to in place.
+func writeOutput(path string, v layer.Sparse, write func(io.Writer) error) error {
 	if path == "" || path == "-" {
 		widenPipe(os.Stdout)
 		return write(os.Stdout)
 	}
 	var failed error // which says what it was about
-	err := atPath(path, func(out io.Writer) error {
+	err := atPath(path, v, func(out io.Writer) error {
 		failed = write(out)
 		return failed
 	})
@@ -36,7 +37,7 @@ func writeOutput(path string, write func(io.Writer) error) error {
 }
 
 // atPath replaces a file, or writes in place to what is none.
-func atPath(path string, write func(io.Writer) error) error {
+func atPath(path string, v layer.Sparse, write func(io.Writer) error) error {
 	fi, err := os.Stat(path)
 	if err == nil && !fi.Mode().IsRegular() {
 		return writeInPlace(path, fi.Mode(), write)
@@ -48,7 +49,33 @@ func atPath(path string, write func(io.Writer) error) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return files.Replace(files.Disk{}, path, func(f files.File) error { return write(io.NewOffsetWriter(f, 0)) })
+	return files.Replace(files.Disk{}, path, func(f files.File) error {
+		if err := write(&holeWriter{file: f, v: v}); err != nil {
+			return err
+		}
+		return f.OS().Truncate(v.Size()) // v may end in a hole
+	})
+}
+
+// holeWriter writes a volume to an empty file, from the beginning to the end. It leaves
+// out the parts that are known to be zeros.
+type holeWriter struct {
+	file io.WriterAt
+	v    layer.Sparse
+	at   int64
+}
+
+func (w *holeWriter) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		end, zeros := w.v.Extent(w.at)
+		part := p[n:][:min(end-w.at, int64(len(p)-n))]
+		done := len(part)
+		if !zeros {
+			done, err = w.file.WriteAt(part, w.at)
+		}
+		n, w.at = n+done, w.at+int64(done)
+	}
+	return n, err
 }
 
 // writeInPlace writes to a path that is not a regular file's.
