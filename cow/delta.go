@@ -59,12 +59,15 @@ func (d *Delta) Layer() layer.Layer { return d.layer }
 // Extent implements [layer.Sparse]. What is known to hold zeros is the data of the
 // layer's zeros.
 func (d *Delta) Extent(off int64) (end int64, zeros bool) {
+	changed, zero := d.layer.Changed, d.layer.Zeros
+	if zero.Len() == 0 {
+		return d.Size(), false
+	}
 	kind, i := d.layout.locate(off / d.layout.chunkBytes)
 	if kind == metadata {
 		i *= d.layout.perArea
 	}
 	// Exception i is the first with data at or after off.
-	changed, zero := d.layer.Changed, d.layer.Zeros
 	if i == changed.Len() {
 		return d.Size(), false
 	}

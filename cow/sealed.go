@@ -213,6 +213,9 @@ func (s *Sealed) Finish(p []byte, off int64) {
 	first, end := blocksOf(p, off)
 	defer s.end(first, end)
 	for block := first; block < end; block++ {
+		if s.isZeros(block) {
+			continue
+		}
 		begin := max(block*BlockBytes, off)
 		part := p[begin-off : min((block+1)*BlockBytes, off+int64(len(p)))-off]
 		s.hash(block, part, begin-block*BlockBytes)
@@ -437,9 +440,16 @@ func (s *Sealed) list(list List) *digestList {
 // zeroBlock is the digest of a whole block of zeros.
 var zeroBlock = sync.OnceValue(func() Digest { return digestOf(make([]byte, BlockBytes)) })
 
+// isZeros reports whether a block is a whole one that is known to hold zeros. Its digest
+// is zeroBlock's, and need not be taken.
+func (s *Sealed) isZeros(block int64) bool {
+	end, zeros := s.body.Extent(block * BlockBytes)
+	return zeros && end >= (block+1)*BlockBytes
+}
+
 // ensureBody reads those parts of a block that no reader has read.
 func (s *Sealed) ensureBody(block int64) error {
-	if end, zeros := s.body.Extent(block * BlockBytes); zeros && end >= (block+1)*BlockBytes {
+	if s.isZeros(block) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.complete(block, zeroBlock())

@@ -33,7 +33,8 @@ background until it is unmounted:
   exceptions  which chunks changed: a line each, of 32 bytes, with the chunk on
               the volume and the chunk of delta.cow that holds its data
   delta.cow   the changes, in the format of the kernel's snapshots; copy it with
-              any tool, and merge it with ddsfs apply
+              any tool, and merge it with ddsfs apply. Parts that are known to be
+              zeros are holes, which cp, tar -S and rsync -S keep
 
 Nothing of the volume is read before somebody reads delta.cow.
 ` + pairHelp + `
