@@ -84,12 +84,24 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 		return Result{}, err
 	}
 	if m.o.DryRun {
-		return m.newResult(report.Of(d.Store)), nil
+		return m.wouldMerge(ctx, d)
 	}
 	if job.Changes, err = m.Changes(d); err != nil {
 		return Result{}, err
 	}
 	return m.merge(ctx, d.At(in.toMerge).Decoder(), func() {}, d, job, d.Changed.Len())
+}
+
+// wouldMerge is the result of a dry run.
+func (m *Merger) wouldMerge(ctx context.Context, d *Checked) (Result, error) {
+	result := m.newResult(report.Of(d.Store))
+	others, err := m.NotZeros(ctx, d.Store)
+	if err != nil {
+		return Result{}, err
+	}
+	result.RestBytes = bytesOfRest(d.Store)
+	result.ZeroedBytes = min(result.RestBytes, others.Len()*d.ChunkBytes)
+	return result, nil
 }
 
 // mergeStream merges a delta as it comes.
@@ -137,7 +149,7 @@ func (m *Merger) merge(ctx context.Context, decoder *cow.Decoder, stop func(), d
 	if m.State.None() || m.isHalfMerged() {
 		// Zeros that a failed flush lost may still be in the page cache, and read as
 		// if the disk had them.
-		o.WriteZeros = true
+		o.doubtful = true
 	}
 	err = merge(ctx, decoder, stop, m.Target, m.page, job.DoneChunks, total, o, &result, streaming, func(chunks int64) error {
 		r.Merging.DoneChunks = chunks
@@ -196,9 +208,9 @@ func (m *Merger) interrupted(err error, done Result) error {
 	if errors.Is(err, context.Canceled) {
 		err = ErrSignal
 	}
-	if done.WrittenBytes == 0 && done.PunchedBytes == 0 {
+	if done.WrittenBytes == 0 && done.PunchedBytes == 0 && done.ZeroedBytes == 0 {
 		return m.asBefore(errors.Join(err, m.TakeBack()))
 	}
 	// A refusal would say that nothing was written.
-	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.Target.Path, done.WrittenBytes, BrokenOff(err))
+	return fmt.Errorf("target %s: HALF MERGED, %d bytes were written: apply the same delta again to finish: %w", m.Target.Path, done.WrittenBytes+done.ZeroedBytes, BrokenOff(err))
 }

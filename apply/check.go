@@ -11,6 +11,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
 	"ddsfs/cow/wayout"
@@ -96,6 +97,9 @@ func (m *Merger) Decide(d *cow.Store) (c *Checked, err error) {
 		err = cmp.Or(m.Target.checkOrigin(seal.Base, seal.New, seal.Origin), m.Target.checkSize(seal.VolumeBytes))
 	}
 	facts.Chunks = record.NewChunks(d.Changed, d.ChunkBytes, facts.EndBytes) // not known of a delta that streams in
+	if d.Seal != nil && d.Seal.Sparse && facts.Chunks.Known() {
+		facts.Chunks = record.AllOf(facts.EndBytes) // it writes zeros where its list has nothing
+	}
 	if n := d.Changed; err == nil && n != nil && n.Len() > 0 {
 		err = m.Target.CheckInside(n.Chunk(n.Len()-1), d.ChunkBytes)
 	}
@@ -117,6 +121,18 @@ func (m *Merger) Decide(d *cow.Store) (c *Checked, err error) {
 	return c, err
 }
 
+// NotZeros are the chunks that a sparse delta leaves out, because they hold zeros, and
+// where the target holds something else.
+func (m *Merger) NotZeros(ctx context.Context, d *cow.Store) (*chunks.Set, error) {
+	h, done, err := m.Target.held()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	others, err := h.notZeroRest(ctx, d, m.o)
+	return others, m.Target.wrong(err)
+}
+
 // prove compares the target with the delta's digests of the base's content, or of the
 // new state's, and refuses it for the reason, which has the place of a text that says
 // where they differ.
@@ -134,5 +150,9 @@ func (m *Merger) prove(ctx context.Context, d *cow.Store, list cow.List, reason 
 		first, _, _ := d.BlockChunks(bad[0])
 		return wayout.Add(m.Target.Refused(reason, fmt.Sprintf("%d of the delta's MiB differ, the first in chunk %d of the volume", len(bad), first)), ways...)
 	}
-	return nil
+	others, err := m.NotZeros(ctx, d)
+	if err == nil && others.Len() > 0 {
+		err = wayout.Add(m.Target.Refused(reason, fmt.Sprintf("%d chunks that are to hold zeros hold something else, the first chunk %d of the volume", others.Len(), others.Chunk(0))), ways...)
+	}
+	return err
 }

@@ -24,6 +24,11 @@ type rig struct {
 	pipe, undoWanted   bool
 	secondFromSameBase bool
 	anyBase            bool
+	// sparse says that the delta is a full one, which leaves out what holds zeros, and
+	// stream that it is written as it comes.
+	sparse, stream bool
+	// thin makes the target a thin volume.
+	thin *thinVolume
 }
 
 func newRig(t *testing.T, kind rig) *rig {
@@ -40,11 +45,21 @@ func newRig(t *testing.T, kind rig) *rig {
 		harness.SealedFile(t, r.Delta, "base", "new", r.Base, r.After, harness.Changed(r.Base, middle)...)
 		r.Base = middle
 	}
+	if r.sparse {
+		for _, part := range []span{{3, 9}, {20, 21}, {38, 41}} {
+			clear(r.After[part.begin*harness.ChunkBytes : min(len(r.After), int(part.end)*harness.ChunkBytes)])
+		}
+		harness.Sealed(t, r.Delta, cow.SealOptions{New: "new", Sparse: true}, r.After, harness.Changed(make([]byte, len(r.After)), r.After))
+	}
 	return r
 }
 
 func (r *rig) options(undo string) Options {
-	return Options{StateDir: filepath.Join(r.Dir, "state"), SpoolDir: r.Dir, Undo: undo, checkpointBytes: 4 * harness.ChunkBytes, windowBytes: 3 * harness.ChunkBytes}
+	o := Options{StateDir: filepath.Join(r.Dir, "state"), SpoolDir: r.Dir, Undo: undo, checkpointBytes: 4 * harness.ChunkBytes, windowBytes: 3 * harness.ChunkBytes, restBytes: 2 * harness.ChunkBytes}
+	if r.thin != nil {
+		o.outside = r.thin.around
+	}
+	return o
 }
 
 func (r *rig) mustApply(delta, undo string) {
@@ -60,8 +75,8 @@ func (r *rig) apply(s files.Storage) error {
 	if r.undoWanted {
 		o.Undo = r.Undo
 	}
-	o.Storage, o.AnyBase = s, r.anyBase
-	if !r.pipe {
+	o.Storage, o.AnyBase, o.Stream = s, r.anyBase, r.stream
+	if !r.pipe && !r.stream {
 		_, err := File(context.Background(), r.Delta, r.Target, o)
 		return err
 	}
@@ -86,11 +101,14 @@ func (r *rig) apply(s files.Storage) error {
 // same command again finishes it, and the undo file brings the old state back.
 func TestStopAtEveryOperation(t *testing.T) {
 	for name, kind := range map[string]rig{
-		"file":      {},
-		"pipe":      {pipe: true},
-		"undo":      {undoWanted: true},
-		"same base": {secondFromSameBase: true, undoWanted: true},
-		"any base":  {anyBase: true, pipe: true},
+		"file":               {},
+		"pipe":               {pipe: true},
+		"undo":               {undoWanted: true},
+		"same base":          {secondFromSameBase: true, undoWanted: true},
+		"any base":           {anyBase: true, pipe: true},
+		"sparse":             {sparse: true, undoWanted: true},
+		"sparse from a pipe": {sparse: true, pipe: true},
+		"sparse stream":      {sparse: true, stream: true},
 	} {
 		for _, failure := range []struct {
 			name  string

@@ -5,9 +5,11 @@ package apply
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/layer"
 )
 
@@ -170,7 +172,7 @@ func (m *Merger) Evidence(before *record.Evidence, changed []record.Sample, stal
 // that is rolled back later does not hold that. Places are tried until enough are found
 // that change, or until many have been tried.
 func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
-	if m.State.None() || d.Changed.Len() == 0 {
+	if m.State.None() {
 		return nil, nil
 	}
 	if d.How.Verdict == record.Resume {
@@ -179,6 +181,26 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	new, err := d.Layer()
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
+	}
+	listed, err := m.changesIn(d, d.Changed, new.Content)
+	if err != nil || d.Seal == nil || !d.Seal.Sparse {
+		return listed, err
+	}
+	left, err := m.changesIn(d, restChunks(d.Store), allZeros{})
+	return append(listed, left...), err
+}
+
+// allZeros are zeros without an end.
+type allZeros struct{}
+
+func (allZeros) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+
+func (allZeros) Size() int64 { return math.MaxInt64 }
+
+// changesIn is Changes for a set of the delta's chunks, which will hold what new has there.
+func (m *Merger) changesIn(d *Checked, changed *chunks.Set, new layer.Volume) ([]record.Sample, error) {
+	if changed.Len() == 0 {
+		return nil, nil
 	}
 	old, done, err := m.Target.Content()
 	if err != nil {
@@ -193,20 +215,20 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	for round := 0; round < rounds && len(found) < enough; round++ {
 		var holds, will [][]byte
 		var at []int64
-		for _, i := range record.Spread(d.Changed.Len(), record.MaxChanges/2, m.o.random) {
+		for _, i := range record.Spread(changed.Len(), record.MaxChanges/2, m.o.random) {
 			// Only a part of a large chunk is compared, another one each time.
 			within := int64(0)
 			if parts := d.ChunkBytes / lookBytes; parts > 1 {
 				within = m.o.random.Int64N(parts) * lookBytes
 			}
-			off := int64(d.Changed.Chunk(i))*d.ChunkBytes + within
+			off := int64(changed.Chunk(i))*d.ChunkBytes + within
 			if bytes := min(d.ChunkBytes, lookBytes, d.Facts.EndBytes-off); bytes > 0 {
 				holds, will, at = append(holds, make([]byte, bytes)), append(will, make([]byte, bytes)), append(at, off)
 			}
 		}
 		// One that can't be read is no sample, and may be written all the same.
 		n, _ := layer.ReadPieces(old, holds, at)
-		if _, err := layer.ReadPieces(new.Content, will[:n], at[:n]); err != nil {
+		if _, err := layer.ReadPieces(new, will[:n], at[:n]); err != nil {
 			return nil, fmt.Errorf("delta: %w", err)
 		}
 		for i := range n {
@@ -214,7 +236,7 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 				found = append(found, s)
 			}
 		}
-		if d.Changed.Len() <= record.MaxChanges/2 {
+		if changed.Len() <= record.MaxChanges/2 {
 			break // all were looked at
 		}
 	}

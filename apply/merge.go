@@ -36,6 +36,15 @@ type writer struct {
 	alwaysAll bool // write zeros as anything else
 	result    *Result
 	existing  []byte
+	zeros     []byte // to be written
+
+	// held is what the disk holds, whatever the page cache has.
+	held held
+	// doubtful says that what reads as zeros from the page cache may not be on the disk.
+	doubtful bool
+	// sectorBytes is the size of a block device's sectors, and thinBytes that of the
+	// blocks of a thin volume's pool, 0 for another target.
+	sectorBytes, thinBytes int64
 }
 
 // begun is what a merge of a delta that streams in has begun to write: which chunks the
@@ -98,8 +107,24 @@ func (b *begun) look(t *Target, data []byte, off int64) error {
 	return nil
 }
 
+// merging is a merge that is under way.
+type merging struct {
+	*writer
+	d           *cow.Decoder
+	o           Options
+	begun       *begun // nil if the delta does not stream in
+	checkpoint  func(chunks int64) error
+	end         int64 // of the volume, on the target
+	sparse      bool  // the delta leaves out what holds zeros
+	done, total int64 // chunks that were done before, and all there are, 0 if that is not known
+	chunks      int64 // that are done
+	at          int64 // up to there, what a sparse delta leaves out is done
+	sinceFlush  int64 // bytes that were changed
+}
+
 // merge writes what d decodes to the target. The first done chunks are known to be
-// there: they are compared, and written only where they differ. It notes in page what it
+// there: they are compared, and written only where they differ. What a sparse delta
+// leaves out it makes zeros, in ascending order with the chunks. It notes in page what it
 // writes, and in begun, if that is set, which chunks these are. It calls checkpoint with
 // the number of chunks that are durable, at the end as well. It decodes ahead of what it
 // writes, and calls stop to end a reading that is under way when it returns.
@@ -108,26 +133,15 @@ func (b *begun) look(t *Target, data []byte, off int64) error {
 // could not write, and would say that all is well. The merge ends there, and the one
 // that resumes it writes all again since the last flush that did not fail.
 func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
-	c := d.Store.ChunkBytes
-	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), alwaysAll: o.WriteZeros, result: result}
-	// The last chunk may reach past the volume's end.
-	end := t.size
-	if seal := d.Store.Seal; seal != nil {
-		end = min(end, seal.VolumeBytes)
+	w, closeHeld, err := newWriter(t, page, o, result)
+	if err != nil {
+		return err
 	}
-	checkpointAt := cmp.Or(o.checkpointBytes, checkpointBytes)
-	var chunks, sinceFlush int64
-	flush := func() error {
-		o.Progress(Flushing, chunks*c, totalChunks*c)
-		err := t.Sync()
-		if err == nil {
-			err = w.trail.Flushed()
-		}
-		if err != nil {
-			return fmt.Errorf("flush: %w", err)
-		}
-		sinceFlush = 0
-		return checkpoint(chunks)
+	defer closeHeld()
+	// The last chunk may reach past the volume's end.
+	m := &merging{writer: w, d: d, o: o, begun: begun, checkpoint: checkpoint, end: t.size, done: done, total: totalChunks}
+	if seal := d.Store.Seal; seal != nil {
+		m.end, m.sparse = min(m.end, seal.VolumeBytes), seal.Sparse
 	}
 	if done > 0 {
 		// Data that an earlier run wrote and could not flush may still be in the page
@@ -137,61 +151,167 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 		}
 	}
 	for b, err := range decoded(d, stop) {
-		if err := ctx.Err(); err != nil {
-			if chunks > done {
-				err = errors.Join(err, flush())
-			}
+		if err := m.stopped(ctx); err != nil {
 			return err
 		}
 		if errors.Is(err, io.EOF) {
-			if totalChunks > 0 && chunks != totalChunks {
-				return fmt.Errorf("the delta has changed: its list has %d chunks, and had %d when it was read before", chunks, totalChunks)
-			}
-			result.Report = report.New(d.Store.Header, d.Areas(), chunks)
-			return flush()
+			return m.finish(ctx)
+		}
+		if err == nil {
+			err = m.write(ctx, b)
 		}
 		if err != nil {
 			return err
 		}
-		if err := t.CheckInside(b.highest, c); err != nil {
-			return err
-		}
-		pieces := b.pieces(c, end, (done-chunks)*c)
-		for _, p := range pieces {
-			w.willCompare(p)
-		}
-		for _, p := range pieces {
-			chunks += p.run.Count
-			if begun != nil {
-				begun.chunks.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))
-				if err := begun.look(t, p.data, p.off); err != nil {
-					return err
-				}
-			}
-			if err := w.confirm(p.data[:p.known], p.off); err != nil {
-				return err
-			}
-			if err := w.write(p.data[p.known:], p.off+p.known); err != nil {
-				return err
-			}
-			if err := w.trail.Passed(p.off, int64(len(p.data))); err != nil {
-				return fmt.Errorf("flush: %w", err)
-			}
-			if sinceFlush += int64(len(p.data)); sinceFlush >= checkpointAt {
-				if err := flush(); err != nil {
-					return err
-				}
-			}
-		}
-		o.Progress(Writing, chunks*c, totalChunks*c)
-		page.Progress(chunks*c, totalChunks*c)
 	}
 	return nil // io.EOF, or another error, ends the loop
 }
 
+// write writes a batch.
+func (m *merging) write(ctx context.Context, b *batch) error {
+	c := m.d.Store.ChunkBytes
+	if err := m.target.CheckInside(b.highest, c); err != nil {
+		return err
+	}
+	pieces := b.pieces(c, m.end, (m.done-m.chunks)*c)
+	for _, p := range pieces {
+		m.willCompare(p)
+	}
+	for _, p := range pieces {
+		if err := m.rest(ctx, p.off); err != nil {
+			return err
+		}
+		m.chunks += p.run.Count
+		if m.begun != nil {
+			m.begun.chunks.AddRange(p.run.Chunk, p.run.Chunk+uint64(p.run.Count))
+			if err := m.begun.look(m.target, p.data, p.off); err != nil {
+				return err
+			}
+		}
+		if err := m.confirm(ctx, p.data[:p.known], p.off); err != nil {
+			return err
+		}
+		if err := m.put(ctx, p.data[p.known:], p.off+p.known); err != nil {
+			return err
+		}
+		m.at = p.off + int64(len(p.data))
+		if err := m.passed(span{p.off, m.at}); err != nil {
+			return err
+		}
+	}
+	m.progress(Writing)
+	m.page.Progress(m.handled())
+	return nil
+}
+
+// finish ends the merge of a delta that was decoded to its end.
+func (m *merging) finish(ctx context.Context) error {
+	if m.total > 0 && m.chunks != m.total {
+		return fmt.Errorf("the delta has changed: its list has %d chunks, and had %d when it was read before", m.chunks, m.total)
+	}
+	if err := m.rest(ctx, m.end); err != nil {
+		return err
+	}
+	m.result.Report = report.New(m.d.Store.Header, m.d.Areas(), m.chunks)
+	return m.flush()
+}
+
+// rest makes zeros of what the delta leaves out, from where the last piece ended to that
+// byte.
+func (m *merging) rest(ctx context.Context, until int64) error {
+	for m.sparse && m.at < until {
+		if err := m.stopped(ctx); err != nil {
+			return err
+		}
+		part := m.restPart(until)
+		for s, err := range m.toClear(ctx, part) {
+			if err == nil && m.begun != nil {
+				err = m.begun.look(m.target, m.zerosOf(s), s.begin)
+			}
+			if err == nil {
+				m.result.ZeroedBytes += s.bytes()
+				_, err = m.makeZeros(ctx, s)
+			}
+			if err == nil {
+				err = m.passed(s)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		m.at = part.end
+		m.result.RestBytes += part.bytes()
+		m.progress(Writing)
+		m.page.Progress(m.handled())
+	}
+	return nil
+}
+
+// passed notes that a part of the target was written to, and flushes it now and then.
+func (m *merging) passed(s span) error {
+	if err := m.trail.Passed(s.begin, s.bytes()); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	if m.sinceFlush += s.bytes(); m.sinceFlush >= cmp.Or(m.o.checkpointBytes, checkpointBytes) {
+		return m.flush()
+	}
+	return nil
+}
+
+func (m *merging) flush() error {
+	m.progress(Flushing)
+	err := m.target.Sync()
+	if err == nil {
+		err = m.trail.Flushed()
+	}
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	m.sinceFlush = 0
+	return m.checkpoint(m.chunks)
+}
+
+// stopped is the error of a merge that is to stop, nil if it is not.
+func (m *merging) stopped(ctx context.Context) error {
+	err := ctx.Err()
+	if err != nil && m.chunks > m.done {
+		err = errors.Join(err, m.flush())
+	}
+	return err
+}
+
+// handled is how much of the delta's data was handled, and how much there is. Of a sparse
+// delta, it is how much of the volume.
+func (m *merging) handled() (bytes, total int64) {
+	if m.sparse {
+		return m.at, m.end
+	}
+	c := m.d.Store.ChunkBytes
+	return m.chunks * c, m.total * c
+}
+
+func (m *merging) progress(stage Stage) {
+	done, total := m.handled()
+	m.o.Progress(stage, done, total)
+}
+
+// newWriter makes a writer, and the function that ends it.
+func newWriter(t *Target, page *record.Page, o Options, result *Result) (w *writer, done func(), err error) {
+	w = &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), result: result, doubtful: o.doubtful}
+	if _, w.sectorBytes, err = t.wholeSectors(); err != nil {
+		return nil, nil, err
+	}
+	if w.thinBytes, err = o.outside(t).thinBytes(); err != nil {
+		return nil, nil, err
+	}
+	w.alwaysAll = o.WriteZeros || w.doubtful && w.thinBytes == 0
+	w.held, done, err = t.held()
+	return w, done, err
+}
+
 // confirm writes data unless the target holds it, as it does where an interrupted
 // merge had flushed it and nothing else wrote to it.
-func (w *writer) confirm(data []byte, off int64) error {
+func (w *writer) confirm(ctx context.Context, data []byte, off int64) error {
 	if len(data) == 0 {
 		return nil
 	}
@@ -200,7 +320,7 @@ func (w *writer) confirm(data []byte, off int64) error {
 		return err
 	}
 	if !same {
-		return w.write(data, off)
+		return w.put(ctx, data, off)
 	}
 	w.result.ResumedBytes += int64(len(data))
 	return nil
@@ -233,15 +353,16 @@ func (w *writer) willCompare(p piece) {
 	}
 }
 
-// write writes data. Runs of zeros are written only where the target does not read as
-// zeros already, and to a file as holes.
-func (w *writer) write(data []byte, off int64) error {
+// put writes data. Runs of zeros are written only where the target does not read as
+// zeros already, to a file as holes, and to a thin volume as discards of whole blocks.
+func (w *writer) put(ctx context.Context, data []byte, off int64) (err error) {
 	for part, zero := range w.parts(data) {
-		write := w.writeData
 		if zero {
-			write = w.writeZeros
+			err = w.writeZeros(ctx, part, off)
+		} else {
+			err = w.writeData(part, off)
 		}
-		if err := write(part, off); err != nil {
+		if err != nil {
 			return err
 		}
 		off += int64(len(part))
@@ -253,7 +374,7 @@ func (w *writer) write(data []byte, off int64) error {
 // them.
 func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
 	return func(yield func(part []byte, zero bool) bool) {
-		isZero := func(b []byte) bool { return !w.alwaysAll && bytes.Equal(b, zeros[:len(b)]) }
+		isZero := func(b []byte) bool { return !w.alwaysAll && isZero(b) }
 		for len(data) > 0 {
 			n := min(zeroBytes, len(data))
 			zero := isZero(data[:n])
@@ -269,39 +390,58 @@ func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
 }
 
 func (w *writer) writeData(data []byte, off int64) error {
-	w.page.Begin(off, int64(len(data)))
-	n, err := w.target.WriteAt(data, off)
-	w.page.Done()
+	n, err := w.writeOut(data, off)
 	w.result.WrittenBytes += int64(n)
+	return err
+}
+
+// writeOut writes to the target, and counts nothing.
+func (w *writer) writeOut(data []byte, off int64) (n int, err error) {
+	w.page.Begin(off, int64(len(data)))
+	n, err = w.target.WriteAt(data, off)
+	w.page.Done()
 	if err != nil {
-		return fmt.Errorf("write %d bytes at byte %d: %w", len(data), off, err)
+		err = fmt.Errorf("write %d bytes at byte %d: %w", len(data), off, err)
 	}
-	return nil
+	return n, err
 }
 
 // writeZeros makes a part of the target read as zeros, which data is.
-func (w *writer) writeZeros(data []byte, off int64) error {
-	zero, err := w.holds(data, off)
+func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
+	s := span{off, off + int64(len(data))}
+	blocks := w.thinBytes > 0 && s.whole(w.thinBytes).bytes() > 0
+	if w.doubtful && !blocks {
+		return w.writeData(data, off)
+	}
+	zero, err := w.areZeros(ctx, s, data, blocks)
 	if err != nil {
 		return err
 	}
 	if zero {
-		w.result.SkippedZeroBytes += int64(len(data))
+		w.result.SkippedZeroBytes += s.bytes()
 		return nil
 	}
-	if !w.target.info.Block {
-		w.page.Begin(off, int64(len(data)))
-		err := w.target.PunchHole(off, int64(len(data)))
-		w.page.Done()
-		if err == nil {
-			w.result.PunchedBytes += int64(len(data))
-			return nil
-		}
-		if !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("make a hole of %d bytes at byte %d: %w", len(data), off, err)
-		}
+	if w.target.info.Block && !blocks {
+		return w.writeData(data, off)
 	}
-	return w.writeData(data, off)
+	// It is not known what an error leaves.
+	w.result.PunchedBytes += s.bytes()
+	written, err := w.makeZeros(ctx, s)
+	w.result.PunchedBytes -= written
+	w.result.WrittenBytes += written
+	return err
+}
+
+// areZeros tells whether a part of the target holds zeros, which data is: on the disk, or
+// as the page cache has it.
+func (w *writer) areZeros(ctx context.Context, s span, data []byte, onDisk bool) (bool, error) {
+	if !onDisk {
+		return w.holds(data, s.begin)
+	}
+	for _, err := range w.held.notZeros(ctx, s, zeroBytes) {
+		return false, err
+	}
+	return true, nil
 }
 
 var zeros [zeroBytes]byte

@@ -49,11 +49,15 @@ type Options struct {
 	// delta, if set, says which size a target needs that is not there.
 	delta io.ReaderAt
 
+	// doubtful says that what reads as zeros may not be on the target's disk.
+	doubtful bool
+
 	// For tests.
 	outside         func(*Target) outside
 	random          *rand.Rand
 	checkpointBytes int64
 	windowBytes     int64
+	restBytes       int64
 }
 
 // Complete fills in what was left out of the options, so that no user of them checks
@@ -85,6 +89,7 @@ const (
 	Copying   Stage = "copying"
 	Verifying Stage = "verifying"
 	Proving   Stage = "comparing with the base"
+	Searching Stage = "looking for what is not zeros"
 	Saving    Stage = "saving what will be overwritten"
 	Writing   Stage = "writing"
 	Flushing  Stage = "flushing"
@@ -104,7 +109,11 @@ type Result struct {
 	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
 	PunchedBytes     int64 `json:"punched_bytes"`
 	ResumedBytes     int64 `json:"resumed_bytes"`
-	DryRun           bool  `json:"dry_run,omitempty"`
+	// RestBytes is how much of the volume a delta leaves out because it holds zeros, and
+	// ZeroedBytes how much of that was something else on the target, and was made zeros.
+	RestBytes   int64 `json:"rest_bytes,omitempty"`
+	ZeroedBytes int64 `json:"zeroed_bytes,omitempty"`
+	DryRun      bool  `json:"dry_run,omitempty"`
 
 	// Device is what a merge by the kernel leaves because it is open, and Touched says
 	// that it was written to.

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
 )
@@ -49,7 +51,7 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	case there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix):
 		held.Snapshot = there.Seal.New
 	}
-	undo, err := m.undoDelta(d, content, held)
+	undo, err := m.undoDelta(ctx, d, content, held)
 	if err != nil {
 		return nil, fmt.Errorf("undo: %w", err)
 	}
@@ -96,19 +98,39 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	return back, nil
 }
 
-// undoDelta is the delta that brings back what d overwrites.
-func (m *Merger) undoDelta(d *Checked, content layer.Volume, held record.Content) (*cow.Sealed, error) {
+// undoDelta is the delta that brings back what d overwrites. That of a sparse one is
+// sparse itself: it has all chunks in which the target does not hold zeros.
+func (m *Merger) undoDelta(ctx context.Context, d *Checked, content layer.Volume, is record.Content) (*cow.Sealed, error) {
 	// The target's state may be larger than the one that d makes.
-	volumeBytes := cmp.Or(min(max(d.Facts.VolumeBytes, held.VolumeBytes), m.Target.Size()), m.Target.Size())
-	before, err := cow.Encode(layer.Layer{Changed: d.Changed, ChunkBytes: d.ChunkBytes, VolumeBytes: volumeBytes, Content: content})
+	volumeBytes := cmp.Or(min(max(d.Facts.VolumeBytes, is.VolumeBytes), m.Target.Size()), m.Target.Size())
+	o := cow.SealOptions{Base: d.Facts.New, New: is.Snapshot}
+	if d.Seal != nil {
+		o.Origin, o.Sparse = d.Seal.Origin, d.Seal.Sparse
+	}
+	changed := d.Changed
+	if o.Sparse {
+		var err error
+		if changed, err = m.notZeroChunks(ctx, volumeBytes, d.ChunkBytes); err != nil {
+			return nil, err
+		}
+	}
+	before, err := cow.Encode(layer.Layer{Changed: changed, ChunkBytes: d.ChunkBytes, VolumeBytes: volumeBytes, Content: content})
 	if err != nil {
 		return nil, err
 	}
-	o := cow.SealOptions{Base: d.Facts.New, New: held.Snapshot}
-	if d.Seal != nil {
-		o.Origin = d.Seal.Origin
-	}
 	return cow.NewSealed(before, o)
+}
+
+// notZeroChunks are the chunks of the target's first bytes that hold something else than
+// zeros.
+func (m *Merger) notZeroChunks(ctx context.Context, bytes, chunkBytes int64) (*chunks.Set, error) {
+	h, done, err := m.Target.held()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	all := slices.Values([]span{{0, bytes}})
+	return h.notZeroChunks(ctx, all, chunkBytes, func(searched int64) { m.o.Progress(Searching, searched, bytes) })
 }
 
 // whatIsThere reads the undo file at path, which must be whole. It is nil if there is

@@ -21,9 +21,23 @@ type Verification struct {
 	Delta      string `json:"delta,omitempty"` // its digest
 	Exceptions int64  `json:"exceptions"`      // that its list has
 	Blocks     int64  `json:"blocks"`          // MiB that were compared
-	// BadDelta and BadTarget are what differs; neither is nil.
-	BadDelta  []Block `json:"bad_delta"`
-	BadTarget []Block `json:"bad_target"`
+	// RestBytes is how much of the volume the delta leaves out because it holds zeros.
+	RestBytes int64 `json:"rest_bytes,omitempty"`
+	// BadDelta and BadTarget are what differs; neither is nil. BadRest is where the target
+	// holds something in what the delta leaves out.
+	BadDelta  []Block      `json:"bad_delta"`
+	BadTarget []Block      `json:"bad_target"`
+	BadRest   []ChunkRange `json:"bad_rest,omitempty"`
+}
+
+// ChunkRange are adjacent chunks of a volume.
+type ChunkRange struct {
+	FirstChunk uint64 `json:"first_chunk"`
+	LastChunk  uint64 `json:"last_chunk"`
+}
+
+func (r ChunkRange) String() string {
+	return fmt.Sprintf("chunks %d to %d of the volume hold something, and the delta says that they hold zeros", r.FirstChunk, r.LastChunk)
 }
 
 // Block is a MiB of a delta's body, with the first and the last of the volume's
@@ -50,6 +64,8 @@ func (v Verification) Err() error {
 		return fmt.Errorf("delta: %d of its %d MiB: %w: copy it again", len(v.BadDelta), v.Blocks, cow.ErrMismatch)
 	case len(v.BadTarget) > 0:
 		return fmt.Errorf("target: it does not hold what the delta says in %d of its %d MiB: %w", len(v.BadTarget), v.Blocks, cow.ErrMismatch)
+	case len(v.BadRest) > 0:
+		return fmt.Errorf("target: it holds something where the delta says that it holds zeros: %w", cow.ErrMismatch)
 	}
 	return nil
 }
@@ -117,10 +133,7 @@ func verify(ctx context.Context, name string, in input, targetPath string, o Opt
 	if targetPath == "" || len(bad) > 0 {
 		return v, nil
 	}
-	bad, err = verifyTarget(ctx, d, targetPath, o)
-	for _, block := range bad {
-		v.BadTarget = append(v.BadTarget, blockOf(d, block, true))
-	}
+	err = v.target(ctx, d, targetPath, o)
 	return v, err
 }
 
@@ -135,21 +148,35 @@ func blockOf(d *cow.Store, block int64, listed bool) Block {
 	return b
 }
 
-// verifyTarget compares what a target holds in the delta's chunks with the delta's
-// digests.
-func verifyTarget(ctx context.Context, d *cow.Store, path string, o Options) (bad []int64, err error) {
+// target compares what a target holds with what the delta says of it.
+func (v *Verification) target(ctx context.Context, d *cow.Store, path string, o Options) error {
 	target, err := blockdev.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return fmt.Errorf("target: %w", err)
 	}
 	defer target.Close()
 	if target.Size() < d.Seal.VolumeBytes {
-		return nil, fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", path, target.Size(), d.Seal.VolumeBytes, cow.ErrMismatch)
+		return fmt.Errorf("target %s: it has %d bytes, and the volume has %d: %w", path, target.Size(), d.Seal.VolumeBytes, cow.ErrMismatch)
 	}
-	content, done, err := lastReading(target)
+	content, done, err := heldBy(target)
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return fmt.Errorf("target: %w", err)
 	}
 	defer done()
-	return verifyVolume(ctx, d, content, cow.OfNew, o)
+	bad, err := verifyVolume(ctx, d, content.Volume, cow.OfNew, o)
+	for _, block := range bad {
+		v.BadTarget = append(v.BadTarget, blockOf(d, block, true))
+	}
+	if err != nil {
+		return err
+	}
+	v.RestBytes = bytesOfRest(d)
+	others, err := content.notZeroRest(ctx, d, o)
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	for run := range others.Runs {
+		v.BadRest = append(v.BadRest, ChunkRange{run.Chunk, run.End() - 1})
+	}
+	return nil
 }

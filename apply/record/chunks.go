@@ -26,6 +26,14 @@ func NewChunks(set *chunks.Set, chunkBytes, endBytes int64) Chunks {
 	return Chunks{set, chunkBytes, endBytes}
 }
 
+// AllOf are the chunks of a whole volume.
+func AllOf(volumeBytes int64) Chunks {
+	// In the largest chunks, as they are few.
+	var b chunks.Builder
+	b.AddRange(0, uint64((volumeBytes-1)/chunks.MaxBytes)+1)
+	return Chunks{b.Set(), chunks.MaxBytes, volumeBytes}
+}
+
 // Known tells whether it is known which chunks these are.
 func (c Chunks) Known() bool { return c.set != nil }
 

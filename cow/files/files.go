@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -56,9 +57,14 @@ type File interface {
 	io.Closer
 	// Sync makes all that was written durable.
 	Sync() error
-	// PunchHole makes a part of a regular file read as zeros and frees its blocks. The
-	// error is errors.ErrUnsupported if the file system can't do that.
+	// PunchHole makes a part of a regular file read as zeros and frees its blocks. A part
+	// of a block device, in whole sectors, it makes zeros without writing them. The error
+	// is errors.ErrUnsupported if the file system, or the device, can't do that.
 	PunchHole(off, bytes int64) error
+	// Discard tells a block device that a part of it is not needed any more. What is read
+	// there afterwards is the device's to say: zeros, what was there, or something else.
+	// The error is errors.ErrUnsupported if the device has no discards.
+	Discard(off, bytes int64) error
 	// WillRead starts reading a part of the file into the page cache, without waiting
 	// for it.
 	WillRead(off, bytes int64)
@@ -184,6 +190,18 @@ func (f OSFile) PunchHole(off, bytes int64) error {
 	return err
 }
 
+func (f OSFile) Discard(off, bytes int64) error {
+	part := [2]uint64{uint64(off), uint64(bytes)}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&part)))
+	switch errno {
+	case 0:
+		return nil
+	case unix.EOPNOTSUPP, unix.ENOTTY:
+		return errors.ErrUnsupported
+	}
+	return errno
+}
+
 func (f OSFile) WillRead(off, bytes int64) {
 	// If it fails, the read is slower.
 	_ = unix.Fadvise(int(f.Fd()), off, bytes, unix.FADV_WILLNEED)
@@ -214,6 +232,28 @@ func (f OSFile) syncRange(off, bytes int64, flags int) error {
 		return nil // the flush will do all of it
 	}
 	return err
+}
+
+// NextData returns where the next part of a regular file that may hold something else
+// than zeros begins and ends, at or after byte off. Both are the file's size if there is
+// none. The rest are holes, which need not be read.
+func NextData(f *os.File, off int64) (begin, end int64, err error) {
+	begin, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+	if err == nil {
+		end, err = unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
+	}
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		size, err := blockdev.Size(f)
+		return size, size, err
+	case errors.Is(err, unix.EINVAL):
+		// The file system does not know of holes.
+		end, err = blockdev.Size(f)
+		return off, end, err
+	case err != nil:
+		return 0, 0, fmt.Errorf("%s: find its holes: %w", f.Name(), err)
+	}
+	return begin, end, nil
 }
 
 // Drop drops the clean pages of a part of a file from the page cache.

@@ -209,6 +209,9 @@ func (f *File) PunchHole(off, n int64) error {
 	return f.File.PunchHole(off, n)
 }
 
+// Discard makes a part zeros, as most devices do.
+func (f *File) Discard(off, n int64) error { return f.PunchHole(off, n) }
+
 func (f *File) Sync() error {
 	if err := f.storage.Step(); err != nil {
 		return err

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package apply
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"runtime"
+
+	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
+	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
+	"ddsfs/cow/inorder"
+	"ddsfs/cow/layer"
+)
+
+// span is a part of a volume, from byte begin to before byte end.
+type span struct{ begin, end int64 }
+
+func (s span) bytes() int64 { return max(0, s.end-s.begin) }
+
+// whole is as much of the span as consists of whole blocks.
+func (s span) whole(blockBytes int64) span {
+	return span{(s.begin + blockBytes - 1) / blockBytes * blockBytes, s.end / blockBytes * blockBytes}
+}
+
+// touched are all blocks that the span has a part of.
+func (s span) touched(blockBytes int64) span {
+	return span{s.begin / blockBytes * blockBytes, (s.end + blockBytes - 1) / blockBytes * blockBytes}
+}
+
+// rest are the parts of the volume of a sparse delta that its list leaves out: they hold
+// zeros. Another delta has none.
+func rest(d *cow.Store) iter.Seq[span] {
+	return func(yield func(span) bool) {
+		if d.Seal == nil || !d.Seal.Sparse {
+			return
+		}
+		at := int64(0)
+		for run := range d.Changed.Runs {
+			begin := int64(run.Chunk) * d.ChunkBytes
+			if begin > at && !yield(span{at, begin}) {
+				return
+			}
+			at = begin + run.Count*d.ChunkBytes
+		}
+		if at < d.Seal.VolumeBytes {
+			yield(span{at, d.Seal.VolumeBytes})
+		}
+	}
+}
+
+// bytesOfRest is how many bytes of the volume the delta leaves out.
+func bytesOfRest(d *cow.Store) (bytes int64) {
+	for s := range rest(d) {
+		bytes += s.bytes()
+	}
+	return bytes
+}
+
+// restChunks are the chunks that lie in the rest.
+func restChunks(d *cow.Store) *chunks.Set {
+	var b chunks.Builder
+	for s := range rest(d) {
+		b.AddRange(uint64(s.begin/d.ChunkBytes), uint64((s.end-1)/d.ChunkBytes)+1)
+	}
+	return b.Set()
+}
+
+// held is what a target holds on its disk, to be searched for what is not zeros.
+type held struct {
+	layer.Volume
+	// file knows its holes, which need not be read. It is nil for a block device.
+	file *os.File
+}
+
+// held is what the target holds.
+func (t *Target) held() (h held, done func(), err error) {
+	content, done, err := t.Content()
+	if err != nil {
+		return held{}, nil, err
+	}
+	h.Volume = content
+	if !t.info.Block {
+		h.file = t.OS()
+	}
+	return h, done, nil
+}
+
+// heldBy is what a target that was only opened to be read holds.
+func heldBy(target *blockdev.Device) (h held, done func(), err error) {
+	content, done, err := lastReading(target)
+	if err != nil || target.Info().Block {
+		return held{Volume: content}, done, err
+	}
+	f, err := target.Reopen(os.O_RDONLY)
+	if err != nil {
+		done()
+		return held{}, nil, err
+	}
+	return held{content, f}, func() { f.Close(); done() }, nil
+}
+
+// notZeroChunks are the chunks of spans that hold something else than zeros. Each span
+// begins with a chunk. Progress is told how many bytes of the spans were searched.
+func (h held) notZeroChunks(ctx context.Context, spans iter.Seq[span], chunkBytes int64, progress func(bytes int64)) (*chunks.Set, error) {
+	var b chunks.Builder
+	searched := int64(0)
+	for s := range spans {
+		for s.bytes() > 0 {
+			part := span{s.begin, min(s.end, s.begin+max(chunkBytes, restBytes))}
+			for found, err := range h.notZeros(ctx, part, min(chunkBytes, searchBytes)) {
+				if err != nil {
+					return nil, err
+				}
+				b.AddRange(uint64(found.begin/chunkBytes), uint64((found.end-1)/chunkBytes)+1)
+			}
+			s.begin = part.end
+			searched += part.bytes()
+			progress(searched)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return b.Set(), nil
+}
+
+// notZeroRest are the chunks that the delta leaves out, and where the target does not hold
+// zeros.
+func (h held) notZeroRest(ctx context.Context, d *cow.Store, o Options) (*chunks.Set, error) {
+	total := bytesOfRest(d)
+	return h.notZeroChunks(ctx, rest(d), d.ChunkBytes, func(bytes int64) { o.Progress(Searching, bytes, total) })
+}
+
+// data are the parts of a span that are not known to be holes.
+func (h held) data(s span) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		if h.file == nil {
+			yield(s, nil)
+			return
+		}
+		for s.bytes() > 0 {
+			begin, end, err := files.NextData(h.file, s.begin)
+			part := span{begin, min(end, s.end)}
+			if err != nil || part.bytes() == 0 || !yield(part, nil) {
+				if err != nil {
+					yield(span{}, err)
+				}
+				return
+			}
+			s.begin = part.end
+		}
+	}
+}
+
+// searchBytes is how much is searched at once.
+const searchBytes = 1 << 20
+
+// parts are those of a span that must be read to search it. Each begins with a step, and
+// has whole ones, up to the end of the span.
+func (h held) parts(s span, stepBytes int64) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		at := s.begin
+		for data, err := range h.data(s) {
+			if err != nil {
+				yield(span{}, err)
+				return
+			}
+			steps := span{data.begin - s.begin, data.end - s.begin}.touched(stepBytes)
+			at = max(at, s.begin+steps.begin)
+			for end := min(s.end, s.begin+steps.end); at < end; {
+				part := span{at, min(end, at+searchBytes)}
+				if !yield(part, nil) {
+					return
+				}
+				at = part.end
+			}
+		}
+	}
+}
+
+// notZeros are the parts of a span that hold something else than zeros, in steps from the
+// beginning of the span. A step is a power of two, and at most searchBytes. Parts that
+// are adjacent may be told apart.
+func (h held) notZeros(ctx context.Context, s span, stepBytes int64) iter.Seq2[span, error] {
+	jobs := func(yield func(func([]byte) ([]span, error)) bool) {
+		for part, err := range h.parts(s, stepBytes) {
+			if !yield(func(buf []byte) ([]span, error) {
+				if err != nil {
+					return nil, err
+				}
+				return h.search(part, stepBytes, buf)
+			}) {
+				return
+			}
+		}
+	}
+	all := inorder.Each[[]byte, []span]
+	workers := min(max(2, runtime.GOMAXPROCS(0)), 4)
+	if s.bytes() <= searchBytes {
+		all, workers = inTurn, 0
+	}
+	return func(yield func(span, error) bool) {
+		buffers := make([][]byte, workers+1)
+		for i := range buffers {
+			buffers[i] = make([]byte, min(searchBytes, s.bytes()))
+		}
+		for found, err := range all(workers, buffers, jobs) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				yield(span{}, err)
+				return
+			}
+			for _, f := range found {
+				if !yield(f, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// inTurn does jobs one after the other, with the first of the buffers.
+func inTurn(_ int, buffers [][]byte, jobs iter.Seq[func([]byte) ([]span, error)]) iter.Seq2[[]span, error] {
+	return func(yield func([]span, error) bool) {
+		for job := range jobs {
+			if found, err := job(buffers[0]); !yield(found, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// search reads a part, and returns what of it is not zeros.
+func (h held) search(part span, stepBytes int64, buf []byte) (found []span, err error) {
+	buf = buf[:part.bytes()]
+	if err := layer.ReadFull(h.Volume, buf, part.begin); err != nil {
+		return nil, err
+	}
+	for at := int64(0); at < int64(len(buf)); at += stepBytes {
+		end := min(at+stepBytes, int64(len(buf)))
+		if isZero(buf[at:end]) {
+			continue
+		}
+		if last := len(found) - 1; last >= 0 && found[last].end == part.begin+at {
+			found[last].end = part.begin + end
+			continue
+		}
+		found = append(found, span{part.begin + at, part.begin + end})
+	}
+	return found, nil
+}
+
+func isZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// zeroBytesAtOnce is how much of zeros is written at once.
+const zeroBytesAtOnce = 1 << 20
+
+// zerosOf are the zeros of the beginning of a span.
+func (w *writer) zerosOf(s span) []byte {
+	if w.zeros == nil {
+		w.zeros = make([]byte, zeroBytesAtOnce)
+	}
+	return w.zeros[:min(s.bytes(), zeroBytesAtOnce)]
+}
+
+// makeZeros makes a part of the target zeros, without writing them where the target can
+// do that. What it then holds is read back from a block device: a discard need not make
+// zeros of anything, and where a thin volume has an external origin, that shows. Written
+// is how many bytes of zeros had to be written.
+func (w *writer) makeZeros(ctx context.Context, s span) (written int64, err error) {
+	without, part := w.target.PunchHole, s
+	switch {
+	case w.thinBytes > 0:
+		without, part = w.target.Discard, s.whole(w.thinBytes)
+	case w.target.info.Block:
+		part = s.whole(w.sectorBytes)
+	}
+	err = errors.ErrUnsupported
+	if part.bytes() > 0 && !w.alwaysAll {
+		w.page.Begin(part.begin, part.bytes())
+		err = without(part.begin, part.bytes())
+		w.page.Done()
+	}
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return w.writeSpan(s)
+	case err != nil:
+		return 0, fmt.Errorf("make %d bytes at byte %d zeros: %w", part.bytes(), part.begin, err)
+	case w.held.file != nil && w.thinBytes == 0:
+		return 0, nil
+	}
+	for left, err := range w.held.notZeros(ctx, s, zeroBytes) {
+		if err != nil {
+			return written, fmt.Errorf("read back what was made zeros: %w", err)
+		}
+		n, err := w.writeSpan(left)
+		if written += n; err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
+// writeSpan writes zeros.
+func (w *writer) writeSpan(s span) (written int64, err error) {
+	for err == nil && s.begin < s.end {
+		var n int
+		n, err = w.writeOut(w.zerosOf(s), s.begin)
+		written += int64(n)
+		s.begin += int64(n)
+	}
+	return written, err
+}
+
+// restBytes is how much of what a sparse delta leaves out is handled at once.
+const restBytes = 16 * searchBytes
+
+// restPart is the next part of what the delta leaves out, up to that byte. It ends where
+// a block of a thin volume does.
+func (m *merging) restPart(until int64) span {
+	unit := cmp.Or(m.o.restBytes, restBytes)
+	if m.thinBytes > 0 {
+		unit = span{0, unit}.touched(m.thinBytes).end
+	}
+	return span{m.at, min(until, (m.at/unit+1)*unit)}
+}
+
+// toClear are the parts of what the delta leaves out that are to be made zeros: what is
+// not zeros, in whole blocks of a thin volume. All is, if zeros are to be written.
+func (m *merging) toClear(ctx context.Context, part span) iter.Seq2[span, error] {
+	found := m.held.notZeros(ctx, part, zeroBytes)
+	switch {
+	case m.o.WriteZeros:
+		return func(yield func(span, error) bool) { yield(part, nil) }
+	case m.doubtful && m.held.file != nil && m.thinBytes == 0:
+		// The page cache may have zeros where the disk has not. A hole is one.
+		return m.held.data(part)
+	case m.thinBytes == 0:
+		return found
+	}
+	return func(yield func(span, error) bool) {
+		// The fewer discards, the more blocks are whole for the kernel, which cuts them up.
+		var all span
+		for s, err := range found {
+			if err != nil {
+				yield(span{}, err)
+				return
+			}
+			if all.bytes() == 0 {
+				all = s
+			}
+			all.end = s.end
+		}
+		if all.bytes() > 0 {
+			all = all.touched(m.thinBytes)
+			yield(span{max(all.begin, part.begin), min(all.end, part.end)}, nil)
+		}
+	}
+}
