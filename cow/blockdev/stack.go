@@ -163,6 +163,8 @@ func places(t dm.Target) (places []extent) {
 		places = append(named(fields[:1], false), named(fields[1:2], true)...)
 	case dm.KindSnapshot:
 		places = named(fields[1:2], true)
+	case dm.KindThin: // an external origin is only read
+		places = named(fields[:1], true)
 	case "multipath": // every path leads to the same sectors
 		places = named(fields, false)
 	case "striped":

@@ -50,6 +50,7 @@ func TestPlaces(t *testing.T) {
 		"merge":           {target(0, 8, dm.KindMerge, "253:1 253:2 P 8"), []extent{at(vdb1, 0, everything), somewhere(vdb2, 0, everything)}},
 		"striped":         {target(0, 4096, "striped", "2 128 253:1 2048 253:2 0"), []extent{somewhere(vdb1, mib, 2*mib), somewhere(vdb2, 0, mib)}},
 		"thin":            {target(0, 8, dm.KindThin, "253:1 5"), []extent{somewhere(vdb1, 0, everything)}},
+		"thin, external":  {target(0, 8, dm.KindThin, "253:1 5 253:2"), []extent{somewhere(vdb1, 0, everything)}},
 		"thin-pool":       {target(0, 8, "thin-pool", "253:1 253:2 128 0 1 no_discard_passdown"), []extent{somewhere(vdb1, 0, everything), somewhere(vdb2, 0, everything)}},
 		"raid":            {target(0, 8, "raid", "raid1 3 0 region_size 4096 2 253:0 253:1 - 253:2"), []extent{somewhere(disk, 0, everything), somewhere(vdb1, 0, everything), somewhere(vdb2, 0, everything)}},
 		"multipath":       {target(0, 8, "multipath", "0 0 1 1 service-time 0 2 2 253:1 1 1 253:2 1 1"), []extent{at(vdb1, 0, everything), at(vdb2, 0, everything)}},
