@@ -125,12 +125,31 @@ func (p *pool) snapshot(id uint32, origin *device) *device {
 	p.time++
 	d := &device{details: Device{ID: id, Created: p.time, Snapshotted: p.time}, mappings: maps.Clone(origin.mappings), fill: origin.fill}
 	origin.details.Snapshotted = p.time
+	if p.random.IntN(3) == 0 {
+		d.fill *= 2 // some nodes begin elsewhere, and the tree may be lower
+	}
 	p.devices[id] = d
 	return d
 }
 
 func (p *pool) write(d *device, block uint64) {
 	d.mappings[block] = mapping{p.random.Uint64N(1 << 40), p.time}
+}
+
+// nodes returns the metadata blocks of a device's own tree.
+func (p *pool) nodes(d *device) map[uint64]bool {
+	all := make(map[uint64]bool)
+	for list := []uint64{d.details.Root}; len(list) > 0; {
+		block := list[0]
+		all[block], list = true, list[1:]
+		b := p.image[block*MetadataBlockBytes:][:MetadataBlockBytes]
+		if b[4] == 1 {
+			for i := range int(binary.LittleEndian.Uint32(b[16:])) {
+				list = append(list, binary.LittleEndian.Uint64(b[32+8*252+8*i:]))
+			}
+		}
+	}
+	return all
 }
 
 // commit writes all trees and the superblock, and reads that.

@@ -36,8 +36,12 @@ type Run struct {
 // The nodes below one that both trees have are not read. Of the others, each is read and
 // checked once.
 func (m *Metadata) Changed(a, b Device) iter.Seq2[Run, error] {
+	return m.changed(a, b, nodesAtOnce)
+}
+
+func (m *Metadata) changed(a, b Device, atOnce int) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
-		w := &walk{m: m, yield: yield, leafLevel: -1}
+		w := &walk{m: m, atOnce: atOnce, yield: yield, leafLevel: -1}
 		err := w.run(a, b)
 		if err == nil && w.last.End > 0 {
 			yield(w.last, nil)
@@ -78,9 +82,10 @@ const nodesAtOnce = 256
 // In memory are one batch of nodes, and for each level of the tree two nodes and the
 // children of one batch: 1.5 MiB at most, and with 16 GiB of metadata some 7 MiB in all.
 type walk struct {
-	m     *Metadata
-	yield func(Run, error) bool
-	last  Run // not yielded yet, as it may go on; End is 0 if there is none
+	m      *Metadata
+	atOnce int // how many nodes are read with one call, at least 4
+	yield  func(Run, error) bool
+	last   Run // not yielded yet, as it may go on; End is 0 if there is none
 
 	top [2]int // the level of each tree's root; the taller one's is 0
 	// leafLevel is the level of the leaves in both trees, -1 before one was read.
@@ -121,7 +126,7 @@ func (w *walk) run(a, b Device) error {
 		}
 	}
 	// Go aligns memory of this size to pages, so devices are read without a copy.
-	memory := make([]byte, nodesAtOnce*MetadataBlockBytes)
+	memory := make([]byte, w.atOnce*MetadataBlockBytes)
 	w.buffers = slices.Collect(slices.Chunk(memory, MetadataBlockBytes))
 	return w.compare(0, sides, 0, end)
 }
@@ -179,8 +184,8 @@ func (w *walk) align(a, b subtree) error {
 // subtrees ascend, and are in the memory of the level above.
 func (w *walk) compare(depth int, sides [2][]subtree, first, end uint64) error {
 	dropShared(&sides)
-	for len(sides[0])+len(sides[1]) > 0 {
-		group, groupEnd := takeGroup(&sides, first, end)
+	for first < end && len(sides[0])+len(sides[1]) > 0 {
+		group, groupEnd := takeGroup(&sides, first, end, w.atOnce)
 		isLeaf, err := w.read(depth, group, groupEnd)
 		if err != nil {
 			return err
@@ -221,9 +226,10 @@ func dropShared(sides *[2][]subtree) {
 	*fewer = slices.DeleteFunc(*fewer, func(s subtree) bool { return shared[s.block] })
 }
 
-// takeGroup takes the subtrees that are read next, those that have keys from first up to
-// the end that it returns. It leaves those that have keys from that end on.
-func takeGroup(sides *[2][]subtree, first, end uint64) (group [2][]subtree, groupEnd uint64) {
+// takeGroup takes the subtrees that are read next, at most atOnce: those that have keys
+// from first up to the end that it returns. It leaves those that have keys from that end
+// on.
+func takeGroup(sides *[2][]subtree, first, end uint64, atOnce int) (group [2][]subtree, groupEnd uint64) {
 	var n [2]int
 	for groupEnd = end; ; {
 		next := end
@@ -235,7 +241,7 @@ func takeGroup(sides *[2][]subtree, first, end uint64) (group [2][]subtree, grou
 		if next == end {
 			break
 		}
-		if n[0]+n[1]+len(sides) > nodesAtOnce {
+		if n[0]+n[1]+len(sides) > atOnce {
 			groupEnd = next
 			break
 		}

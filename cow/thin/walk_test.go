@@ -9,9 +9,9 @@ import (
 )
 
 // changed returns the runs that differ.
-func changed(t testing.TB, m *Metadata, a, b Device) (runs []Run) {
+func changed(t testing.TB, m *Metadata, a, b Device, atOnce int) (runs []Run) {
 	t.Helper()
-	for r, err := range m.Changed(a, b) {
+	for r, err := range m.changed(a, b, atOnce) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,12 +51,32 @@ func wantChanged(a, b map[uint64]mapping) (runs []Run) {
 	return runs
 }
 
+// extra is how many nodes may be read that are in both trees: the leftmost ones, where
+// they are at another place in the other tree.
+const extra = 4
+
+// differing returns how many metadata blocks are in one set only.
+func differing(a, b map[uint64]bool) (n int64) {
+	for block := range a {
+		if !b[block] {
+			n++
+		}
+	}
+	for block := range b {
+		if !a[block] {
+			n++
+		}
+	}
+	return n
+}
+
 // What differs between two devices is what differs between their mappings, whatever was
 // written, discarded and snapshotted, and however high and full their trees are.
 func TestChanged(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(80) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			p := newPool(seed)
+			atOnce := []int{4, 7, 20, nodesAtOnce}[seed%4]
 			r := p.random
 			size := uint64(1) << (2 + r.IntN(18))
 			var devices []*device
@@ -91,11 +111,16 @@ func TestChanged(t *testing.T) {
 					t.Fatalf("%+v, %v; want %+v", got, err, a.details)
 				}
 				for _, b := range devices {
-					if got, want := changed(t, m, a.details, b.details), wantChanged(a.mappings, b.mappings); !slices.Equal(got, want) {
+					before := m.BlocksRead()
+					if got, want := changed(t, m, a.details, b.details, atOnce), wantChanged(a.mappings, b.mappings); !slices.Equal(got, want) {
 						t.Fatalf("devices %d and %d:\n%v\nwant\n%v", a.details.ID, b.details.ID, got, want)
 					}
+					read, differ := m.BlocksRead()-before, differing(p.nodes(a), p.nodes(b))
+					if read > differ+extra {
+						t.Errorf("devices %d and %d: read %d metadata blocks, of which %d differ", a.details.ID, b.details.ID, read, differ)
+					}
 				}
-				if got, want := changed(t, m, Device{}, a.details), wantChanged(nil, a.mappings); !slices.Equal(got, want) {
+				if got, want := changed(t, m, Device{}, a.details, atOnce), wantChanged(nil, a.mappings); !slices.Equal(got, want) {
 					t.Fatalf("device %d:\n%v\nwant\n%v", a.details.ID, got, want)
 				}
 			}
