@@ -156,6 +156,7 @@ bench: build
 fuzz:
 	for target in FuzzReadStore FuzzDecoder FuzzParseSeal; do \
 	  $(GO) test ./cow -run '^$$' -fuzz "^$$target$$" -fuzztime 3m -fuzzminimizetime 2s || exit 1; done
+	$(GO) test ./cow/thin -run '^$$' -fuzz FuzzChanged -fuzztime 3m -fuzzminimizetime 2s
 	$(GO) test ./cow/chunks -run '^$$' -fuzz FuzzRead -fuzztime 3m -fuzzminimizetime 2s
 	$(GO) test ./apply/record -run '^$$' -fuzz FuzzRecord -fuzztime 3m -fuzzminimizetime 2s
 

@@ -17,6 +17,7 @@ import (
 type pool struct {
 	image  []byte
 	time   uint32
+	inUse  int               // bytes of each node that may be in use
 	shared map[string]uint64 // nodes by their content
 	random *rand.Rand
 
@@ -40,6 +41,7 @@ const testBlockSectors = 128
 func newPool(seed uint64) *pool {
 	return &pool{
 		image:   make([]byte, MetadataBlockBytes),
+		inUse:   MetadataBlockBytes,
 		shared:  make(map[string]uint64),
 		random:  rand.New(rand.NewPCG(seed, 1)),
 		devices: make(map[uint32]*device),
@@ -54,10 +56,12 @@ func seal(image []byte, block uint64, salt uint32) {
 	binary.LittleEndian.PutUint32(b, sum^salt)
 }
 
+func (p *pool) room(valueBytes int) int { return (p.inUse - 32) / (8 + valueBytes) / 3 * 3 }
+
 // node writes a node, unless there is one with that content.
 func (p *pool) node(inner bool, keys []uint64, values [][]byte, valueBytes int) uint64 {
 	b := make([]byte, MetadataBlockBytes)
-	flags, room := 2, 4064/(8+valueBytes)/3*3
+	flags, room := 2, p.room(valueBytes)
 	if inner {
 		flags = 1
 	}
@@ -91,7 +95,7 @@ func (p *pool) tree(entries map[uint64][]byte, valueBytes int, begins func(key u
 		values = append(values, entries[k])
 	}
 	for height := 0; ; height++ {
-		room := 4064 / (8 + valueBytes) / 3 * 3
+		room := p.room(valueBytes)
 		var firsts []uint64
 		var nodes [][]byte
 		for at := 0; at < len(keys) || len(nodes) == 0; {
@@ -174,14 +178,17 @@ func (p *pool) commit() (*Metadata, error) {
 	}
 	never := func(uint64, int) bool { return false }
 	mappings, devices := p.tree(roots, 8, never), p.tree(details, 24, never)
-	b := p.image
-	clear(b[:MetadataBlockBytes])
-	for at, n := range map[int]uint64{32: 27022010, 320: mappings, 328: devices, 344: uint64(len(b) / MetadataBlockBytes)} {
-		binary.LittleEndian.PutUint64(b[at:], n)
+	putSuperblock(p.image, p.time, mappings, devices)
+	return Read(bytes.NewReader(p.image), 0)
+}
+
+func putSuperblock(image []byte, time uint32, mappings, details uint64) {
+	clear(image[:MetadataBlockBytes])
+	for at, n := range map[int]uint64{32: 27022010, 320: mappings, 328: details, 344: uint64(len(image) / MetadataBlockBytes)} {
+		binary.LittleEndian.PutUint64(image[at:], n)
 	}
-	for at, n := range map[int]uint32{40: 2, 44: p.time, 336: testBlockSectors, 340: 8} {
-		binary.LittleEndian.PutUint32(b[at:], n)
+	for at, n := range map[int]uint32{40: 2, 44: time, 336: testBlockSectors, 340: 8} {
+		binary.LittleEndian.PutUint32(image[at:], n)
 	}
-	seal(b, 0, 160774)
-	return Read(bytes.NewReader(b), 0)
+	seal(image, 0, 160774)
 }

@@ -288,6 +288,7 @@ func (w *walk) read(depth int, group [2][]subtree, groupEnd uint64) (isLeaf bool
 	if err := w.m.readBlocks(w.into, w.blocks); err != nil {
 		return false, err
 	}
+	isFirst := true
 	for side, nodes := range w.nodes {
 		for i := range nodes {
 			n, s := &nodes[i], group[side][i]
@@ -297,9 +298,10 @@ func (w *walk) read(depth int, group [2][]subtree, groupEnd uint64) (isLeaf bool
 			if err != nil {
 				return false, err
 			}
-			if !n.inner && w.leafLevel < 0 && depth >= max(w.top[0], w.top[1]) {
+			if isFirst && !n.inner && w.leafLevel < 0 && depth >= max(w.top[0], w.top[1]) {
 				w.leafLevel = depth
 			}
+			isFirst = false
 			if n.inner == (depth == w.leafLevel) {
 				return false, damaged(n.block, 4, "flags %d: all leaves must be at the same depth", u32(n.b, 4))
 			}
