@@ -39,7 +39,7 @@ type writer struct {
 	zeros     []byte // to be written
 
 	// held is what the disk holds, whatever the page cache has.
-	held held
+	held *held
 	// doubtful says that what reads as zeros from the page cache may not be on the disk.
 	doubtful bool
 	// sectorBytes is the size of a block device's sectors, and thinBytes that of the
@@ -223,8 +223,11 @@ func (m *merging) rest(ctx context.Context, until int64) error {
 		if err := m.stopped(ctx); err != nil {
 			return err
 		}
-		part := m.restPart(until)
-		for s, err := range m.toClear(ctx, part) {
+		part, hole, err := m.restPart(until)
+		if err != nil {
+			return err
+		}
+		for s, err := range m.toClear(ctx, part, hole) {
 			if err == nil && m.begun != nil {
 				err = m.begun.look(m.target, m.zerosOf(s), s.begin)
 			}
@@ -438,7 +441,7 @@ func (w *writer) areZeros(ctx context.Context, s span, data []byte, onDisk bool)
 	if !onDisk {
 		return w.holds(data, s.begin)
 	}
-	for _, err := range w.held.notZeros(ctx, s, zeroBytes) {
+	for _, err := range w.held.notZeros(ctx, s) {
 		return false, err
 	}
 	return true, nil

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"os"
 	"runtime"
+	"sync"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -77,16 +78,17 @@ func restChunks(d *cow.Store) *chunks.Set {
 type held struct {
 	layer.Volume
 	// file knows its holes, which need not be read. It is nil for a block device.
-	file *os.File
+	file    *os.File
+	buffers sync.Pool // of *[]byte, of searchBytes
 }
 
 // held is what the target holds.
-func (t *Target) held() (h held, done func(), err error) {
+func (t *Target) held() (h *held, done func(), err error) {
 	content, done, err := t.Content()
 	if err != nil {
-		return held{}, nil, err
+		return nil, nil, err
 	}
-	h.Volume = content
+	h = &held{Volume: content}
 	if !t.info.Block {
 		h.file = t.OS()
 	}
@@ -94,65 +96,62 @@ func (t *Target) held() (h held, done func(), err error) {
 }
 
 // heldBy is what a target that was only opened to be read holds.
-func heldBy(target *blockdev.Device) (h held, done func(), err error) {
-	content, done, err := lastReading(target)
+func heldBy(target *blockdev.Device) (h *held, done func(), err error) {
+	content, closeContent, err := lastReading(target)
 	if err != nil || target.Info().Block {
-		return held{Volume: content}, done, err
+		return &held{Volume: content}, closeContent, err
 	}
 	f, err := target.Reopen(os.O_RDONLY)
 	if err != nil {
-		done()
-		return held{}, nil, err
+		closeContent()
+		return nil, nil, err
 	}
-	return held{content, f}, func() { f.Close(); done() }, nil
+	return &held{Volume: content, file: f}, func() { f.Close(); closeContent() }, nil
 }
 
 // notZeroChunks are the chunks of spans that hold something else than zeros. Each span
 // begins with a chunk. Progress is told how many bytes of the spans were searched.
-func (h held) notZeroChunks(ctx context.Context, spans iter.Seq[span], chunkBytes int64, progress func(bytes int64)) (*chunks.Set, error) {
+func (h *held) notZeroChunks(ctx context.Context, spans iter.Seq[span], chunkBytes int64, progress func(bytes int64)) (*chunks.Set, error) {
 	var b chunks.Builder
-	searched := int64(0)
+	before := int64(0) // bytes of the spans before
 	for s := range spans {
-		for s.bytes() > 0 {
-			part := span{s.begin, min(s.end, s.begin+max(chunkBytes, restBytes))}
-			for found, err := range h.notZeros(ctx, part, min(chunkBytes, searchBytes)) {
-				if err != nil {
-					return nil, err
-				}
+		for part, err := range h.search(ctx, s, min(chunkBytes, searchBytes)) {
+			if err != nil {
+				return nil, err
+			}
+			for _, found := range part.notZeros {
 				b.AddRange(uint64(found.begin/chunkBytes), uint64((found.end-1)/chunkBytes)+1)
 			}
-			s.begin = part.end
-			searched += part.bytes()
-			progress(searched)
+			progress(before + part.end - s.begin)
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
+		before += s.bytes()
 	}
 	return b.Set(), nil
 }
 
 // notZeroRest are the chunks that the delta leaves out, and where the target does not hold
 // zeros.
-func (h held) notZeroRest(ctx context.Context, d *cow.Store, o Options) (*chunks.Set, error) {
+func (h *held) notZeroRest(ctx context.Context, d *cow.Store, o Options) (*chunks.Set, error) {
 	total := bytesOfRest(d)
 	return h.notZeroChunks(ctx, rest(d), d.ChunkBytes, func(bytes int64) { o.Progress(Searching, bytes, total) })
 }
 
+// nextData is the next part of a span that is not known to be a hole, which is empty at
+// the end of the span if there is none.
+func (h *held) nextData(s span) (span, error) {
+	if h.file == nil || s.bytes() == 0 {
+		return s, nil
+	}
+	begin, end, err := files.NextData(h.file, s.begin)
+	return span{min(begin, s.end), min(end, s.end)}, err
+}
+
 // data are the parts of a span that are not known to be holes.
-func (h held) data(s span) iter.Seq2[span, error] {
+func (h *held) data(s span) iter.Seq2[span, error] {
 	return func(yield func(span, error) bool) {
-		if h.file == nil {
-			yield(s, nil)
-			return
-		}
 		for s.bytes() > 0 {
-			begin, end, err := files.NextData(h.file, s.begin)
-			part := span{begin, min(end, s.end)}
-			if err != nil || part.bytes() == 0 || !yield(part, nil) {
-				if err != nil {
-					yield(span{}, err)
-				}
+			part, err := h.nextData(s)
+			if err == nil && part.bytes() == 0 || !yield(part, err) || err != nil {
 				return
 			}
 			s.begin = part.end
@@ -165,7 +164,7 @@ const searchBytes = 1 << 20
 
 // parts are those of a span that must be read to search it. Each begins with a step, and
 // has whole ones, up to the end of the span.
-func (h held) parts(s span, stepBytes int64) iter.Seq2[span, error] {
+func (h *held) parts(s span, stepBytes int64) iter.Seq2[span, error] {
 	return func(yield func(span, error) bool) {
 		at := s.begin
 		for data, err := range h.data(s) {
@@ -186,42 +185,60 @@ func (h held) parts(s span, stepBytes int64) iter.Seq2[span, error] {
 	}
 }
 
-// notZeros are the parts of a span that hold something else than zeros, in steps from the
-// beginning of the span. A step is a power of two, and at most searchBytes. Parts that
-// are adjacent may be told apart.
-func (h held) notZeros(ctx context.Context, s span, stepBytes int64) iter.Seq2[span, error] {
-	jobs := func(yield func(func([]byte) ([]span, error)) bool) {
+// searched is a part that was searched, and what of it is not zeros.
+type searched struct {
+	span
+	notZeros []span
+}
+
+// search searches a span for what is not zeros, in steps from its beginning. A step is a
+// power of two, and at most searchBytes.
+func (h *held) search(ctx context.Context, s span, stepBytes int64) iter.Seq2[searched, error] {
+	jobs := func(yield func(func(struct{}) (searched, error)) bool) {
 		for part, err := range h.parts(s, stepBytes) {
-			if !yield(func(buf []byte) ([]span, error) {
+			if !yield(func(struct{}) (searched, error) {
 				if err != nil {
-					return nil, err
+					return searched{}, err
 				}
-				return h.search(part, stepBytes, buf)
+				found, err := h.read(part, stepBytes)
+				return searched{part, found}, err
 			}) {
 				return
 			}
 		}
 	}
-	all := inorder.Each[[]byte, []span]
 	workers := min(max(2, runtime.GOMAXPROCS(0)), 4)
-	if s.bytes() <= searchBytes {
-		all, workers = inTurn, 0
-	}
-	return func(yield func(span, error) bool) {
-		buffers := make([][]byte, workers+1)
-		for i := range buffers {
-			buffers[i] = make([]byte, min(searchBytes, s.bytes()))
+	return func(yield func(searched, error) bool) {
+		if s.bytes() <= searchBytes {
+			for job := range jobs {
+				if part, err := job(struct{}{}); !yield(part, err) || err != nil {
+					return
+				}
+			}
+			return
 		}
-		for found, err := range all(workers, buffers, jobs) {
+		for part, err := range inorder.Each(workers, make([]struct{}, workers+1), jobs) {
 			if err == nil {
 				err = ctx.Err()
 			}
+			if !yield(part, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// notZeros are the parts of a span that hold something else than zeros. Parts that are
+// adjacent may be told apart.
+func (h *held) notZeros(ctx context.Context, s span) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		for part, err := range h.search(ctx, s, zeroBytes) {
 			if err != nil {
 				yield(span{}, err)
 				return
 			}
-			for _, f := range found {
-				if !yield(f, nil) {
+			for _, found := range part.notZeros {
+				if !yield(found, nil) {
 					return
 				}
 			}
@@ -229,20 +246,15 @@ func (h held) notZeros(ctx context.Context, s span, stepBytes int64) iter.Seq2[s
 	}
 }
 
-// inTurn does jobs one after the other, with the first of the buffers.
-func inTurn(_ int, buffers [][]byte, jobs iter.Seq[func([]byte) ([]span, error)]) iter.Seq2[[]span, error] {
-	return func(yield func([]span, error) bool) {
-		for job := range jobs {
-			if found, err := job(buffers[0]); !yield(found, err) || err != nil {
-				return
-			}
-		}
+// read reads a part, and returns what of it is not zeros.
+func (h *held) read(part span, stepBytes int64) (found []span, err error) {
+	all, _ := h.buffers.Get().(*[]byte)
+	if all == nil {
+		b := make([]byte, searchBytes)
+		all = &b
 	}
-}
-
-// search reads a part, and returns what of it is not zeros.
-func (h held) search(part span, stepBytes int64, buf []byte) (found []span, err error) {
-	buf = buf[:part.bytes()]
+	defer h.buffers.Put(all)
+	buf := (*all)[:part.bytes()]
 	if err := layer.ReadFull(h.Volume, buf, part.begin); err != nil {
 		return nil, err
 	}
@@ -308,7 +320,7 @@ func (w *writer) makeZeros(ctx context.Context, s span) (written int64, err erro
 	case w.held.file != nil && w.thinBytes == 0:
 		return 0, nil
 	}
-	for left, err := range w.held.notZeros(ctx, s, zeroBytes) {
+	for left, err := range w.held.notZeros(ctx, s) {
 		if err != nil {
 			return written, fmt.Errorf("read back what was made zeros: %w", err)
 		}
@@ -335,22 +347,36 @@ func (w *writer) writeSpan(s span) (written int64, err error) {
 const restBytes = 16 * searchBytes
 
 // restPart is the next part of what the delta leaves out, up to that byte. It ends where
-// a block of a thin volume does.
-func (m *merging) restPart(until int64) span {
+// a block of a thin volume does, or is a hole.
+func (m *merging) restPart(until int64) (part span, hole bool, err error) {
+	data := span{m.at, until}
+	if !m.o.WriteZeros {
+		data, err = m.held.nextData(data)
+	}
+	// In steps, so that a sample is of the place where the first thing was found.
+	if skip := (data.begin - m.at) / zeroBytes * zeroBytes; skip > 0 || data.bytes() == 0 {
+		end := m.at + skip
+		if data.bytes() == 0 {
+			end = until
+		}
+		return span{m.at, end}, true, err
+	}
 	unit := cmp.Or(m.o.restBytes, restBytes)
 	if m.thinBytes > 0 {
 		unit = span{0, unit}.touched(m.thinBytes).end
 	}
-	return span{m.at, min(until, (m.at/unit+1)*unit)}
+	return span{m.at, min(until, (m.at/unit+1)*unit)}, false, err
 }
 
 // toClear are the parts of what the delta leaves out that are to be made zeros: what is
 // not zeros, in whole blocks of a thin volume. All is, if zeros are to be written.
-func (m *merging) toClear(ctx context.Context, part span) iter.Seq2[span, error] {
-	found := m.held.notZeros(ctx, part, zeroBytes)
+func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[span, error] {
+	found := m.held.notZeros(ctx, part)
 	switch {
 	case m.o.WriteZeros:
 		return func(yield func(span, error) bool) { yield(part, nil) }
+	case hole:
+		return func(func(span, error) bool) {}
 	case m.doubtful && m.held.file != nil && m.thinBytes == 0:
 		// The page cache may have zeros where the disk has not. A hole is one.
 		return m.held.data(part)
