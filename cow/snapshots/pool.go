@@ -99,6 +99,9 @@ type note struct {
 	Digest    string `json:"digest,omitempty"`
 }
 
+// maxNoteBytes is more than a note has.
+const maxNoteBytes = 4096
+
 // read calls use with the pool's metadata, again if the metadata has changed meanwhile.
 // Nothing of the pool is open or held when it returns.
 func (r *poolReader) read(use func(context.Context, *thin.Metadata) error) error {
@@ -151,6 +154,10 @@ func (r *poolReader) readHeld(use func(context.Context, *thin.Metadata) error) e
 		return err
 	}
 	defer lock.Close()
+	// The run that had the lock may have been killed.
+	if err := r.releaseNoted(); err != nil {
+		return err
+	}
 	return r.holding(func(ctx context.Context) (err error) {
 		v, done, err := r.pool.open()
 		if err != nil {
@@ -185,7 +192,13 @@ func (r *poolReader) readHeld(use func(context.Context, *thin.Metadata) error) e
 		if err != nil {
 			return r.failed(err)
 		}
-		defer func() { err = errors.Join(err, r.release()) }()
+		defer func() {
+			if ours, heldErr := r.isHeld(n); n.Digest != "" && heldErr == nil && !ours {
+				err = errors.Join(err, r.forget(), fmt.Errorf("somebody else released the metadata snapshot of thin pool %s while it was read", r.pool.name()))
+				return
+			}
+			err = errors.Join(err, r.release())
+		}()
 		if n.HeldBlock, err = r.pool.heldBlock(); err != nil {
 			return err
 		}
@@ -240,28 +253,48 @@ func (r *poolReader) releaseLeft() error {
 		return err
 	}
 	defer lock.Close()
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // that run has ended
-	}
-	var n note
-	if err == nil {
-		err = json.Unmarshal(text, &n)
-	}
-	if err != nil {
-		return fmt.Errorf("%s, which tells of a metadata snapshot of thin pool %s: %w: see with dmsetup status whether one is held, and remove the file", path, r.pool.name(), err)
-	}
-	ours, err := r.isHeld(n)
-	switch {
-	case err != nil:
-		return err
-	case !ours:
-		return r.forget()
-	}
-	if err := r.release(); err != nil {
+	if err := r.releaseNoted(); err != nil {
 		r.warn(fmt.Sprintf("an earlier run was killed: %v", err))
 	}
 	return nil
+}
+
+// releaseNoted ends the metadata snapshot that a note tells of, and removes the note. The
+// caller has the lock.
+func (r *poolReader) releaseNoted() error {
+	n, err := r.noted()
+	if err != nil || n == nil {
+		return err
+	}
+	ours, err := r.isHeld(*n)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		return r.forget()
+	}
+	return r.release()
+}
+
+// noted reads the note, nil if there is none.
+func (r *poolReader) noted() (*note, error) {
+	path, err := r.file(noteSuffix)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n := new(note)
+	if err := json.NewDecoder(io.LimitReader(f, maxNoteBytes)).Decode(n); err != nil {
+		return nil, fmt.Errorf("%s, which tells of a metadata snapshot of thin pool %s: %w: see with dmsetup status whether one is held, and remove the file", path, r.pool.name(), err)
+	}
+	return n, nil
 }
 
 // isHeld reports whether the pool holds the metadata snapshot that a note tells of.
