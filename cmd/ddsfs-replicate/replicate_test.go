@@ -52,7 +52,7 @@ const (
 )
 
 // The volume group is a directory with a file for each volume, and the table, as lvs
-// prints it: name, uuid of the group, uuid of the volume, origin.
+// prints it: name, uuid of the group, uuid of the volume, layout, origin.
 const lvs = `#!/bin/sh
 for last; do :; done
 case $last in
@@ -64,13 +64,24 @@ esac
 const lvcreate = `#!/bin/sh
 echo lvcreate >>$LAB/calls
 for last; do :; done
+layout=linear
+case " $* " in
+*" -s -pr -ay -K "*) layout=thin,sparse ;;
+*" -L 12M "*) ;;
+*) echo "Please specify a size" >&2; exit 3 ;;
+esac
 while [ "$1" != -n ]; do shift; done
 if grep -q "^  $2 " $LAB/table; then echo "Logical Volume $2 already exists" >&2; exit 5; fi
 if [ -e $LAB/full ]; then echo "insufficient free space" >&2; exit 5; fi
 echo x >>$LAB/made
 n=$(printf %06d $(wc -l <$LAB/made))
 cp $LAB/vg/${last#vg/} $LAB/vg/$2
-echo "  $2 VGVGVG-aaaa-bbbb-cccc-dddd-eeee-ffffff $n-AAAA-BBBB-CCCC-DDDD-EEEE-FFFFFF ${last#vg/}" >>$LAB/table
+echo "  $2 VGVGVG-aaaa-bbbb-cccc-dddd-eeee-ffffff $n-AAAA-BBBB-CCCC-DDDD-EEEE-FFFFFF $layout ${last#vg/}" >>$LAB/table
+`
+
+// A snapshot that was activated again is noted in calls.
+const lvchange = `#!/bin/sh
+echo "lvchange $*" >>$LAB/calls
 `
 
 const lvremove = `#!/bin/sh
@@ -135,11 +146,11 @@ func newLab(t *testing.T) *lab {
 		must(t, os.Mkdir(l.path(dir), 0o700))
 	}
 	for name, content := range map[string]string{
-		"lvs": lvs, "lvcreate": lvcreate, "lvremove": lvremove, "lvrename": lvrename, "ddsfs": ddsfs, "ssh": ssh,
+		"lvs": lvs, "lvcreate": lvcreate, "lvchange": lvchange, "lvremove": lvremove, "lvrename": lvrename, "ddsfs": ddsfs, "ssh": ssh,
 	} {
 		must(t, os.WriteFile(l.path("bin", name), []byte(content), 0o700))
 	}
-	l.write(t, "table", "  data VGVGVG-aaaa-bbbb-cccc-dddd-eeee-ffffff 000000-AAAA-BBBB-CCCC-DDDD-EEEE-FFFFFF \n")
+	l.write(t, "table", "  data VGVGVG-aaaa-bbbb-cccc-dddd-eeee-ffffff 000000-AAAA-BBBB-CCCC-DDDD-EEEE-FFFFFF linear \n")
 	l.write(t, "made", "")
 	l.write(t, "calls", "")
 	l.write(t, "vg/data", strings.Repeat("volume\n\n", volumeBytes/8))
@@ -215,7 +226,7 @@ func (l *lab) legacy(t *testing.T) {
 // snapshot makes one beside those that the script makes.
 func (l *lab) snapshot(t *testing.T, name string) {
 	t.Helper()
-	cmd := exec.Command(l.path("bin", "lvcreate"), "-n", name, "vg/data")
+	cmd := exec.Command(l.path("bin", "lvcreate"), "-L", "12M", "-n", name, "vg/data")
 	cmd.Env = l.env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -592,7 +603,7 @@ func TestForeignVolume(t *testing.T) {
 	for _, part := range []string{"base", "new"} {
 		l := newLab(t)
 		l.snapshot(t, "data-ddsfs-here-"+part)
-		l.write(t, "table", strings.ReplaceAll(l.read(t, "table"), "FFFFFF data\n", "FFFFFF other\n"))
+		l.write(t, "table", strings.ReplaceAll(l.read(t, "table"), "linear data\n", "linear other\n"))
 		l.run(t, "--first", "here").fails("data-ddsfs-here-"+part+" is no snapshot of vg/data", "rename it")
 		l.has(t, "here-"+part)
 	}
@@ -736,6 +747,91 @@ func TestUpgrade(t *testing.T) {
 		l.has(t, "here-base")
 		l.holds(t, "target", "here-base")
 	})
+}
+
+// thin makes the volume a thin one, whose snapshots need no size.
+func (l *lab) thin(t *testing.T) {
+	t.Helper()
+	l.write(t, "table", strings.ReplaceAll(l.read(t, "table"), " linear \n", " thin,sparse \n"))
+	l.write(t, "config/here.conf", strings.ReplaceAll(l.read(t, "config/here.conf"), "SNAPSHOT_SIZE=12M\n", ""))
+}
+
+// A thin volume has thin snapshots. What differs between two of them may become less, so
+// the new one stays after a failure, and the next run sends it again.
+func TestThin(t *testing.T) {
+	l := newLab(t)
+	l.thin(t)
+	l.run(t, "--first", "here").ok()
+	if layout := l.column(t, "data-ddsfs-here-base", 3); layout != "thin,sparse" {
+		t.Errorf("the snapshot is %s", layout)
+	}
+	l.holds(t, "target", "here-base")
+	l.change(t, "one")
+	l.run(t, "here").ok()
+	l.holds(t, "target", "here-base")
+
+	for _, host := range []string{"down", "cuts", "falls-silent"} {
+		t.Run(host, func(t *testing.T) {
+			l.change(t, "before "+host)
+			l.configure(t, "here", host, "target")
+			l.thin(t)
+			l.run(t, "here").fails("data-ddsfs-here-base and data-ddsfs-here-new stay")
+			l.has(t, "here-base", "here-new")
+			sent := l.id(t, "data-ddsfs-here-new")
+			l.change(t, "after "+host)
+			l.configure(t, "here", "here", "target")
+			l.thin(t)
+			l.write(t, "calls", "")
+			l.run(t, "here").ok()
+			l.has(t, "here-base")
+			if base := l.id(t, "data-ddsfs-here-base"); base != sent {
+				// The target held it already, and this was another round.
+				if host != "falls-silent" {
+					t.Errorf("the base is %s, want %s, which was to be sent again", base, sent)
+				}
+			} else if got, want := l.read(t, "calls"), "lvchange -q -ay -K vg/data-ddsfs-here-new\n"; got != want {
+				t.Errorf("called %q, want %q", got, want)
+			}
+			l.holds(t, "target", "here-base")
+		})
+	}
+
+	// A first sync takes a new one.
+	l.snapshot(t, "data-ddsfs-here-new")
+	l.change(t, "two")
+	l.run(t, "--first", "here").ok()
+	l.has(t, "here-base")
+	l.holds(t, "target", "here-base")
+	if got := l.read(t, "target"); !strings.HasPrefix(got, "two") {
+		t.Errorf("the target begins with %q", got[:10])
+	}
+}
+
+// A thin volume with a base that has a size of its own goes on with such snapshots until
+// the next first sync. Only they need SNAPSHOT_SIZE.
+func TestThinWithClassicBase(t *testing.T) {
+	l := newLab(t)
+	config := l.read(t, "config/here.conf")
+	l.write(t, "config/here.conf", strings.ReplaceAll(config, "SNAPSHOT_SIZE=12M\n", ""))
+	l.run(t, "--first", "here").fails("here.conf: SNAPSHOT_SIZE is missing", "vg/data is not thin")
+	l.has(t)
+	l.write(t, "config/here.conf", config)
+	l.run(t, "--first", "here").ok()
+	l.thin(t)
+	l.run(t, "here").fails("here.conf: SNAPSHOT_SIZE is missing", "vg/data-ddsfs-here-base is not thin")
+	l.has(t, "here-base")
+	l.write(t, "config/here.conf", config)
+	for _, c := range []struct {
+		args   []string
+		layout string
+	}{{[]string{"here"}, "linear"}, {[]string{"--first", "here"}, "thin,sparse"}, {[]string{"here"}, "thin,sparse"}} {
+		l.change(t, strings.Join(c.args, " "))
+		l.run(t, c.args...).ok()
+		if got := l.column(t, "data-ddsfs-here-base", 3); got != c.layout {
+			t.Errorf("after %q the base is %s, want %s", c.args, got, c.layout)
+		}
+		l.holds(t, "target", "here-base")
+	}
 }
 
 // An error in a configuration is reported with its line, before anything is done.
