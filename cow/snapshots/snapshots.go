@@ -65,7 +65,7 @@ type Options struct {
 	AllowLiveOrigin, NewWasWritten bool
 	// BaseID and NewID name the snapshots if the devices have no identity.
 	BaseID, NewID string
-	// Progress is called with the number of exceptions that were read.
+	// Progress is called now and then with the number of exceptions that were read.
 	Progress func(exceptions int64)
 
 	// StateDir is the directory in which it is written down that a pool's metadata
@@ -264,7 +264,7 @@ func (p *Pair) dataChunks(volume *thinMember, chunkBytes int64, o Options) (data
 		if err != nil {
 			return fmt.Errorf("%s: %w", volume.info.Path, err)
 		}
-		mapped, err := changesOf(until(ctx, m.Changed(thin.Device{}, d)), m.Superblock.BlockBytes, p.source.Size(), p.source.Size(), false)
+		mapped, err := changesOf(o.runs(ctx, m, thin.Device{}, d), m.Superblock.BlockBytes, p.source.Size(), p.source.Size(), false)
 		data, p.metadataBlocks = mapped.changed, m.BlocksRead()
 		return err
 	})

@@ -168,15 +168,23 @@ func changesOf(runs iter.Seq2[thin.Run, error], blockBytes, baseBytes, newBytes 
 	return c, nil
 }
 
-// until yields what seq does, and ends with the context's error if that is cancelled.
-func until[T any](ctx context.Context, seq iter.Seq2[T, error]) iter.Seq2[T, error] {
-	return func(yield func(T, error) bool) {
-		for v, err := range seq {
+// watched yields the runs, whose blocks have that many chunks each, until the context is
+// cancelled, whose error is then the last result. Now and then, it calls progress, if that
+// is set, with the number of chunks so far.
+func watched(ctx context.Context, runs iter.Seq2[thin.Run, error], perBlock int64, progress func(chunks int64)) iter.Seq2[thin.Run, error] {
+	const between = 1 << 12
+	return func(yield func(thin.Run, error) bool) {
+		var seen, chunks int64
+		for r, err := range runs {
 			if err == nil {
 				err = ctx.Err()
 			}
-			if !yield(v, err) || err != nil {
+			if !yield(r, err) || err != nil {
 				return
+			}
+			chunks += int64(r.End-r.First) * perBlock
+			if seen++; seen%between == 0 && progress != nil {
+				progress(chunks)
 			}
 		}
 	}
@@ -261,6 +269,11 @@ func (p *Pair) readPool(volume *thinMember, o Options, use func(context.Context,
 	return r.read(use)
 }
 
+// runs returns the runs of blocks that differ between two devices of a pool.
+func (o Options) runs(ctx context.Context, m *thin.Metadata, a, b thin.Device) iter.Seq2[thin.Run, error] {
+	return watched(ctx, m.Changed(a, b), m.Superblock.BlockBytes/thinChunkBytes, o.Progress)
+}
+
 // readThinChanges reads which chunks of a pair of thin volumes differ.
 func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges, err error) {
 	if err := checkPair(base, new); err != nil {
@@ -275,8 +288,7 @@ func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges
 			}
 		}
 		var err error
-		runs := until(ctx, m.Changed(devices[0], devices[1]))
-		c, err = changesOf(runs, m.Superblock.BlockBytes, base.sizeBytes, new.sizeBytes, new.external != dm.Number{})
+		c, err = changesOf(o.runs(ctx, m, devices[0], devices[1]), m.Superblock.BlockBytes, base.sizeBytes, new.sizeBytes, new.external != dm.Number{})
 		p.metadataBlocks = m.BlocksRead()
 		return err
 	})

@@ -142,8 +142,18 @@ func TestChangesOfErrors(t *testing.T) {
 		for b := uint64(0); yield(thin.Run{First: b, End: b + 1, InB: true}, nil); b++ {
 		}
 	}
-	if _, err := changesOf(until(ctx, endless), 64*kib, 1<<40, 1<<40, false); !errors.Is(err, context.Canceled) {
+	if _, err := changesOf(watched(ctx, endless, 1, nil), 64*kib, 1<<40, 1<<40, false); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+	ctx, cancel = context.WithCancel(context.Background())
+	var last int64
+	progress := func(chunks int64) {
+		if last = chunks; chunks > 50_000 {
+			cancel()
+		}
+	}
+	if _, err := changesOf(watched(ctx, endless, 3, progress), 192*kib, 1<<40, 1<<40, false); !errors.Is(err, context.Canceled) || last != 5*3<<12 {
+		t.Errorf("cancelled after %d chunks: %v", last, err)
 	}
 }
 
