@@ -145,7 +145,9 @@ type parcel struct {
 	chunkBytes int
 	// from and to are what the volume holds without the delta and with it.
 	from, to []byte
-	sectors  sectors
+	sectors  sectors // that it says something of
+	// listed are those of the chunks on its list, nil if that has all of them.
+	listed sectors
 	// doubtful says that a state without a name to which it leads may be another one.
 	doubtful bool
 }
@@ -160,6 +162,9 @@ func (p *parcel) chunks() (list []int) {
 	}
 	return list
 }
+
+// lists tells whether the chunk with that byte is on the delta's list.
+func (p *parcel) lists(at int) bool { return p.listed == nil || p.listed.has(at/cow.SectorBytes) }
 
 // over is what a target holds after the delta was merged into it.
 func (p *parcel) over(held []byte) []byte {
@@ -217,7 +222,7 @@ func (p *parcel) looks(streams bool, held int) (list []block) {
 	}
 	for _, at := range p.chunks() {
 		b := block{at, min(at+p.chunkBytes, end)}
-		if last := len(list) - 1; streams && last >= 0 && list[last].end == b.begin {
+		if last := len(list) - 1; streams && last >= 0 && list[last].end == b.begin && p.lists(at) == p.lists(at-1) {
 			list[last].end = b.end
 			continue
 		}
@@ -457,6 +462,11 @@ func (h *history) makeStates() {
 	most := []int{40, 300, 1500}[h.r.IntN(3)]
 	content := make([]byte, size)
 	h.fill(content)
+	for range h.r.IntN(4) {
+		// So that a sparse delta has something to leave out.
+		at := h.r.IntN(size)
+		clear(content[at:min(size, at+h.r.IntN(size/2))])
+	}
 	for i := range 4 + h.r.IntN(3) {
 		name := fmt.Sprint("s", i)
 		if h.chance(8) {
@@ -496,7 +506,8 @@ func (h *history) makeStates() {
 // flavour is how a delta is made.
 type flavour struct {
 	named, sealed, baseCheck bool
-	more                     int // chunks that did not change
+	sparse                   bool // a full one that leaves out what holds zeros
+	more                     int  // chunks that did not change
 }
 
 // newParcel makes the delta from state i to state j, a full one if i is -1.
@@ -522,11 +533,16 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 		}
 	}
 	var chunks chunks.Builder
-	p.sectors = make(sectors, sectorCount(len(to)))
+	p.sectors, p.listed = make(sectors, sectorCount(len(to))), make(sectors, sectorCount(len(to)))
 	for at := 0; at < len(to); at += p.chunkBytes {
 		if end := min(at+p.chunkBytes, len(to)); touched.touches(at, end) {
-			chunks.Add(uint64(at / p.chunkBytes))
 			p.sectors.touch(at, end)
+			// It may list some that hold zeros.
+			if f.sparse && bytes.Count(to[at:end], []byte{0}) == end-at && !h.chance(10) {
+				continue
+			}
+			chunks.Add(uint64(at / p.chunkBytes))
+			p.listed.touch(at, end)
 		}
 	}
 	d, err := cow.Encode(layer.Layer{Changed: chunks.Set(), ChunkBytes: int64(p.chunkBytes), VolumeBytes: int64(len(to)), Content: bytes.NewReader(to)})
@@ -535,7 +551,7 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 	}
 	content := io.NewSectionReader(d, 0, d.Size())
 	if p.sealed {
-		o := cow.SealOptions{Base: p.base, New: p.new}
+		o := cow.SealOptions{Base: p.base, New: p.new, Sparse: f.sparse}
 		if p.baseCheck {
 			// The base has nothing past its end.
 			o.BaseContent = bytes.NewReader(append(slices.Clone(p.from), make([]byte, len(to)-len(p.from))...))
@@ -555,7 +571,7 @@ func (h *history) newParcel(i, j int, f flavour) (*parcel, error) {
 			return nil, err
 		}
 	}
-	p.what = fmt.Sprintf("%s: %d to %d (%q to %q) in chunks of %d, %d of them, sealed %v, base check %v", filepath.Base(p.path), i, j, p.base, p.new, p.chunkBytes, len(p.chunks()), p.sealed, p.baseCheck)
+	p.what = fmt.Sprintf("%s: %d to %d (%q to %q) in chunks of %d, %d of them, sealed %v, base check %v, sparse %v", filepath.Base(p.path), i, j, p.base, p.new, p.chunkBytes, len(p.chunks()), p.sealed, p.baseCheck, f.sparse)
 	h.parcels = append(h.parcels, p)
 	return p, os.WriteFile(p.path, b, 0o600)
 }
@@ -570,6 +586,23 @@ func sealOf(b []byte) (*cow.Seal, string, error) {
 		return nil, "", errors.New("not sealed")
 	}
 	return d.Seal, d.Name.String(), nil
+}
+
+// listOf are the sectors of the chunks that a delta lists.
+func listOf(b []byte, volume int) (sectors, error) {
+	d, err := cow.Open(bytes.NewReader(b))
+	if err == nil {
+		err = d.ReadList()
+	}
+	if err != nil {
+		return nil, err
+	}
+	listed := make(sectors, sectorCount(volume))
+	for run := range d.Changed.Runs {
+		begin := int(run.Chunk) * int(d.ChunkBytes)
+		listed.touch(begin, min(volume, begin+int(run.Count*d.ChunkBytes)))
+	}
+	return listed, nil
 }
 
 // truth is what a volume holds after the delta was merged into it, if all that is said of
@@ -1249,6 +1282,12 @@ func (h *history) noteUndo(a *attempt, c *claim, unsure bool, held []byte) error
 	for _, at := range a.p.chunks() {
 		p.sectors.touch(at, min(at+p.chunkBytes, volume))
 	}
+	if seal.Sparse {
+		p.sectors.touch(0, volume)
+		if p.listed, err = listOf(b, volume); err != nil {
+			return err
+		}
+	}
 	p.what = fmt.Sprintf("%s: undoes %s (%q to %q)", filepath.Base(p.path), filepath.Base(a.p.path), p.base, p.new)
 	h.parcels = append(h.parcels, p)
 	is, known := h.named[p.new]
@@ -1348,7 +1387,7 @@ func (h *history) step(n int) error {
 	what := h.r.IntN(100)
 	switch {
 	case n == 0 && what < 80:
-		p, err := h.newParcel(-1, h.r.IntN(len(h.states)), flavour{named: true, sealed: true})
+		p, err := h.newParcel(-1, h.r.IntN(len(h.states)), flavour{named: true, sealed: true, sparse: h.chance(40)})
 		if err != nil {
 			return err
 		}
@@ -1441,6 +1480,9 @@ func (h *history) makeUp(d *drive, held []byte) error {
 		}
 	case what < 86:
 		i, f.named, f.sealed = -1, true, true
+		if f.sparse = h.chance(50); f.sparse {
+			f.baseCheck = false
+		}
 	}
 	j = i + 1 + h.r.IntN(last-i)
 	p, err := h.newParcel(i, j, f)

@@ -107,6 +107,13 @@ func (b *begun) look(t *Target, data []byte, off int64) error {
 	return nil
 }
 
+// lookAtZeros is look for some place in a part that is about to hold zeros.
+func (b *begun) lookAtZeros(t *Target, part span, zeros []byte) error {
+	will := zeros[:min(len(zeros), lookBytes)]
+	at := b.random.Int64N((part.bytes()-int64(len(will)))/record.PlaceBytes+1) * record.PlaceBytes
+	return b.look(t, will, part.begin+at)
+}
+
 // merging is a merge that is under way.
 type merging struct {
 	*writer
@@ -227,9 +234,17 @@ func (m *merging) rest(ctx context.Context, until int64) error {
 		if err != nil {
 			return err
 		}
+		look := m.begun != nil
+		if look && m.begun.interrupted {
+			// That one may have made all of it zeros already.
+			if err := m.begun.lookAtZeros(m.target, part, m.zerosOf(part)); err != nil {
+				return err
+			}
+			look = false
+		}
 		for s, err := range m.toClear(ctx, part, hole) {
-			if err == nil && m.begun != nil {
-				err = m.begun.look(m.target, m.zerosOf(s), s.begin)
+			if err == nil && look {
+				err, look = m.begun.look(m.target, m.zerosOf(s), s.begin), false
 			}
 			if err == nil {
 				m.result.ZeroedBytes += s.bytes()
