@@ -264,7 +264,7 @@ func (p *Pair) dataChunks(volume *thinMember, chunkBytes int64, o Options) (data
 		if err != nil {
 			return fmt.Errorf("%s: %w", volume.info.Path, err)
 		}
-		mapped, err := changesOf(o.runs(ctx, m, thin.Device{}, d), m.Superblock.BlockBytes, p.source.Size(), p.source.Size(), false)
+		mapped, err := changesOf(o.runs(ctx, m, thin.Device{}, d), m.Superblock.BlockBytes, p.source.Size(), p.source.Size(), 0, false)
 		data, p.metadataBlocks = mapped.changed, m.BlocksRead()
 		return err
 	})

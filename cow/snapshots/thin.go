@@ -130,13 +130,14 @@ type blockChanges struct {
 }
 
 // changesOf returns the chunks of a volume that has grown from baseBytes to newBytes, of
-// which runs of blocks differ. Blocks that only the base maps are zeros, unless the volume
-// has an external origin.
-func changesOf(runs iter.Seq2[thin.Run, error], blockBytes, baseBytes, newBytes int64, external bool) (c blockChanges, err error) {
+// which runs of blocks differ. The base maps no block from mappedEnd on. Blocks that only
+// the base maps are zeros, unless the volume has an external origin.
+func changesOf(runs iter.Seq2[thin.Run, error], blockBytes, baseBytes, newBytes int64, mappedEnd uint64, external bool) (c blockChanges, err error) {
 	var changed, zeros chunks.Builder
 	// After the block in which the base ends, all chunks are new, and those are zeros that
-	// the new volume does not map.
-	at := uint64((baseBytes-1)/blockBytes+1) * uint64(blockBytes/thinChunkBytes)
+	// the new volume does not map. If the volume had been larger before, the base maps more
+	// blocks, and they may share these.
+	_, at := chunksOf(0, max(mappedEnd, uint64(baseBytes-1)/uint64(blockBytes)+1), blockBytes, newBytes)
 	end := uint64(newBytes-1)/thinChunkBytes + 1
 	for r, err := range runs {
 		if err != nil {
@@ -287,8 +288,11 @@ func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges
 				return fmt.Errorf("%s: %w", member.info.Path, err)
 			}
 		}
-		var err error
-		c, err = changesOf(o.runs(ctx, m, devices[0], devices[1]), m.Superblock.BlockBytes, base.sizeBytes, new.sizeBytes, new.external != dm.Number{})
+		mappedEnd, err := m.MappedEnd(devices[0])
+		if err != nil {
+			return fmt.Errorf("%s: %w", base.info.Path, err)
+		}
+		c, err = changesOf(o.runs(ctx, m, devices[0], devices[1]), m.Superblock.BlockBytes, base.sizeBytes, new.sizeBytes, mappedEnd, new.external != dm.Number{})
 		p.metadataBlocks = m.BlocksRead()
 		return err
 	})

@@ -67,11 +67,16 @@ func TestChangesOf(t *testing.T) {
 			}
 			external := r.IntN(4) == 0
 			blocksIn := func(bytes int64) uint64 { return uint64((bytes-1)/block) + 1 }
-			// What each of them maps a block to, 0 for nothing.
+			// What each of them maps a block to, 0 for nothing. The base may have been
+			// larger before.
 			var base, new [32]int
+			mappedEnd, larger := uint64(0), r.IntN(3) == 0
 			for b := range uint64(len(new)) {
-				if b < blocksIn(baseBytes) {
+				if b < blocksIn(baseBytes) || larger && b < blocksIn(newBytes) {
 					base[b] = r.IntN(3)
+				}
+				if base[b] > 0 {
+					mappedEnd = b + 1
 				}
 				if b < blocksIn(newBytes) {
 					new[b] = r.IntN(3)
@@ -94,7 +99,7 @@ func TestChangesOf(t *testing.T) {
 					runs = append(runs, run)
 				}
 			}
-			c, err := changesOf(runsOf(runs), block, baseBytes, newBytes, external)
+			c, err := changesOf(runsOf(runs), block, baseBytes, newBytes, mappedEnd, external)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +113,7 @@ func TestChangesOf(t *testing.T) {
 				changed = append(changed, chunk)
 				// In the block in which the base ends, the new volume may share what it
 				// maps, and nothing is known without a look.
-				if known := base[b] != new[b] || b >= blocksIn(baseBytes); known && new[b] == 0 {
+				if known := base[b] != new[b] || b >= max(mappedEnd, blocksIn(baseBytes)); known && new[b] == 0 {
 					zeros = append(zeros, chunk)
 				}
 			}
@@ -133,7 +138,7 @@ func TestChangesOfErrors(t *testing.T) {
 	failing := func(yield func(thin.Run, error) bool) {
 		_ = yield(thin.Run{First: 1, End: 2, InB: true}, nil) && yield(thin.Run{}, bad)
 	}
-	if _, err := changesOf(failing, 64*kib, 1<<20, 1<<20, false); !errors.Is(err, bad) {
+	if _, err := changesOf(failing, 64*kib, 1<<20, 1<<20, 0, false); !errors.Is(err, bad) {
 		t.Errorf("a failure: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -142,7 +147,7 @@ func TestChangesOfErrors(t *testing.T) {
 		for b := uint64(0); yield(thin.Run{First: b, End: b + 1, InB: true}, nil); b++ {
 		}
 	}
-	if _, err := changesOf(watched(ctx, endless, 1, nil), 64*kib, 1<<40, 1<<40, false); !errors.Is(err, context.Canceled) {
+	if _, err := changesOf(watched(ctx, endless, 1, nil), 64*kib, 1<<40, 1<<40, 0, false); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	ctx, cancel = context.WithCancel(context.Background())
@@ -152,7 +157,7 @@ func TestChangesOfErrors(t *testing.T) {
 			cancel()
 		}
 	}
-	if _, err := changesOf(watched(ctx, endless, 3, progress), 192*kib, 1<<40, 1<<40, false); !errors.Is(err, context.Canceled) || last != 5*3<<12 {
+	if _, err := changesOf(watched(ctx, endless, 3, progress), 192*kib, 1<<40, 1<<40, 0, false); !errors.Is(err, context.Canceled) || last != 5*3<<12 {
 		t.Errorf("cancelled after %d chunks: %v", last, err)
 	}
 }

@@ -5,6 +5,7 @@ package thin
 import (
 	"errors"
 	"fmt"
+	"math"
 )
 
 // ErrNoDevice says that a pool has no device of that ID.
@@ -68,4 +69,21 @@ func (m *Metadata) device(id uint32) (Device, error) {
 		Snapshotted:  u32(value, 20),
 	}
 	return d, m.checkReference(d.Root, mappings.block, mappings.values+numberBytes*j)
+}
+
+// MappedEnd returns the block after the last one that a device maps, 0 if it maps none.
+// It may lie past the end of a volume that was larger before.
+func (m *Metadata) MappedEnd(d Device) (uint64, error) {
+	if d.Root == 0 {
+		return 0, nil
+	}
+	end := uint64(math.MaxInt64 / m.Superblock.BlockBytes)
+	leaf, i, _, err := m.lookUp(d.Root, end, end, numberBytes)
+	if err != nil {
+		return 0, fmt.Errorf("device %d: %w", d.ID, err)
+	}
+	if i == 0 {
+		return 0, nil
+	}
+	return leaf.key(i-1) + 1, nil
 }

@@ -110,6 +110,13 @@ func TestChanged(t *testing.T) {
 				if err != nil || got != a.details {
 					t.Fatalf("%+v, %v; want %+v", got, err, a.details)
 				}
+				end := uint64(0)
+				for block := range a.mappings {
+					end = max(end, block+1)
+				}
+				if got, err := m.MappedEnd(a.details); err != nil || got != end {
+					t.Fatalf("device %d: the mappings end at %d, %v; want %d", a.details.ID, got, err, end)
+				}
 				for _, b := range devices {
 					before := m.BlocksRead()
 					if got, want := changed(t, m, a.details, b.details, atOnce), wantChanged(a.mappings, b.mappings); !slices.Equal(got, want) {
