@@ -155,7 +155,12 @@ func (p *Pair) open(o Options) (err error) {
 		return err
 	}
 	l := layer.Layer{VolumeBytes: p.source.Size(), Content: p.source}
-	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Origin: info.OriginUUID(), Verify: p.CheckSource}
+	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Verify: p.CheckSource}
+	if thinNew != nil {
+		seal.Origin = thinNew.origin
+	} else {
+		seal.Origin = info.OriginUUID()
+	}
 	unsealed := l
 	switch {
 	case o.Full:
