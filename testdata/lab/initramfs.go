@@ -38,7 +38,7 @@ func modules() []string {
 func programs() []string {
 	return []string{
 		"dmsetup", "lvm", "thin_check", "thin_dump", "thin_restore", "thin_delta",
-		"mkfs.ext4", "e2fsck", "mount", "umount", "losetup", "sfdisk", "blockdev", "blkdiscard",
+		"mkfs.ext4", "e2fsck", "mount", "umount", "losetup", "sfdisk", "blockdev", "blkdiscard", "fstrim",
 		"dash", "cat", "cp", "dd", "sha256sum", "flock", "udevadm",
 	}
 }

@@ -15,6 +15,7 @@ const (
 	deviceTests      = "^Test(Attach|Mapped|Udev|Rounds)"
 	kernelTests      = "^TestKernel"
 	targetTests      = "^TestTarget"
+	thinTests        = "^TestThin"
 	// A test that watches what ddsfs does, and acts in the middle of it, needs a
 	// processor of its own.
 	observingTests = "^TestKilled$"
@@ -32,7 +33,7 @@ func TestTwoProcessors(t *testing.T) {
 func TestScenarios(t *testing.T) {
 	t.Parallel()
 	cfg := guest("guest")
-	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, targetTests, observingTests}, "|")
+	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, targetTests, thinTests, observingTests}, "|")
 	Boots(t, named(cfg))
 }
 
@@ -40,6 +41,7 @@ func TestReplication(t *testing.T) { some(t, UML, replicationTests) }
 func TestDevices(t *testing.T)     { some(t, UML, deviceTests) }
 func TestKernel(t *testing.T)      { some(t, UML, kernelTests) }
 func TestTargets(t *testing.T)     { some(t, UML, targetTests) }
+func TestThin(t *testing.T)        { some(t, UML, thinTests) }
 
 func some(t *testing.T, kernel Kernel, tests string) {
 	t.Parallel()

@@ -219,22 +219,6 @@ func TestNoPair(t *testing.T) {
 	})
 }
 
-// A thin volume has no COW device, and is named as what it is.
-func TestThin(t *testing.T) {
-	l := newLogical(t, "thin")
-	l.snapshot(t, "base", "8M")
-	dm.Run(t, "lvcreate", "-y", "-Zn", "-L", "32M", "-T", "thin/pool")
-	dm.Run(t, "lvcreate", "-y", "-V", "16M", "-T", "thin/pool", "-n", "volume")
-	dm.Run(t, "lvcreate", "-y", "-kn", "-s", "-n", "snap", "thin/volume")
-	failsBoth(t, []string{"base", "thin-volume", "thin volume"}, "thin/volume", "thin/snap")
-	failsBoth(t, []string{"source", "thin-snap", "thin volume"}, "thin/base", "thin/snap")
-	failsBoth(t, []string{"source", "thin/snap", "thin volume"}, "--cow", "/dev/mapper/thin-base-cow", "--source", "/dev/thin/snap")
-	// The whole of it can be taken.
-	delta := filepath.Join(t.TempDir(), "delta")
-	dm.Ddsfs(t, "extract", "--full", "thin/snap", "-o", delta)
-	dm.Ddsfs(t, "verify", delta, "/dev/thin/snap")
-}
-
 // Writes to the new snapshot, such as the replay of a journal, are part of the new state.
 func TestNewWasWritten(t *testing.T) {
 	for _, chunk := range []string{"4k", "64k"} {
