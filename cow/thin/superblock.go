@@ -73,7 +73,7 @@ type Superblock struct {
 	HeldRoot uint64
 	// Mappings and Details are the roots of the two trees.
 	Mappings, Details uint64
-	// MetadataBlockBytes is the size of the pool's blocks in bytes.
+	// BlockBytes is the size of the pool's blocks in bytes.
 	BlockBytes int64
 	// MetadataBlocks is the size of the metadata when the pool was made. The kernel does
 	// not update it when the metadata device grows.

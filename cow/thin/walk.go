@@ -125,10 +125,14 @@ func (w *walk) run(a, b Device) error {
 			return err
 		}
 	}
-	// Go aligns memory of this size to pages, so devices are read without a copy.
-	memory := make([]byte, w.atOnce*MetadataBlockBytes)
-	w.buffers = slices.Collect(slices.Chunk(memory, MetadataBlockBytes))
+	w.buffers = newBuffers(w.atOnce)
 	return w.compare(0, sides, 0, end)
+}
+
+// newBuffers returns memory for n nodes. It is aligned, so that O_DIRECT reads need no
+// copy: Go begins memory of this size at a page.
+func newBuffers(n int) [][]byte {
+	return slices.Collect(slices.Chunk(make([]byte, n*MetadataBlockBytes), MetadataBlockBytes))
 }
 
 // align finds out which tree is taller, and by how much. It follows both trees' leftmost

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"unsafe"
 )
 
 // changed returns the runs that differ.
@@ -132,5 +133,38 @@ func TestChanged(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A comparison that its consumer ends reads no more.
+func TestStop(t *testing.T) {
+	p := newPool(1)
+	d := p.volume(1, 10)
+	for block := range uint64(10000) {
+		p.write(d, 2*block)
+	}
+	m, err := p.commit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r, err := range m.changed(Device{}, d.details, 4) {
+		if err != nil || r != (Run{First: 0, End: 1, InB: true}) {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		break
+	}
+	if read := m.BlocksRead(); read > 40 {
+		t.Errorf("%d metadata blocks read", read)
+	}
+}
+
+// The buffers are aligned for O_DIRECT.
+func TestAligned(t *testing.T) {
+	for _, n := range []int{4, nodesAtOnce} {
+		for _, b := range newBuffers(n) {
+			if uintptr(unsafe.Pointer(unsafe.SliceData(b)))%MetadataBlockBytes != 0 {
+				t.Errorf("a buffer of %d at %p", n, b)
+			}
+		}
 	}
 }
