@@ -96,6 +96,9 @@ func TestFixtures(t *testing.T) {
 			if s.Time != want.Time || s.Transaction != want.Transaction || s.BlockBytes != want.BlockSectors*sectorBytes || s.NeedsCheck {
 				t.Errorf("%+v, want %+v", s, want)
 			}
+			if all := uint64(image.Size() / MetadataBlockBytes); (s.MetadataBlocks < all) != (test.pool == "kernel") {
+				t.Errorf("the superblock says %d of %d metadata blocks", s.MetadataBlocks, all)
+			}
 			devices := make(map[uint32]Device)
 			for _, w := range want.Devices {
 				d, err := m.Device(w.ID)
