@@ -231,6 +231,19 @@ func (p *parcel) looks(streams bool, held int) (list []block) {
 	return list
 }
 
+// places are the looks, but for those at what is not listed: each place is looked at there
+// if it is not known what an interrupted merge made zeros.
+func (p *parcel) places(looks []block) (list []block) {
+	for _, look := range looks {
+		for !p.lists(look.begin) && look.end-look.begin > record.PlaceBytes {
+			list = append(list, block{look.begin, look.begin + record.PlaceBytes})
+			look.begin += record.PlaceBytes
+		}
+		list = append(list, look)
+	}
+	return list
+}
+
 // claim is what must be recorded of a target, and what must have been noted of how it
 // looked.
 type claim struct {
@@ -1179,6 +1192,9 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 	// Places that must show from now on.
 	var shown, together []block
 	looks := p.looks(a.how == asStream, len(now))
+	if next.chain && a.how == asStream {
+		looks = p.places(looks)
+	}
 	list := p.changedBlocks(next.before, now, looks)
 	switch {
 	case next.chain && p.chunkBytes > record.PlaceBytes:
@@ -1682,30 +1698,41 @@ func (h *history) lose() error {
 // as any other when the target is rolled back to what it held before.
 func TestRollbackAfterAKill(t *testing.T) {
 	for how := asFile; how <= asStream; how++ {
-		for fault, done := 1, false; !done; fault++ {
-			h, err := newHistory(uint64(fault))
-			if err != nil {
-				t.Fatal(err)
-			}
-			done, err = h.killedAndRolledBack(how, fault)
-			os.RemoveAll(h.system.dir)
-			if err != nil {
-				t.Fatalf("%s%v", h.story(), err)
-			}
-			if done && fault < 15 {
-				t.Fatalf("only %d operations", fault)
+		for _, sparse := range []bool{false, true} {
+			for fault, done := 1, false; !done; fault++ {
+				h, err := newHistory(uint64(fault))
+				if err != nil {
+					t.Fatal(err)
+				}
+				done, err = h.killedAndRolledBack(how, sparse, fault)
+				os.RemoveAll(h.system.dir)
+				if err != nil {
+					t.Fatalf("%s%v", h.story(), err)
+				}
+				if done && fault < 15 {
+					t.Fatalf("only %d operations", fault)
+				}
 			}
 		}
 	}
 }
 
 // killedAndRolledBack tells whether the merge was done before the operation at which it
-// was to be killed.
-func (h *history) killedAndRolledBack(how transport, fault int) (done bool, err error) {
+// was to be killed. If it is that of a sparse delta, all that it changes becomes zeros.
+func (h *history) killedAndRolledBack(how transport, sparse bool, fault int) (done bool, err error) {
 	content := make([]byte, 16<<10)
+	if sparse {
+		h.fill(content[5000:5040])
+	}
+	from := 0
+	if sparse {
+		from = -1
+	}
 	for i, at := range []int{0, 5000, 12000} {
 		part := content[at : at+40]
-		h.fill(part)
+		if clear(part); !sparse || at != 5000 {
+			h.fill(part)
+		}
 		name := fmt.Sprint("s", i)
 		h.states = append(h.states, state{name, slices.Clone(content)})
 		h.named[name] = h.states[i].content
@@ -1734,13 +1761,14 @@ func (h *history) killedAndRolledBack(how transport, fault int) (done bool, err 
 	if err != nil {
 		return false, err
 	}
-	p, err := h.newParcel(0, 1, flavour{named: true, sealed: true})
+	f := flavour{named: true, sealed: true, sparse: sparse}
+	p, err := h.newParcel(from, 1, f)
 	if err != nil {
 		return false, err
 	}
-	// Chunks are small enough to be samples.
-	for p.chunkBytes > record.PlaceBytes {
-		if p, err = h.newParcel(0, 1, flavour{named: true, sealed: true}); err != nil {
+	// Chunks are small enough to be samples, and what becomes zeros is not listed.
+	for p.chunkBytes > record.PlaceBytes || sparse && p.lists(5000) {
+		if p, err = h.newParcel(from, 1, f); err != nil {
 			return false, err
 		}
 	}

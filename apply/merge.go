@@ -107,11 +107,17 @@ func (b *begun) look(t *Target, data []byte, off int64) error {
 	return nil
 }
 
-// lookAtZeros is look for some place in a part that is about to hold zeros.
-func (b *begun) lookAtZeros(t *Target, part span, zeros []byte) error {
-	will := zeros[:min(len(zeros), lookBytes)]
-	at := b.random.Int64N((part.bytes()-int64(len(will)))/record.PlaceBytes+1) * record.PlaceBytes
-	return b.look(t, will, part.begin+at)
+// lookAtZeros looks at some places of a part that is about to hold zeros, and may do so
+// already.
+func (b *begun) lookAtZeros(t *Target, part span) error {
+	const most = 16 // of a part
+	for _, i := range record.Spread((part.bytes()-1)/record.PlaceBytes+1, most, b.random) {
+		at := part.begin + i*record.PlaceBytes
+		if err := b.look(t, zeros[:min(record.PlaceBytes, part.end-at)], at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // merging is a merge that is under way.
@@ -237,7 +243,7 @@ func (m *merging) rest(ctx context.Context, until int64) error {
 		look := m.begun != nil
 		if look && m.begun.interrupted {
 			// That one may have made all of it zeros already.
-			if err := m.begun.lookAtZeros(m.target, part, m.zerosOf(part)); err != nil {
+			if err := m.begun.lookAtZeros(m.target, part); err != nil {
 				return err
 			}
 			look = false

@@ -20,6 +20,7 @@ import (
 	"lukechampine.com/blake3"
 
 	"ddsfs/apply/record"
+	"ddsfs/cow"
 	"ddsfs/cow/files"
 )
 
@@ -71,6 +72,37 @@ func TestUndoRestoresTheRecord(t *testing.T) {
 	must(t, r.apply(nil))
 	r.mustApply(r.Undo, "")
 	sameState(t, *r.Record(), before)
+}
+
+// A sparse delta may write to all of the volume, whatever its list has. So that is what is
+// recorded of its undo, written once more: a delta that covers its list only is refused.
+func TestSparseDeltasWriteEverywhere(t *testing.T) {
+	r := newRig(t, rig{})
+	defer os.RemoveAll(r.Dir)
+	path := func(name string) string { return filepath.Join(r.Dir, name) }
+	first := make([]byte, len(r.Base))
+	copy(first, r.Base[:10*harness.ChunkBytes])
+	second := slices.Clone(first)
+	second[5]++
+	harness.SealedFile(t, path("first"), "", "first", r.Base, first, harness.Changed(make([]byte, len(first)), r.Base)...)
+	harness.SealedFile(t, path("second"), "first", "second", first, second)
+	harness.Sealed(t, path("sparse"), cow.SealOptions{New: "sparse", Sparse: true}, r.After, harness.Changed(make([]byte, len(r.After)), r.After))
+	r.mustApply(path("first"), "")
+	r.mustApply(path("second"), "")
+	before := *r.Record()
+	r.mustApply(path("sparse"), r.Undo)
+	r.mustApply(r.Undo, "")
+	sameState(t, *r.Record(), before)
+	o := r.options("")
+	o.AssumeBase = true
+	if _, err := File(context.Background(), r.Undo, r.Target, o); err != nil {
+		t.Fatal(err)
+	}
+	written, err := r.State().LoadWritten(r.Record().Written)
+	must(t, err)
+	if !written.Covers(record.AllOf(int64(len(r.Base)))) {
+		t.Errorf("recorded as written since %+v: not all", r.Record().WrittenSince)
+	}
 }
 
 // The undo of a state that nobody vouches for does not bring it back under the name of
