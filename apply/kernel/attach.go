@@ -60,6 +60,9 @@ func Attach(ctx context.Context, path, targetPath, name string, o AttachOptions)
 		return apply.Result{}, err
 	}
 	d, err := k.Check(ctx, path, in, nil)
+	if err == nil {
+		err = k.checkRest(ctx, d.Store)
+	}
 	if err != nil {
 		return apply.Result{}, err
 	}

@@ -70,6 +70,9 @@ func File(ctx context.Context, path, targetPath string, o Options) (apply.Result
 				return k.AlreadyDone(ctx, d)
 			}
 		}
+		if err := k.checkRest(ctx, d); err != nil {
+			return apply.Result{}, err
+		}
 	}
 	switch {
 	case o.DryRun:
@@ -279,6 +282,9 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 			err = errors.Join(err, k.RemoveStore(from.Store))
 		}
 	}()
+	if err = k.checkRest(ctx, d.Store); err != nil {
+		return nil, nil, err
+	}
 	job := record.Merging{Kernel: &from}
 	if job.Undo, err = k.Undo(ctx, d); err != nil {
 		return nil, nil, err

@@ -533,3 +533,44 @@ func TestKernelVersion(t *testing.T) {
 		}
 	}
 }
+
+// A sparse delta says zeros of what it does not list, which the kernel does not know: it
+// merges it only where there are zeros already.
+func TestKernelSparse(t *testing.T) {
+	for _, zeros := range []bool{false, true} {
+		r := newRig(t, wholeSectors)
+		defer os.RemoveAll(r.Dir)
+		clear(r.After[10*harness.ChunkBytes : 20*harness.ChunkBytes])
+		left := r.After[11*harness.ChunkBytes : 19*harness.ChunkBytes]
+		var list []uint64
+		for c := range uint64(wholeSectors / harness.ChunkBytes) {
+			if c < 11 || c >= 19 {
+				list = append(list, c)
+			}
+		}
+		harness.Sealed(t, r.Delta, cow.SealOptions{New: "new", Sparse: true}, r.After, list)
+		if zeros {
+			cleared := slices.Clone(r.Base)
+			copy(cleared[11*harness.ChunkBytes:], left)
+			r.Write(r.Target, cleared)
+			r.Base = cleared
+		}
+		k := newSimulated(&harness.Storage{At: 1 << 30})
+		err := r.kernelApply(k, false)
+		var refused *apply.RefusedError
+		switch {
+		case zeros && (err != nil || !r.TargetIs(r.After)):
+			t.Errorf("where there are zeros: %v", err)
+		case !zeros && (!errors.As(err, &refused) || !slices.Contains(wayout.From(err), wayout.WithoutKernel) || !r.TargetIs(r.Base)):
+			t.Errorf("where there is something: %v", err)
+		}
+		if !zeros {
+			harness.Must(t, r.apply(r.Delta))
+			if !r.TargetIs(r.After) {
+				t.Error("without the kernel: not the new state")
+			}
+			continue
+		}
+		r.checkClean("sparse", k)
+	}
+}

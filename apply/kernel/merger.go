@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"syscall"
@@ -55,6 +56,16 @@ func (k *merger) sectors() (int64, error) {
 		return 0, wayout.Add(fmt.Errorf("target %s: it has %d bytes, which are not whole sectors of %d: the kernel can't show its end", k.Target.Path, size, cow.SectorBytes), wayout.WithoutKernel)
 	}
 	return k.Target.Size() / cow.SectorBytes, nil
+}
+
+// checkRest refuses a sparse delta for a target that holds something where that says zeros:
+// the kernel knows of nothing but its list.
+func (k *merger) checkRest(ctx context.Context, d *cow.Store) error {
+	others, err := k.NotZeros(ctx, d)
+	if err == nil && others.Len() > 0 {
+		err = wayout.Add(k.Target.Refused("it holds something in %d chunks that the delta leaves out because they hold zeros, the first one chunk %d of the volume, and the kernel can't make them zeros", others.Len(), others.Chunk(0)), wayout.WithoutKernel)
+	}
+	return err
 }
 
 // load makes a device with a table that lies on the target. Before it is resumed, it
