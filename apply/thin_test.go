@@ -2,6 +2,21 @@
 
 package apply
 
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"ddsfs/cow"
+	"ddsfs/cow/chunks"
+	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
+)
+
 // thinVolume is what a file is in a test: a volume of a thin pool.
 type thinVolume struct{ blockBytes int64 }
 
@@ -13,3 +28,125 @@ type thinTarget struct {
 func (v *thinVolume) around(t *Target) outside { return thinTarget{t, v.blockBytes} }
 
 func (t thinTarget) thinBytes() (int64, error) { return t.blockBytes, nil }
+
+// discarding is a storage whose files are volumes of a thin pool.
+type discarding struct {
+	files.Disk
+	blockBytes int64
+	// shows is what a block shows when it is not mapped any more: that of an external
+	// origin, or zeros.
+	shows byte
+	// keeps tells which blocks stay as they are, as the block layer's cutting leaves some.
+	keeps     func(block int64) bool
+	discarded []span
+}
+
+func (d *discarding) Open(path string, how files.Access) (files.File, error) {
+	f, err := d.Disk.Open(path, how)
+	return &discardingFile{f, d}, err
+}
+
+type discardingFile struct {
+	files.File
+	thin *discarding
+}
+
+func (f *discardingFile) Discard(off, n int64) error {
+	whole := span{off, off + n}.whole(f.thin.blockBytes)
+	if whole != (span{off, off + n}) {
+		return fmt.Errorf("%d bytes at byte %d are no whole blocks", n, off)
+	}
+	f.thin.discarded = append(f.thin.discarded, whole)
+	for at := whole.begin; at < whole.end; at += f.thin.blockBytes {
+		if f.thin.keeps != nil && f.thin.keeps(at/f.thin.blockBytes) {
+			continue
+		}
+		if _, err := f.File.WriteAt(bytes.Repeat([]byte{f.thin.shows}, int(f.thin.blockBytes)), at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *discardingFile) PunchHole(_, _ int64) error { return fmt.Errorf("a thin volume has no holes") }
+
+// Zeros come to a thin volume as discards of whole blocks, which are read back, and
+// written where they made no zeros.
+func TestThinTarget(t *testing.T) {
+	const chunkBytes, blockBytes, volumeBytes = 4096, 3 * 65536, 20*3*65536 + 65536
+	old := bytes.Repeat([]byte("o"), volumeBytes)
+	// Chunks 100 to 399 are listed in both, 150 to 349 of them as zeros.
+	new := slices.Clone(old)
+	clear(new[100*chunkBytes : 400*chunkBytes])
+	copy(new[100*chunkBytes:], bytes.Repeat([]byte("n"), 50*chunkBytes))
+	copy(new[350*chunkBytes:], bytes.Repeat([]byte("n"), 50*chunkBytes))
+	var list chunks.Builder
+	list.AddRange(100, 400)
+	listed := list.Set()
+	zeroBlocks := span{150 * chunkBytes, 350 * chunkBytes}.whole(blockBytes)
+
+	for name, d := range map[string]*discarding{
+		"discards":        {},
+		"external origin": {shows: 'e'},
+		"some are kept":   {keeps: func(block int64) bool { return block%3 == 0 }},
+		"all are kept":    {keeps: func(int64) bool { return true }},
+	} {
+		for _, sparse := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/sparse %v", name, sparse), func(t *testing.T) {
+				want := slices.Clone(new)
+				if sparse {
+					clear(want[:100*chunkBytes])
+					clear(want[400*chunkBytes:])
+				}
+				*d = discarding{blockBytes: blockBytes, shows: d.shows, keeps: d.keeps}
+				delta, err := cow.Encode(layer.Layer{Changed: listed, ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(new)})
+				must(t, err)
+				s, err := cow.NewSealed(delta, cow.SealOptions{New: "new", Sparse: sparse})
+				must(t, err)
+				b := make([]byte, s.Size())
+				must(t, layer.ReadFull(s, b, 0))
+				dir := t.TempDir()
+				path := func(name string) string { return filepath.Join(dir, name) }
+				must(t, os.WriteFile(path("delta"), b, 0o600))
+				must(t, os.WriteFile(path("target"), old, 0o600))
+				thin := thinVolume{blockBytes}
+				o := Options{StateDir: path("state"), Storage: d, outside: thin.around, restBytes: 5 << 16, Undo: path("undo")}
+				result, err := File(context.Background(), path("delta"), path("target"), o)
+				must(t, err)
+				got, err := os.ReadFile(path("target"))
+				must(t, err)
+				if !bytes.Equal(got, want) {
+					t.Error("it does not hold what the delta says")
+				}
+				within := func(inside span) (bytes int64) {
+					for _, s := range d.discarded {
+						bytes += span{max(s.begin, inside.begin), min(s.end, inside.end)}.bytes()
+					}
+					return bytes
+				}
+				if n := within(span{150 * chunkBytes, 350 * chunkBytes}); n != zeroBlocks.bytes() {
+					t.Errorf("of the zeros that are listed, %d bytes were discarded, and %d are whole blocks", n, zeroBlocks.bytes())
+				}
+				if n := within(span{100 * chunkBytes, 150 * chunkBytes}) + within(span{350 * chunkBytes, 400 * chunkBytes}); n > 0 {
+					t.Errorf("%d bytes that hold something were discarded", n)
+				}
+				outside := within(span{0, volumeBytes}) - zeroBlocks.bytes()
+				before, after := span{0, 100 * chunkBytes}.whole(blockBytes), span{400 * chunkBytes, volumeBytes}.whole(blockBytes)
+				switch {
+				case !sparse && outside > 0:
+					t.Errorf("%d bytes were discarded that the delta does not have", outside)
+				case sparse && outside != before.bytes()+after.bytes():
+					t.Errorf("%d bytes of the rest were discarded", outside)
+				case name == "discards" && result.PunchedBytes != zeroBlocks.bytes():
+					t.Errorf("%+v", result)
+				}
+				o.Undo = ""
+				_, err = File(context.Background(), path("undo"), path("target"), o)
+				must(t, err)
+				if got, err = os.ReadFile(path("target")); err != nil || !bytes.Equal(got, old) {
+					t.Error("undone: not what it held")
+				}
+			})
+		}
+	}
+}

@@ -179,10 +179,12 @@ func (t Trace) touched(now Trace, grown bool, writes *Writes) string {
 	case writes != nil && writes.page == nil:
 		return "" // how much of what was written is the merge's is not known
 	case writes != nil:
-		if now.WrittenSectors-then.WrittenSectors > writes.page.sectorsAtMost() {
+		// Zeros may have been discards, which the page does not tell from writes.
+		written, discarded := now.WrittenSectors-then.WrittenSectors, now.DiscardedSectors-then.DiscardedSectors
+		if most := writes.page.sectorsAtMost(); written > most || discarded > most-written {
 			return "more was written to it than by the merge that was interrupted"
 		}
-		then.WrittenSectors = now.WrittenSectors
+		then.WrittenSectors, then.DiscardedSectors = now.WrittenSectors, now.DiscardedSectors
 	}
 	switch {
 	case now.WrittenSectors != then.WrittenSectors:

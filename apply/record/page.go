@@ -101,7 +101,7 @@ func (p *Page) note(change func()) {
 	change()
 }
 
-// Begin notes that so many bytes at off are about to be written.
+// Begin notes that so many bytes at off are about to be written, or discarded.
 func (p *Page) Begin(off, bytes int64) {
 	first, end := off-off%blockBytes, off+bytes+(blockBytes-1-(off+bytes-1)%blockBytes)
 	p.note(func() {
@@ -137,7 +137,8 @@ func (p *Page) Close() error {
 	return unix.Munmap(memory)
 }
 
-// sectorsAtMost is how many sectors of a block device the merge may have written.
+// sectorsAtMost is how many sectors of a block device the merge may have written or
+// discarded.
 func (p *Page) sectorsAtMost() uint64 { return uint64(max(0, p.get(pageBegun))) / cow.SectorBytes }
 
 // latestNS is the latest time at which the merge may have changed a file.
