@@ -3,6 +3,7 @@
 package dm
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -25,6 +26,9 @@ const maxThinID = 1<<24 - 1
 // Thin parses the parameters of a target of type thin
 // (Documentation/admin-guide/device-mapper/thin-provisioning.rst, as what follows).
 func (t Target) Thin() (thin Thin, err error) {
+	if t.Params == "Fail" {
+		return thin, errors.New("its thin pool has failed")
+	}
 	fields := strings.Fields(t.Params)
 	if len(fields) < 2 {
 		return thin, fmt.Errorf("a thin volume with the parameters %q", t.Params)

@@ -13,7 +13,7 @@ func TestThin(t *testing.T) {
 			t.Errorf("%q: %+v, %v", params, got, err)
 		}
 	}
-	for _, params := range []string{"", "254:2", "x 1", "254:2 -1", "254:2 16777216", "254:2 1 /dev/x"} {
+	for _, params := range []string{"", "Fail", "254:2", "x 1", "254:2 -1", "254:2 16777216", "254:2 1 /dev/x"} {
 		if got, err := (Target{Params: params}).Thin(); err == nil {
 			t.Errorf("%q: %+v", params, got)
 		}
