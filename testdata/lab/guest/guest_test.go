@@ -15,7 +15,12 @@ import (
 	"ddsfs/testdata/lab/dm"
 )
 
-func TestMain(m *testing.M) { dm.Main(m) }
+func TestMain(m *testing.M) {
+	if at := os.Getenv(killAtEnv); at != "" {
+		os.Exit(readAndDie(at))
+	}
+	dm.Main(m)
+}
 
 // mounted is a directory that ddsfs serves.
 type mounted struct {
