@@ -254,10 +254,11 @@ func (r *replication) reboot(t *testing.T) {
 	}
 }
 
-// Of a thin volume, a first sync sends what is mapped, and a round what changed, wherever
-// the power fails.
+// Of a thin volume, a first sync sends what is mapped, and a round what changed, whatever
+// the target held and wherever the power fails.
 func TestReplicateThin(t *testing.T) {
 	r := newReplication(t, newThinLogical(t, "thinly"), newLogical(t, "thinly-target").path("data"))
+	writeTo(t, r.target, "of others", 0, 16<<20/dm.SectorSize)
 	r.mount(t)
 	check := func(what string) {
 		t.Helper()
