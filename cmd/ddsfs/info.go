@@ -21,9 +21,9 @@ func infoCommand() *cobra.Command {
 		Use:   "info BASE\ninfo FILE",
 		Short: "show the header and the report of a snapshot's store or a delta",
 		Long: `
-Reads the metadata of BASE, a snapshot, by the names that mount takes, or of FILE, a
-COW device, a copy of one, or a delta, checks it, and prints its header and its report.
-FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.`,
+Reads the metadata of BASE, a snapshot that is not thin, by the names that mount
+takes, or of FILE, a COW device, a copy of one, or a delta, checks it, and prints its
+header and its report. FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.`,
 		Example: `
 ddsfs info vg/base
 ddsfs info delta.cow`,

@@ -32,7 +32,7 @@ type pairFlags struct{ snapshots.Options }
 func (p *pairFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&p.COW, "cow", "", "in place of BASE: its COW `device` (/dev/mapper/VG-BASE-cow), or a copy of it")
 	flags.StringVar(&p.Source, "source", "", "with --cow: the new snapshot's `device`, or a file")
-	flags.BoolVar(&p.Full, "full", false, "take the whole volume: the first sync")
+	flags.BoolVar(&p.Full, "full", false, "take the whole volume, or what a thin one maps: the first sync")
 	flags.BoolVar(&p.BaseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The base stays open")
 	flags.BoolVar(&p.AllowLiveOrigin, "allow-live-origin", false, "take the volume itself for NEW, to which nobody writes meanwhile")
 	flags.BoolVar(&p.NewWasWritten, "new-was-written", false, "take NEW for the newer one though its store says that it is older, or was written to")
