@@ -35,7 +35,7 @@ func (p *pairFlags) define(flags *pflag.FlagSet) {
 	flags.BoolVar(&p.Full, "full", false, "take the whole volume, or what a thin one maps: the first sync")
 	flags.BoolVar(&p.BaseCheck, "base-check", false, "add digests of what the base held, by which apply proves that the target holds it; right if nobody wrote to the base snapshot. The base stays open")
 	flags.BoolVar(&p.AllowLiveOrigin, "allow-live-origin", false, "take the volume itself for NEW, to which nobody writes meanwhile")
-	flags.BoolVar(&p.NewWasWritten, "new-was-written", false, "take NEW for the newer one though its store says that it is older, or was written to")
+	flags.BoolVar(&p.NewWasWritten, "new-was-written", false, "take NEW for the newer one though its store or its pool says that it is older, or was written to")
 	flags.StringVar(&p.BaseID, "base-id", "", "`name` of the base's state, where the devices have none (files)")
 	flags.StringVar(&p.NewID, "new-id", "", "`name` of the new state, where the devices have none (files)")
 }
