@@ -37,7 +37,7 @@ type ChunkRange struct {
 }
 
 func (r ChunkRange) String() string {
-	return fmt.Sprintf("chunks %d to %d of the volume hold something, and the delta says that they hold zeros", r.FirstChunk, r.LastChunk)
+	return fmt.Sprintf("chunks %d to %d of the volume differ: they should hold zeros", r.FirstChunk, r.LastChunk)
 }
 
 // Block is a MiB of a delta's body, with the first and the last of the volume's
@@ -65,7 +65,7 @@ func (v Verification) Err() error {
 	case len(v.BadTarget) > 0:
 		return fmt.Errorf("target: it does not hold what the delta says in %d of its %d MiB: %w", len(v.BadTarget), v.Blocks, cow.ErrMismatch)
 	case len(v.BadRest) > 0:
-		return fmt.Errorf("target: it holds something where the delta says that it holds zeros: %w", cow.ErrMismatch)
+		return fmt.Errorf("target: it does not hold what the delta says where that leaves out zeros: %w", cow.ErrMismatch)
 	}
 	return nil
 }

@@ -46,6 +46,10 @@ already is compared with TARGET; with --assume-base it is written once more.
 Before it is built on, the record of TARGET is compared with what the kernel counts of
 writes to TARGET, and with samples of what TARGET holds. A full delta settles any doubt.
 
+A full delta may leave out chunks that hold zeros. The rest of TARGET, up to the volume's
+size, then becomes zeros: by holes, by discards of a thin volume, or without a write where
+TARGET can do that, and reading it back confirms that. What holds zeros already is left.
+
 With --kernel, the kernel's device mapper merges. /dev/mapper/NAME shows the new state
 from the first moment, and can be mounted and written to meanwhile. A signal ends ddsfs
 and not the merge. After a reboot the same command, or --resume, finishes it, and nothing
@@ -60,7 +64,7 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 	flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
 	flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
 	flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")
-	flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds and make holes in files, or write them all")
+	flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds, make holes in files and discards in thin volumes, or write them all")
 	flags.StringVar(&m.StateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
 	flags.BoolVarP(&m.DryRun, "dry-run", "n", false, "check everything, say what would be written, and write nothing")
 	flags.BoolVar(&m.kernel, "kernel", false, "have the kernel merge, and show the new state meanwhile")
@@ -178,8 +182,9 @@ func (m *merge) printSummary(r apply.Result, took time.Duration) error {
 func (m *merge) done(r apply.Result, took time.Duration) string {
 	switch {
 	case r.DryRun:
-		return bytesText(r.DataBytes-r.ResumedBytes) + " would be merged"
-	case r.ResumedBytes == r.DataBytes && r.DataBytes > 0:
+		text := bytesText(r.DataBytes-r.ResumedBytes) + " would be merged"
+		return text + also(r.RestBytes, "of zeros left out") + also(r.ZeroedBytes, "would become zeros")
+	case r.ResumedBytes == r.DataBytes && r.DataBytes > 0 && r.ZeroedBytes == 0:
 		return "all merged before"
 	}
 	how := "written"
@@ -187,15 +192,20 @@ func (m *merge) done(r apply.Result, took time.Duration) string {
 		how = "merged by the kernel"
 	}
 	text := bytesText(r.WrittenBytes) + " " + how
-	and := func(bytes int64, what string) {
-		if bytes > 0 {
-			text += fmt.Sprintf(", %s %s", bytesText(bytes), what)
-		}
+	text += also(r.SkippedZeroBytes, "of zeros skipped")
+	text += also(r.PunchedBytes, "of holes")
+	text += also(r.ResumedBytes, "merged before")
+	text += also(r.RestBytes, "of zeros left out")
+	text += also(r.ZeroedBytes, "made zeros")
+	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes+r.ZeroedBytes, took)
+}
+
+// also adds what was done to so many bytes, if there are any.
+func also(bytes int64, what string) string {
+	if bytes == 0 {
+		return ""
 	}
-	and(r.SkippedZeroBytes, "of zeros skipped")
-	and(r.PunchedBytes, "of holes")
-	and(r.ResumedBytes, "merged before")
-	return text + ", in " + rateText(r.WrittenBytes+r.SkippedZeroBytes+r.PunchedBytes, took)
+	return fmt.Sprintf(", %s %s", bytesText(bytes), what)
 }
 
 func (m *merge) merge(ctx context.Context) (result apply.Result, err error) {

@@ -20,8 +20,9 @@ func verifyCommand() *cobra.Command {
 		Long: `
 Reads all of DELTA, a file or - for stdin, and compares it with its digests. With
 TARGET, also tells whether TARGET holds what the delta leads to, in all chunks that
-it has; TARGET is only read. Differences are listed on stdout: which MiB, and which
-chunks of the volume it has. The exit code is then 4.
+it has, and zeros in those that a full one leaves out; TARGET is only read. Differences
+are listed on stdout: which MiB, and which chunks of the volume it has. The exit code is
+then 4.
 
 A delta without digests, as those of dds, can't be verified: the exit code is 1.`,
 		Example: `ddsfs verify /backup/delta.cow /dev/vg/data`,
@@ -58,11 +59,14 @@ A delta without digests, as those of dds, can't be verified: the exit code is 1.
 		for _, bad := range v.BadTarget {
 			fmt.Printf("%s: %s\n", target, bad)
 		}
+		for _, bad := range v.BadRest {
+			fmt.Printf("%s: %s\n", target, bad)
+		}
 		switch err := v.Err(); {
 		case err != nil:
 			return err
 		case target != "":
-			fmt.Printf("%s: holds what the delta says, %d MiB compared\n", target, v.Blocks)
+			fmt.Printf("%s: holds what the delta says, %d MiB compared%s\n", target, v.Blocks, also(v.RestBytes, "of zeros left out"))
 		default:
 			fmt.Printf("%s: whole, %d MiB compared, digest %s\n", delta, v.Blocks, v.Delta)
 		}
