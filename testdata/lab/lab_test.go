@@ -16,6 +16,7 @@ const (
 	kernelTests      = "^TestKernel"
 	targetTests      = "^TestTarget"
 	thinTests        = "^TestThin"
+	poolTests        = "^TestPool"
 	// A test that watches what ddsfs does, and acts in the middle of it, needs a
 	// processor of its own.
 	observingTests = "^TestKilled$"
@@ -33,7 +34,7 @@ func TestTwoProcessors(t *testing.T) {
 func TestScenarios(t *testing.T) {
 	t.Parallel()
 	cfg := guest("guest")
-	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, targetTests, thinTests, observingTests}, "|")
+	cfg.Skip = strings.Join([]string{replicationTests, deviceTests, kernelTests, targetTests, thinTests, poolTests, observingTests}, "|")
 	Boots(t, named(cfg))
 }
 
@@ -42,6 +43,7 @@ func TestDevices(t *testing.T)     { some(t, UML, deviceTests) }
 func TestKernel(t *testing.T)      { some(t, UML, kernelTests) }
 func TestTargets(t *testing.T)     { some(t, UML, targetTests) }
 func TestThin(t *testing.T)        { some(t, UML, thinTests) }
+func TestPool(t *testing.T)        { some(t, UML, poolTests) }
 
 func some(t *testing.T, kernel Kernel, tests string) {
 	t.Parallel()

@@ -95,12 +95,12 @@ func (p *plainPool) keepsBusy(t *testing.T) (halt func()) {
 
 // The delta is the same however much the pool is written to, whether its metadata is read
 // with a metadata snapshot or without.
-func TestThinBusy(t *testing.T) {
+func TestPoolBusy(t *testing.T) {
 	p := newBusyPool(t)
 	want := deltaOf(t, openPair(t, pairOf("base", "new")))
 	halt := p.keepsBusy(t)
 	defer halt()
-	for i := range 24 {
+	for i := range 15 {
 		o := pairOf("base", "new")
 		o.UnheldTries = []int{0, 1, -1}[i%3]
 		pair, err := snapshots.Open(o)
@@ -116,7 +116,7 @@ func TestThinBusy(t *testing.T) {
 }
 
 // A metadata snapshot of somebody else's is neither used nor released.
-func TestThinHeldByOthers(t *testing.T) {
+func TestPoolHeldByOthers(t *testing.T) {
 	p := newBusyPool(t)
 	want := deltaOf(t, openPair(t, pairOf("base", "new")))
 	p.message(t, "reserve_metadata_snap")
@@ -202,7 +202,7 @@ func readAndDie(at string) (exitCode int) {
 }
 
 // kill -9 at every step: the next run ends what it left, and nothing of anybody else's.
-func TestThinKilled(t *testing.T) {
+func TestPoolKilled(t *testing.T) {
 	p := newBusyPool(t)
 	want := deltaOf(t, openPair(t, pairOf("base", "new")))
 	out := filepath.Join(t.TempDir(), "delta")
@@ -248,7 +248,7 @@ func TestThinKilled(t *testing.T) {
 }
 
 // A signal ends the reading at once, and what it holds.
-func TestThinSignal(t *testing.T) {
+func TestPoolSignal(t *testing.T) {
 	p := newBusyPool(t)
 	halt := p.keepsBusy(t)
 	defer halt()

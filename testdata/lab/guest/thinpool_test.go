@@ -154,7 +154,7 @@ func thinDelta(t *testing.T, metadata string, a, b int) map[int64]bool {
 
 // Any two snapshots of a volume that was written to and discarded at random: the delta has
 // the blocks that thin_delta calls different, and no others, and makes one of the other.
-func TestThinAgainstThinDelta(t *testing.T) {
+func TestPoolAgainstThinDelta(t *testing.T) {
 	const chunk = 64 << 10
 	for _, c := range []struct{ blockSectors, sectors int64 }{{128, 16384 + 77}, {384, 40001}} {
 		t.Run(fmt.Sprint(c.blockSectors), func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestThinAgainstThinDelta(t *testing.T) {
 			defer file.Close()
 			var names []string
 			var images [][]byte
-			for round := range 5 {
+			for round := range 4 {
 				for i := range 4 + r.IntN(12) {
 					at := r.Int64N(c.sectors)
 					count := min(1+r.Int64N(1<<r.IntN(11)), c.sectors-at)
@@ -244,7 +244,7 @@ func (p *plainPool) heals(t *testing.T, device int) {
 
 // A pool that fails while NEW is read, or before: an error, and never a delta that looks
 // good.
-func TestThinPoolFails(t *testing.T) {
+func TestPoolFails(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		do   func(t *testing.T, p *plainPool, fails func(words ...string))
