@@ -240,7 +240,7 @@ func TestThinChecks(t *testing.T) {
 
 // A target that is a thin volume, and is rolled back by a snapshot of it, is not what the
 // last merge made of it.
-func TestThinRolledBack(t *testing.T) {
+func TestTargetThinRolledBack(t *testing.T) {
 	c := newChain(t, 3)
 	v := newThin(t, "troll", "24M", "6M", "-c", "64k")
 	target := v.path("data")
