@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// Package snapshots makes a delta of a pair of snapshots that the user names. The COW
-// device of the base snapshot says which chunks of the volume changed, and the new
-// snapshot holds what is in them now; together they are the layer that the delta
-// encodes. Without a base, the layer is the whole volume. A pair of another kind would be
-// opened here too: only its set of changed chunks would come from elsewhere. The package
-// also finds out whether the two belong together, in which order they were made, whether
-// they are valid, and by which identities a delta names them.
+// Package snapshots makes a delta of a pair of snapshots that the user names. One source
+// says which chunks of the volume changed, and the new snapshot holds what is in them now;
+// together they are the layer that the delta encodes. That source is the COW device of
+// the base snapshot or, for thin volumes, the metadata of their pool. Without a base, the
+// layer is the whole volume, or what of it is mapped. The package also finds out whether
+// the two belong together, in which order they were made, whether they are valid, and by
+// which identities a delta names them.
 //
-// The order matters. All exceptions that a delta needs are on the COW device before
+// For a COW device, the order matters. All exceptions that a delta needs are on the COW device before
 // the new snapshot exists: making a snapshot flushes the origin, and the kernel writes
 // an exception to the disk before it lets the write to the origin through. So the base's
 // store is read after the new snapshot was made. Exceptions that it gets later are
 // superfluous and never wrong.
+//
+// A pool's metadata is read while the pool is in use. The kernel commits all that was
+// written to the volumes when it is asked for the pool's status, and that is done first.
+// A result counts only if the metadata was the same before and after, or if a metadata
+// snapshot kept it.
 package snapshots
 
 import (
