@@ -150,8 +150,10 @@ lab:
 
 # Speed as ratios, side by side with what a user would take instead.
 bench: build
+	$(call need,thin_delta:thin-provisioning-tools)
 	$(GO) run ./testdata/bench bin/ddsfs
 	$(GO) run ./testdata/bench -scale bin/ddsfs
+	$(GO) run ./testdata/bench -pool bin/ddsfs
 
 fuzz:
 	for target in FuzzReadStore FuzzDecoder FuzzParseSeal; do \

@@ -6,7 +6,7 @@
 // the medians over the rounds are compared. CPU seconds are those of all processes that
 // take part, including the one that serves a mount.
 //
-//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] bin/ddsfs
+//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] bin/ddsfs
 package main
 
 import (
@@ -67,10 +67,11 @@ func run() error {
 	cold := flag.Bool("cold", false, "drop the source from the page cache before each way")
 	loop := flag.Bool("loop", false, "read the source through a loop device")
 	large := flag.Bool("scale", false, "mount volumes of 1 and 16 TiB instead, whose lists take 5 GiB")
+	pool := flag.Bool("pool", false, "compare snapshots in a large thin pool instead, which the kernel lab makes")
 	bare := flag.String("bare", "", "serve this `file` on the mountpoint that is given, with no layout, until SIGTERM")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] DDSFS")
+		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] DDSFS")
 	}
 	if *bare != "" {
 		return serveBare(*bare, flag.Arg(0))
@@ -87,6 +88,9 @@ func run() error {
 	b := &bench{ddsfs: ddsfs, dir: dir, volumeBytes: *size << 20, rounds: *rounds, cold: *cold}
 	if *large {
 		return b.scales()
+	}
+	if *pool {
+		return b.pools()
 	}
 	if err := b.makeVolume(); err != nil {
 		return err
@@ -107,9 +111,8 @@ func run() error {
 			return err
 		}
 		defer device.Close()
-		// The loop device reads from the file's page cache, and not from the disk.
-		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_DIRECT_IO, 0); err != nil {
-			return fmt.Errorf("%s: direct I/O off: %w", device.Name(), err)
+		if err := withoutDisk(device); err != nil {
+			return err
 		}
 		b.source, b.device = device.Name(), true
 		where += ", behind a loop device that is read past its own"
@@ -123,6 +126,14 @@ func run() error {
 		if err := b.pattern(p); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+	}
+	return nil
+}
+
+// withoutDisk has a loop device read from the file's page cache, and not from the disk.
+func withoutDisk(device *dm.Loop) error {
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_DIRECT_IO, 0); err != nil {
+		return fmt.Errorf("%s: direct I/O off: %w", device.Name(), err)
 	}
 	return nil
 }
