@@ -79,6 +79,9 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	if d.How.Verdict == record.Done {
 		return m.AlreadyDone(ctx, d)
 	}
+	if err := m.CheckBlocks(d); err != nil {
+		return Result{}, err
+	}
 	job := record.Merging{}
 	if job.Undo, err = m.Undo(ctx, d); err != nil {
 		return Result{}, err
@@ -117,6 +120,9 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	}
 	d, err := m.Decide(decoder.Store)
 	if err != nil {
+		return Result{}, err
+	}
+	if err := m.CheckBlocks(d); err != nil {
 		return Result{}, err
 	}
 	m.o.Warn(d.How.Warning)

@@ -133,6 +133,16 @@ func (m *Merger) NotZeros(ctx context.Context, d *cow.Store) (*chunks.Set, error
 	return others, m.Target.wrong(err)
 }
 
+// CheckBlocks refuses a delta that would be written to a part of a block of a thin pool
+// which leaves in the rest of a new block what lay there before. A full delta fills it.
+func (m *Merger) CheckBlocks(d *Checked) error {
+	pool, err := m.o.outside(m.Target).pool()
+	if err != nil || !pool.SkipsZeroing || d.Facts.Full || d.ChunkBytes%pool.BlockBytes == 0 {
+		return err
+	}
+	return m.Target.Refused("its thin pool does not clear new blocks, of %d bytes, and a chunk of %d bytes would get what lay beside it before: have the pool clear them (lvchange -Zy POOL)", pool.BlockBytes, d.ChunkBytes)
+}
+
 // prove compares the target with the delta's digests of the base's content, or of the
 // new state's, and refuses it for the reason, which has the place of a text that says
 // where they differ.

@@ -109,8 +109,8 @@ func TestStopAtEveryOperation(t *testing.T) {
 		"sparse":             {sparse: true, undoWanted: true},
 		"sparse from a pipe": {sparse: true, pipe: true},
 		"sparse stream":      {sparse: true, stream: true},
-		"thin":               {undoWanted: true, thin: &thinVolume{harness.ChunkBytes}},
-		"sparse, thin":       {sparse: true, undoWanted: true, thin: &thinVolume{2 * harness.ChunkBytes}},
+		"thin":               {undoWanted: true, thin: newThinVolume(harness.ChunkBytes)},
+		"sparse, thin":       {sparse: true, undoWanted: true, thin: newThinVolume(2 * harness.ChunkBytes)},
 	} {
 		for _, failure := range []struct {
 			name  string

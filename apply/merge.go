@@ -45,6 +45,9 @@ type writer struct {
 	// sectorBytes is the size of a block device's sectors, and thinBytes that of the
 	// blocks of a thin volume's pool, 0 for another target.
 	sectorBytes, thinBytes int64
+	// fillsBlocks says that a new block of the pool must be filled: the rest of it would
+	// not hold zeros, whatever was read there before.
+	fillsBlocks bool
 }
 
 // begun is what a merge of a delta that streams in has begun to write: which chunks the
@@ -325,9 +328,11 @@ func newWriter(t *Target, page *record.Page, o Options, result *Result) (w *writ
 	if _, w.sectorBytes, err = t.wholeSectors(); err != nil {
 		return nil, nil, err
 	}
-	if w.thinBytes, err = o.outside(t).thinBytes(); err != nil {
+	pool, err := o.outside(t).pool()
+	if err != nil {
 		return nil, nil, err
 	}
+	w.thinBytes, w.fillsBlocks = pool.BlockBytes, pool.SkipsZeroing
 	w.alwaysAll = o.WriteZeros || w.doubtful && w.thinBytes == 0
 	w.held, done, err = t.held()
 	return w, done, err
@@ -414,6 +419,9 @@ func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
 }
 
 func (w *writer) writeData(data []byte, off int64) error {
+	if len(data) == 0 {
+		return nil
+	}
 	n, err := w.writeOut(data, off)
 	w.result.WrittenBytes += int64(n)
 	return err
@@ -434,8 +442,17 @@ func (w *writer) writeOut(data []byte, off int64) (n int, err error) {
 func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
 	s := span{off, off + int64(len(data))}
 	blocks := w.thinBytes > 0 && s.whole(w.thinBytes).bytes() > 0
-	if w.doubtful && !blocks {
+	if (w.doubtful || w.fillsBlocks) && !blocks {
 		return w.writeData(data, off)
+	}
+	if w.fillsBlocks {
+		whole := s.whole(w.thinBytes)
+		for _, edge := range []span{{s.begin, whole.begin}, {whole.end, s.end}} {
+			if err := w.writeData(data[:edge.bytes()], edge.begin); err != nil {
+				return err
+			}
+		}
+		s, data = whole, data[:whole.bytes()]
 	}
 	zero, err := w.areZeros(ctx, s, data, blocks)
 	if err != nil {

@@ -293,33 +293,23 @@ type outside interface {
 	CheckUnused(o Own) error
 	// CheckApart refuses a delta that is read from the target itself.
 	CheckApart(delta blockdev.Info) error
-	// thinBytes is the size of the blocks of a thin volume's pool, 0 for another target.
-	thinBytes() (int64, error)
+	// pool is that of a thin volume, and the zero value for another target.
+	pool() (dm.Pool, error)
 }
 
 var _ outside = (*Target)(nil)
 
-func (t *Target) thinBytes() (int64, error) {
-	if !t.info.IsDM() {
-		return 0, nil
+func (t *Target) pool() (dm.Pool, error) {
+	volume, err := t.info.Thin()
+	if err != nil || volume == nil {
+		return dm.Pool{}, t.wrong(err)
 	}
-	table, err := dm.Table(t.info.Number)
-	if err != nil || len(table) != 1 || table[0].Type != dm.KindThin {
-		return 0, t.wrong(err)
-	}
-	volume, err := table[0].Thin()
+	info, err := volume.PoolInfo()
 	if err != nil {
-		return 0, t.wrong(err)
+		return dm.Pool{}, t.wrong(err)
 	}
-	pool, err := dm.Table(volume.Pool)
-	if err == nil && len(pool) != 1 {
-		err = fmt.Errorf("its pool has %d targets", len(pool))
-	}
-	if err != nil {
-		return 0, t.wrong(err)
-	}
-	p, err := pool[0].Pool()
-	return p.BlockBytes, t.wrong(err)
+	p, err := info.PoolTable()
+	return p, t.wrong(err)
 }
 
 // wrong is an error that has to do with the target, nil if there is none.

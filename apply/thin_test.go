@@ -5,6 +5,7 @@ package apply
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,21 +14,26 @@ import (
 
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
+	"ddsfs/cow/dm"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
 )
 
 // thinVolume is what a file is in a test: a volume of a thin pool.
-type thinVolume struct{ blockBytes int64 }
+type thinVolume struct{ pool dm.Pool }
 
 type thinTarget struct {
 	*Target
-	blockBytes int64
+	of dm.Pool
 }
 
-func (v *thinVolume) around(t *Target) outside { return thinTarget{t, v.blockBytes} }
+func newThinVolume(blockBytes int64) *thinVolume {
+	return &thinVolume{dm.Pool{BlockBytes: blockBytes}}
+}
 
-func (t thinTarget) thinBytes() (int64, error) { return t.blockBytes, nil }
+func (v *thinVolume) around(t *Target) outside { return thinTarget{t, v.pool} }
+
+func (t thinTarget) pool() (dm.Pool, error) { return t.of, nil }
 
 // discarding is a storage whose files are volumes of a thin pool.
 type discarding struct {
@@ -39,6 +45,8 @@ type discarding struct {
 	// keeps tells which blocks stay as they are, as the block layer's cutting leaves some.
 	keeps     func(block int64) bool
 	discarded []span
+	// unmapped are blocks which get the old data of others when they are first written to.
+	unmapped map[int64]bool
 }
 
 func (d *discarding) Open(path string, how files.Access) (files.File, error) {
@@ -64,8 +72,23 @@ func (f *discardingFile) Discard(off, n int64) error {
 		if _, err := f.File.WriteAt(bytes.Repeat([]byte{f.thin.shows}, int(f.thin.blockBytes)), at); err != nil {
 			return err
 		}
+		if f.thin.unmapped != nil {
+			f.thin.unmapped[at/f.thin.blockBytes] = true
+		}
 	}
 	return nil
+}
+
+func (f *discardingFile) WriteAt(p []byte, off int64) (int, error) {
+	for b := off / f.thin.blockBytes; b*f.thin.blockBytes < off+int64(len(p)); b++ {
+		if f.thin.unmapped[b] {
+			delete(f.thin.unmapped, b)
+			if _, err := f.File.WriteAt(bytes.Repeat([]byte("of others"), int(f.thin.blockBytes)/9), b*f.thin.blockBytes); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return f.File.WriteAt(p, off)
 }
 
 func (f *discardingFile) PunchHole(_, _ int64) error { return fmt.Errorf("a thin volume has no holes") }
@@ -109,7 +132,7 @@ func TestThinTarget(t *testing.T) {
 				path := func(name string) string { return filepath.Join(dir, name) }
 				must(t, os.WriteFile(path("delta"), b, 0o600))
 				must(t, os.WriteFile(path("target"), old, 0o600))
-				thin := thinVolume{blockBytes}
+				thin := newThinVolume(blockBytes)
 				o := Options{StateDir: path("state"), Storage: d, outside: thin.around, restBytes: 5 << 16, Undo: path("undo")}
 				result, err := File(context.Background(), path("delta"), path("target"), o)
 				must(t, err)
@@ -147,6 +170,56 @@ func TestThinTarget(t *testing.T) {
 					t.Error("undone: not what it held")
 				}
 			})
+		}
+	}
+}
+
+// Where a new block of the pool has old data in what is not written to it, each byte of it
+// is written, and a delta that can't do that is refused.
+func TestThinTargetOfAPoolThatClearsNothing(t *testing.T) {
+	const chunkBytes, blockBytes, volumeBytes = 4096, 65536, 40 * 65536
+	var list chunks.Builder
+	content := make([]byte, volumeBytes)
+	for _, s := range []span{{3, 4}, {16, 48}, {100, 101}, {200, 300}, {639, 640}} {
+		list.AddRange(uint64(s.begin), uint64(s.end))
+		copy(content[s.begin*chunkBytes:s.end*chunkBytes], bytes.Repeat([]byte("n"), volumeBytes))
+	}
+	list.AddRange(301, 340) // zeros
+	listed := list.Set()
+	for _, mapped := range []bool{false, true} {
+		for _, sparse := range []bool{false, true} {
+			d := &discarding{blockBytes: blockBytes, unmapped: map[int64]bool{}}
+			before := bytes.Repeat([]byte("o"), volumeBytes)
+			if !mapped {
+				clear(before)
+				for b := range int64(volumeBytes / blockBytes) {
+					d.unmapped[b] = true
+				}
+			}
+			delta, err := cow.Encode(layer.Layer{Changed: listed, ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(content)})
+			must(t, err)
+			s, err := cow.NewSealed(delta, cow.SealOptions{New: "new", Sparse: sparse})
+			must(t, err)
+			b := make([]byte, s.Size())
+			must(t, layer.ReadFull(s, b, 0))
+			dir := t.TempDir()
+			path := func(name string) string { return filepath.Join(dir, name) }
+			must(t, os.WriteFile(path("delta"), b, 0o600))
+			must(t, os.WriteFile(path("target"), before, 0o600))
+			thin := newThinVolume(blockBytes)
+			thin.pool.SkipsZeroing = true
+			_, err = File(context.Background(), path("delta"), path("target"), Options{StateDir: path("state"), Storage: d, outside: thin.around, restBytes: 5 << 16})
+			got, readErr := os.ReadFile(path("target"))
+			must(t, readErr)
+			var refused *RefusedError
+			switch {
+			case !sparse && (!errors.As(err, &refused) || !bytes.Equal(got, before)):
+				t.Errorf("mapped %v: a delta of a part of a block: %v", mapped, err)
+			case sparse && (err != nil || !bytes.Equal(got, content)):
+				t.Errorf("mapped %v: it does not hold what the delta says: %v", mapped, err)
+			case sparse && len(d.unmapped) < 20:
+				t.Errorf("mapped %v: only %d blocks are free", mapped, len(d.unmapped))
+			}
 		}
 	}
 }

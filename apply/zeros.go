@@ -384,6 +384,18 @@ func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[s
 		return found
 	}
 	return func(yield func(span, error) bool) {
+		if whole := part.whole(m.thinBytes); m.fillsBlocks && whole != part {
+			// What lies beside chunks that are written is, too.
+			if whole.bytes() == 0 {
+				whole = span{part.end, part.end}
+			}
+			for _, edge := range []span{{part.begin, whole.begin}, {whole.end, part.end}} {
+				if edge.bytes() > 0 && !yield(edge, nil) {
+					return
+				}
+			}
+			part, found = whole, m.held.notZeros(ctx, whole)
+		}
 		// The fewer discards, the more blocks are whole for the kernel, which cuts them up.
 		var all span
 		for s, err := range found {

@@ -5,6 +5,7 @@ package dm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +54,9 @@ func (t Target) Thin() (thin Thin, err error) {
 type Pool struct {
 	Metadata, Data Number
 	BlockBytes     int64 // the unit of allocation, a multiple of 64 KiB
+	// SkipsZeroing says that a new block has what lay there before, but for what is written
+	// to it.
+	SkipsZeroing bool
 }
 
 // A pool's blocks have from minPoolBlock to maxPoolBlock sectors, in steps of
@@ -79,6 +83,7 @@ func (t Target) Pool() (p Pool, err error) {
 		return p, fmt.Errorf("no thin pool has blocks of %s sectors", fields[2])
 	}
 	p.BlockBytes = int64(sectors) * 512
+	p.SkipsZeroing = slices.Contains(fields[3:], "skip_block_zeroing")
 	return p, nil
 }
 

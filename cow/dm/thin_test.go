@@ -22,9 +22,9 @@ func TestThin(t *testing.T) {
 
 func TestPool(t *testing.T) {
 	for params, want := range map[string]Pool{
-		"254:0 254:1 128 0 1 skip_block_zeroing": {Number{254, 0}, Number{254, 1}, 64 << 10},
-		"254:0 254:1 384 100 0":                  {Number{254, 0}, Number{254, 1}, 192 << 10},
-		"254:0 254:1 2097152 0 0":                {Number{254, 0}, Number{254, 1}, 1 << 30},
+		"254:0 254:1 128 0 1 skip_block_zeroing": {Number{254, 0}, Number{254, 1}, 64 << 10, true},
+		"254:0 254:1 384 100 0":                  {Number{254, 0}, Number{254, 1}, 192 << 10, false},
+		"254:0 254:1 2097152 0 0":                {Number{254, 0}, Number{254, 1}, 1 << 30, false},
 	} {
 		if got, err := (Target{Params: params}).Pool(); err != nil || got != want {
 			t.Errorf("%q: %+v, %v", params, got, err)

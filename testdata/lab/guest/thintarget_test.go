@@ -5,6 +5,7 @@ package guest
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -98,4 +99,61 @@ func TestThinTarget(t *testing.T) {
 		}
 		check(t, target, "plain", 0)
 	})
+}
+
+// A merge into a thin target that breaks off goes on: what it discarded is not taken for
+// discards of others.
+func TestThinTargetInterrupted(t *testing.T) {
+	source := newThin(t, "tisource", "48M", "20M", "-c", "64k")
+	source.write(t, "source", 0, 20<<20/dm.SectorSize)
+	source.snapshot(t, "base")
+	source.discard(t, 1024, 4096)
+	source.write(t, "new", 20000, 10000)
+	source.snapshot(t, "new")
+	full, delta := filepath.Join(t.TempDir(), "full"), filepath.Join(t.TempDir(), "delta")
+	dm.Ddsfs(t, "extract", "--full", source.lv("base"), "-o", full)
+	dm.Ddsfs(t, "extract", source.lv("base"), source.lv("new"), "-o", delta)
+	target, state := newThin(t, "titarget", "48M", "20M", "-c", "64k"), t.TempDir()
+	path := target.path("data")
+	dm.Ddsfs(t, "apply", "--state-dir", state, full, path)
+	whole := target.mapped(t, "data")
+
+	all, err := os.ReadFile(delta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dm.Fails(t, all[:len(all)*3/4], 4, []string{path, "HALF MERGED"}, "apply", "--stream", "--state-dir", state, "-", path)
+	if is := target.mapped(t, "data"); is > whole-3<<20 {
+		t.Errorf("a precondition: %d of %d bytes are mapped when the merge has broken off", is, whole)
+	}
+	dm.Ddsfs(t, "apply", "--state-dir", state, delta, path)
+	dm.Holds(t, "the target", path, source.read(t, "new"))
+}
+
+// Where the pool does not clear new blocks, what was there before does not come into a
+// target.
+func TestThinTargetOfAPoolThatClearsNothing(t *testing.T) {
+	source := newThin(t, "tzsource", "48M", "20M", "-c", "64k")
+	for _, kib := range []int64{0, 3000, 7000, 15000, 20000} {
+		source.write(t, "source", kib*2+8, 8)
+	}
+	source.snapshot(t, "base")
+	source.write(t, "new", 9000*2, 8)
+	source.snapshot(t, "new")
+	full, delta := filepath.Join(t.TempDir(), "full"), filepath.Join(t.TempDir(), "delta")
+	dm.Ddsfs(t, "extract", "--full", source.lv("base"), "-o", full)
+	dm.Ddsfs(t, "extract", source.lv("base"), source.lv("new"), "-o", delta)
+	target, state := newThin(t, "tztarget", "48M", "20M", "-c", "192k", "-Zn"), t.TempDir()
+	path := target.path("data")
+	target.write(t, "of others", 0, 20<<20/dm.SectorSize)
+	target.discard(t, 0, 20<<10)
+	dm.Ddsfs(t, "apply", "--state-dir", state, full, path)
+	dm.Holds(t, "the target after the first sync", path, source.read(t, "base"))
+	if is := target.mapped(t, "data"); is > 10*192<<10 {
+		t.Errorf("%d bytes are mapped", is)
+	}
+	dm.Fails(t, nil, 3, []string{path, "does not clear new blocks", "lvchange -Zy"}, "apply", "--state-dir", state, delta, path)
+	dm.Run(t, "lvchange", "-Zy", target.lv("pool"))
+	dm.Ddsfs(t, "apply", "--state-dir", state, delta, path)
+	dm.Holds(t, "the target after a delta", path, source.read(t, "new"))
 }
