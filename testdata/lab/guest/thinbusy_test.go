@@ -115,6 +115,20 @@ func TestPoolBusy(t *testing.T) {
 	}
 }
 
+// What was written a moment ago is in no tree on disk before the kernel commits it.
+func TestPoolUncommitted(t *testing.T) {
+	p := newBusyPool(t)
+	content := file(t, dm.Fill("uncommitted", 0, 8))
+	o := pairOf("base", "data")
+	o.AllowLiveOrigin = true
+	for block := uint64(96); block < 104; block++ {
+		dm.Run(t, "dd", "if="+content, "of="+p.volume.Path, "bs=4096", fmt.Sprint("seek=", block*16), "oflag=direct", "conv=notrunc", "status=none")
+		if pair := openPair(t, o); !pair.Delta.Body().Layer().Changed.Contains(block) {
+			t.Errorf("block %d, which was just written to, is missing", block)
+		}
+	}
+}
+
 // A metadata snapshot of somebody else's is neither used nor released.
 func TestPoolHeldByOthers(t *testing.T) {
 	p := newBusyPool(t)

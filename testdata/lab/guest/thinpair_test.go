@@ -172,8 +172,13 @@ func TestThinBlocks(t *testing.T) {
 			if n, all := infoOf(t, delta).Exceptions, int(kib/64+1); n == 0 || n > all-3*int(c.blockKiB/64) {
 				t.Errorf("%d of %d chunks", n, all)
 			}
-			// The target proves that it is the base.
-			target := file(t, v.read(t, "base"))
+			// The target proves that it is the base, or does not.
+			other := v.read(t, "base")
+			other[(block+16)*dm.SectorSize]++
+			target := file(t, other)
+			dm.Fails(t, nil, 3, []string{target, "refused"}, "apply", "--state-dir", t.TempDir(), delta, target)
+			dm.Holds(t, "what is not the base", target, other)
+			target = file(t, v.read(t, "base"))
 			dm.Ddsfs(t, "apply", "--state-dir", t.TempDir(), delta, target)
 			dm.Holds(t, "the target of the base check", target, v.read(t, "new"))
 			v.full(t, "new")
