@@ -3,6 +3,9 @@
 // Package apply merges a delta into a target: a block device or a regular file
 // that holds what the delta's base held.
 //
+// The chunks that a full delta may leave out, because they hold zeros, become zeros on the
+// target in the same order, and are part of what follows as if they were listed.
+//
 // The way of a chunk is: pipe, spool, [cow.Decoder], checks, target. Nothing is
 // written to the target before everything that can be checked was. A delta from a
 // pipe can't be checked before it has arrived, so it is put into a spool file first,
@@ -35,10 +38,11 @@
 // # The files, from the bottom up
 //
 // ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (the other users of a
-// device), target.go (and what the system knows of one), options.go, input.go and spool.go
-// (where a delta is read from), verify.go and status.go (commands of their own), merger.go
-// (a target that is held), check.go (a delta, and whether the target may take it),
-// merge.go (the writing), known.go (a record, and whether the target is still like that),
-// opening.go, undo.go, journal.go (what is durable before what), apply.go (a merge from
-// its beginning). Each uses those before it.
+// device), target.go (and what the system knows of one), options.go, zeros.go (what of a
+// target is not zeros, and what becomes zeros), input.go and spool.go (where a delta is read
+// from), verify.go and status.go (commands of their own), merger.go (a target that is held),
+// check.go (a delta, and whether the target may take it), merge.go (the writing), known.go
+// (a record, and whether the target is still like that), opening.go, undo.go, journal.go
+// (what is durable before what), apply.go (a merge from its beginning). Each uses those
+// before it.
 package apply

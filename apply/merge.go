@@ -38,7 +38,8 @@ type writer struct {
 	existing  []byte
 	zeros     []byte // to be written
 
-	// held is what the disk holds, whatever the page cache has.
+	// held is what the disk holds, whatever the page cache has. It is nil where nothing
+	// is made zeros without a write.
 	held *held
 	// doubtful says that what reads as zeros from the page cache may not be on the disk.
 	doubtful bool
@@ -149,15 +150,21 @@ type merging struct {
 // could not write, and would say that all is well. The merge ends there, and the one
 // that resumes it writes all again since the last flush that did not fail.
 func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *record.Page, done, totalChunks int64, o Options, result *Result, begun *begun, checkpoint func(chunks int64) error) error {
-	w, closeHeld, err := newWriter(t, page, o, result)
+	w, err := newWriter(t, page, o, result)
 	if err != nil {
 		return err
 	}
-	defer closeHeld()
 	// The last chunk may reach past the volume's end.
 	m := &merging{writer: w, d: d, o: o, begun: begun, checkpoint: checkpoint, end: t.size, done: done, total: totalChunks}
 	if seal := d.Store.Seal; seal != nil {
 		m.end, m.sparse = min(m.end, seal.VolumeBytes), seal.Sparse
+	}
+	if m.sparse || w.thinBytes > 0 {
+		var done func()
+		if w.held, done, err = t.held(); err != nil {
+			return err
+		}
+		defer done()
 	}
 	if done > 0 {
 		// Data that an earlier run wrote and could not flush may still be in the page
@@ -256,7 +263,6 @@ func (m *merging) rest(ctx context.Context, until int64) error {
 				err, look = m.begun.look(m.target, m.zerosOf(s), s.begin), false
 			}
 			if err == nil {
-				m.result.ZeroedBytes += s.bytes()
 				_, err = m.makeZeros(ctx, s)
 			}
 			if err == nil {
@@ -322,20 +328,19 @@ func (m *merging) progress(stage Stage) {
 	m.o.Progress(stage, done, total)
 }
 
-// newWriter makes a writer, and the function that ends it.
-func newWriter(t *Target, page *record.Page, o Options, result *Result) (w *writer, done func(), err error) {
-	w = &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), result: result, doubtful: o.doubtful}
+func newWriter(t *Target, page *record.Page, o Options, result *Result) (*writer, error) {
+	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), result: result, doubtful: o.doubtful}
+	var err error
 	if _, w.sectorBytes, err = t.wholeSectors(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	pool, err := o.outside(t).pool()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	w.thinBytes, w.fillsBlocks = pool.BlockBytes, pool.SkipsZeroing
 	w.alwaysAll = o.WriteZeros || w.doubtful && w.thinBytes == 0
-	w.held, done, err = t.held()
-	return w, done, err
+	return w, nil
 }
 
 // confirm writes data unless the target holds it, as it does where an interrupted

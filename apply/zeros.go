@@ -317,7 +317,7 @@ func (w *writer) makeZeros(ctx context.Context, s span) (written int64, err erro
 		return w.writeSpan(s)
 	case err != nil:
 		return 0, fmt.Errorf("make %d bytes at byte %d zeros: %w", part.bytes(), part.begin, err)
-	case w.held.file != nil && w.thinBytes == 0:
+	case !w.target.info.Block && w.thinBytes == 0:
 		return 0, nil
 	}
 	for left, err := range w.held.notZeros(ctx, s) {
@@ -369,36 +369,41 @@ func (m *merging) restPart(until int64) (part span, hole bool, err error) {
 }
 
 // toClear are the parts of what the delta leaves out that are to be made zeros: what is
-// not zeros, in whole blocks of a thin volume. All is, if zeros are to be written.
+// not zeros, or all if zeros are to be written. It counts what it finds.
 func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[span, error] {
 	found := m.held.notZeros(ctx, part)
 	switch {
 	case m.o.WriteZeros:
-		return func(yield func(span, error) bool) { yield(part, nil) }
+		found = just(part)
 	case hole:
-		return func(func(span, error) bool) {}
-	case m.doubtful && m.held.file != nil && m.thinBytes == 0:
+		return just()
+	case m.thinBytes > 0:
+		return m.toClearThin(ctx, part)
+	case m.doubtful && m.held.file != nil:
 		// The page cache may have zeros where the disk has not. A hole is one.
-		return m.held.data(part)
-	case m.thinBytes == 0:
-		return found
+		found = m.held.data(part)
 	}
+	return m.counted(found)
+}
+
+// toClearThin is toClear for a thin volume, of which whole blocks are cleared.
+func (m *merging) toClearThin(ctx context.Context, part span) iter.Seq2[span, error] {
 	return func(yield func(span, error) bool) {
 		if whole := part.whole(m.thinBytes); m.fillsBlocks && whole != part {
-			// What lies beside chunks that are written is, too.
+			// What lies in a block beside chunks that are written is written, too.
 			if whole.bytes() == 0 {
 				whole = span{part.end, part.end}
 			}
-			for _, edge := range []span{{part.begin, whole.begin}, {whole.end, part.end}} {
+			for edge := range m.counted(just(span{part.begin, whole.begin}, span{whole.end, part.end})) {
 				if edge.bytes() > 0 && !yield(edge, nil) {
 					return
 				}
 			}
-			part, found = whole, m.held.notZeros(ctx, whole)
+			part = whole
 		}
 		// The fewer discards, the more blocks are whole for the kernel, which cuts them up.
 		var all span
-		for s, err := range found {
+		for s, err := range m.counted(m.held.notZeros(ctx, part)) {
 			if err != nil {
 				yield(span{}, err)
 				return
@@ -411,6 +416,29 @@ func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[s
 		if all.bytes() > 0 {
 			all = all.touched(m.thinBytes)
 			yield(span{max(all.begin, part.begin), min(all.end, part.end)}, nil)
+		}
+	}
+}
+
+// counted counts what is found before it is made zeros.
+func (m *merging) counted(found iter.Seq2[span, error]) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		for s, err := range found {
+			m.result.ZeroedBytes += s.bytes()
+			if !yield(s, err) {
+				return
+			}
+		}
+	}
+}
+
+// just yields these spans, and no error.
+func just(spans ...span) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		for _, s := range spans {
+			if !yield(s, nil) {
+				return
+			}
 		}
 	}
 }
