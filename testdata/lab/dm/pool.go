@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pool is a thin pool whose data goes nowhere: it reads as zeros.
+// Pool is a thin pool whose data goes nowhere: it reads as zeros, unless another table is
+// loaded for Data.
 type Pool struct {
 	*Device
 	Metadata     *Device // the tools read it when the pool is removed
+	Data         *Device
 	BlockSectors int64
-	data         *Device
 	dataSectors  int64
 }
 
@@ -25,13 +26,13 @@ func NewPool(t testing.TB, disk string, metadataSectors, dataSectors, blockSecto
 	t.Helper()
 	p := &Pool{BlockSectors: blockSectors, dataSectors: dataSectors}
 	p.Metadata = Create(t, "pool-metadata", metadataSectors, "linear "+disk+" 0")
-	p.data = Create(t, "pool-data", dataSectors, "zero")
+	p.Data = Create(t, "pool-data", dataSectors, "zero")
 	p.Device = CreateTable(t, "pool", []string{p.table()})
 	return p
 }
 
 func (p *Pool) table() string {
-	return fmt.Sprintf("0 %d thin-pool %s %s %d 0 1 skip_block_zeroing", p.dataSectors, p.Metadata.Path, p.data.Path, p.BlockSectors)
+	return fmt.Sprintf("0 %d thin-pool %s %s %d 0 1 skip_block_zeroing", p.dataSectors, p.Metadata.Path, p.Data.Path, p.BlockSectors)
 }
 
 // Grow gives the pool more metadata, of the same disk.

@@ -133,7 +133,7 @@ func TestPoolUncommitted(t *testing.T) {
 func TestPoolHeldByOthers(t *testing.T) {
 	p := newBusyPool(t)
 	want := deltaOf(t, openPair(t, pairOf("base", "new")))
-	p.message(t, "reserve_metadata_snap")
+	p.Message(t, "reserve_metadata_snap")
 	held := p.held(t)
 	out := filepath.Join(t.TempDir(), "delta")
 	dm.Ddsfs(t, "extract", plainPath("base"), plainPath("new"), "-o", out)
@@ -142,13 +142,13 @@ func TestPoolHeldByOthers(t *testing.T) {
 	o := pairOf("base", "new")
 	o.UnheldTries = -1
 	_, err := snapshots.Open(o)
-	for _, words := range []string{"plain-pool", "too busy", "somebody else holds", "dmsetup message plain-pool 0 release_metadata_snap"} {
+	for _, words := range []string{"thin pool pool", "too busy", "somebody else holds", "dmsetup message pool 0 release_metadata_snap"} {
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("a busy pool: %v, want %q", err, words)
 		}
 	}
 	p.wantHeld(t, "a busy pool", held)
-	p.message(t, "release_metadata_snap")
+	p.Message(t, "release_metadata_snap")
 	dm.Equal(t, "the delta of a pool that nobody holds", deltaOf(t, openPair(t, o)), want)
 	p.wantHeld(t, "a pool that nobody holds", "-")
 }
@@ -246,14 +246,14 @@ func TestPoolKilled(t *testing.T) {
 		// By then, somebody else holds one.
 		run(at)
 		if p.held(t) != "-" {
-			p.message(t, "release_metadata_snap")
+			p.Message(t, "release_metadata_snap")
 		}
-		p.message(t, fmt.Sprintf("set_transaction_id %d %d", at-1, at))
-		p.message(t, "reserve_metadata_snap")
+		p.Message(t, fmt.Sprintf("set_transaction_id %d %d", at-1, at))
+		p.Message(t, "reserve_metadata_snap")
 		theirs := p.held(t)
 		dm.Ddsfs(t, "extract", plainPath("base"), plainPath("new"), "-o", out)
 		p.wantHeld(t, fmt.Sprintf("held by others after a kill at step %d", at), theirs)
-		p.message(t, "release_metadata_snap")
+		p.Message(t, "release_metadata_snap")
 	}
 	p.wantHeld(t, "a run that survived", "-")
 	if held < 5 || noted < held {
@@ -267,8 +267,7 @@ func TestPoolSignal(t *testing.T) {
 	halt := p.keepsBusy(t)
 	defer halt()
 	// Each reading of the metadata takes so long that the pool changes meanwhile.
-	slow := fmt.Sprintf("0 %d delay %s 0 250 %[2]s 0 0", plainMetaSectors, p.disks[0])
-	p.devices[0].Load(t, slow)
+	p.breaks(t, p.Metadata, fmt.Sprintf("delay %s 0 250 %[1]s 0 0", p.disks[0]))
 	for _, signal := range []os.Signal{unix.SIGTERM, unix.SIGINT} {
 		dir := t.TempDir()
 		r := start(t, "extract", plainPath("base"), plainPath("new"), "-o", filepath.Join(dir, "delta"))
@@ -284,5 +283,5 @@ func TestPoolSignal(t *testing.T) {
 			t.Errorf("%s: left %q", signal, left)
 		}
 	}
-	p.devices[0].Load(t, fmt.Sprintf("0 %d linear %s 0", plainMetaSectors, p.disks[0]))
+	p.heals(t, p.Metadata)
 }

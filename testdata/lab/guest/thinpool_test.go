@@ -24,12 +24,11 @@ import (
 // plainPool is a thin pool without LVM, so that what lies below it can be replaced. Its
 // first volume, with the id 0, is data.
 type plainPool struct {
+	*dm.Pool
 	disks   [2]string // of metadata and data
-	devices [2]*dm.Device
-	pool    *dm.Device
 	volume  *dm.Device
 	sectors int64 // of the volume
-	nextID  int
+	lastID  int
 }
 
 // The sizes of a plainPool.
@@ -40,37 +39,44 @@ const (
 
 func newPlainPool(t *testing.T, blockSectors, sectors int64) *plainPool {
 	t.Helper()
-	p := &plainPool{sectors: sectors}
-	for i, size := range []int64{plainMetaSectors, plainDataSectors} {
-		p.disks[i] = dm.Blank(t, size)
-		p.devices[i] = dm.Create(t, []string{"plain-meta", "plain-tdata"}[i], size, "linear "+p.disks[i]+" 0")
-	}
-	p.pool = dm.Create(t, "plain-pool", plainDataSectors,
-		fmt.Sprintf("thin-pool %s %s %d 0 1 error_if_no_space", p.devices[0].Path, p.devices[1].Path, blockSectors), "--uuid", "lab-thin-pool")
-	p.message(t, "create_thin 0")
+	p := &plainPool{disks: [2]string{dm.Blank(t, plainMetaSectors), dm.Blank(t, plainDataSectors)}, sectors: sectors}
+	p.Pool = dm.NewPool(t, p.disks[0], plainMetaSectors, plainDataSectors, blockSectors)
+	p.heals(t, p.Data)
+	p.Message(t, "create_thin 0")
 	p.volume = p.device(t, "data", 0)
 	return p
 }
 
-func (p *plainPool) message(t *testing.T, text string) {
+// breaks replaces what lies below the pool's metadata or data.
+func (p *plainPool) breaks(t *testing.T, device *dm.Device, target string) {
 	t.Helper()
-	dm.Run(t, "dmsetup", "message", p.pool.Name, "0", text)
+	size := int64(plainDataSectors)
+	if device == p.Metadata {
+		size = plainMetaSectors
+	}
+	device.Load(t, fmt.Sprintf("0 %d %s", size, target))
+}
+
+func (p *plainPool) heals(t *testing.T, device *dm.Device) {
+	t.Helper()
+	disk := p.disks[1]
+	if device == p.Metadata {
+		disk = p.disks[0]
+	}
+	p.breaks(t, device, "linear "+disk+" 0")
 }
 
 func (p *plainPool) device(t *testing.T, name string, id int, options ...string) *dm.Device {
 	t.Helper()
-	return dm.Create(t, "plain-"+name, p.sectors, fmt.Sprintf("thin %s %d", p.pool.Path, id), append(options, "--uuid", "lab-thin-"+name)...)
+	return dm.Create(t, "plain-"+name, p.sectors, fmt.Sprintf("thin %s %d", p.Path, id), append(options, "--uuid", "lab-thin-"+name)...)
 }
 
-// snapshot makes a read-only snapshot of the volume, and returns its id.
-func (p *plainPool) snapshot(t *testing.T, name string) (id int) {
+// snapshot makes a read-only snapshot of the volume, whose ids count from 1.
+func (p *plainPool) snapshot(t *testing.T, name string) {
 	t.Helper()
-	p.nextID++
-	dm.Run(t, "dmsetup", "suspend", p.volume.Name)
-	p.message(t, fmt.Sprintf("create_snap %d 0", p.nextID))
-	dm.Run(t, "dmsetup", "resume", p.volume.Name)
-	p.device(t, name, p.nextID, "--readonly")
-	return p.nextID
+	p.lastID++
+	p.Snapshot(t, p.lastID, p.volume, 0)
+	p.device(t, name, p.lastID, "--readonly")
 }
 
 func plainPath(name string) string { return "/dev/mapper/plain-" + name }
@@ -83,7 +89,7 @@ func (p *plainPool) write(t *testing.T, what string, sector, count int64) {
 // held is the pool's metadata snapshot as its status has it, - for none.
 func (p *plainPool) held(t *testing.T) string {
 	t.Helper()
-	return strings.Fields(p.pool.Status(t))[3]
+	return strings.Fields(p.Status(t))[3]
 }
 
 // discard discards a part of a device, in bytes.
@@ -187,9 +193,9 @@ func TestPoolAgainstThinDelta(t *testing.T) {
 				p.snapshot(t, name)
 				names, images = append(names, name), append(images, dm.Read(t, plainPath(name), true))
 			}
-			p.pool.Status(t) // commits
+			p.Status(t) // commits
 			metadata := dm.Blank(t, plainMetaSectors)
-			dm.Run(t, "dd", "if="+p.devices[0].Path, "of="+metadata, "bs=1M", "iflag=direct", "oflag=direct", "status=none")
+			dm.Run(t, "dd", "if="+p.Metadata.Path, "of="+metadata, "bs=1M", "iflag=direct", "oflag=direct", "status=none")
 			for a := range names {
 				for b := range names {
 					if a == b {
@@ -230,43 +236,30 @@ func TestPoolAgainstThinDelta(t *testing.T) {
 	}
 }
 
-// breaks replaces what lies below the pool's metadata, 0, or data, 1.
-func (p *plainPool) breaks(t *testing.T, device int, target string) {
-	t.Helper()
-	size := []int64{plainMetaSectors, plainDataSectors}[device]
-	p.devices[device].Load(t, fmt.Sprintf("0 %d %s", size, target))
-}
-
-func (p *plainPool) heals(t *testing.T, device int) {
-	t.Helper()
-	p.breaks(t, device, "linear "+p.disks[device]+" 0")
-}
-
 // A pool that fails while NEW is read, or before: an error, and never a delta that looks
 // good.
 func TestPoolFails(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		do   func(t *testing.T, p *plainPool, fails func(words ...string))
-		// reads says that NEW can't be read meanwhile.
-		unreadable bool
+		name       string
+		do         func(t *testing.T, p *plainPool, fails func(words ...string))
+		unreadable bool // NEW, after that
 	}{
 		{"its data", func(t *testing.T, p *plainPool, fails func(words ...string)) {
-			p.breaks(t, 1, "error")
+			p.breaks(t, p.Data, "error")
 			fails("plain-new", "input/output error")
 		}, true},
 		{"a commit", func(t *testing.T, p *plainPool, fails func(words ...string)) {
-			p.devices[0].Load(t, fmt.Sprintf("0 8 linear %s 0", p.disks[0]), fmt.Sprintf("8 %d flakey %s 8 0 60 1 error_writes", plainMetaSectors-8, p.disks[0]))
-			p.pool.Status(t) // commits
-			p.heals(t, 0)
-			if status := p.pool.Status(t); !strings.Contains(status, " ro ") || !strings.Contains(status, "needs_check") {
+			p.Metadata.Load(t, fmt.Sprintf("0 8 linear %s 0", p.disks[0]), fmt.Sprintf("8 %d flakey %s 8 0 60 1 error_writes", plainMetaSectors-8, p.disks[0]))
+			p.Status(t) // commits
+			p.heals(t, p.Metadata)
+			if status := p.Status(t); !strings.Contains(status, " ro ") || !strings.Contains(status, "needs_check") {
 				t.Errorf("a precondition: the pool is %q", status)
 			}
-			fails("plain-pool", "needs a check")
+			fails("thin pool pool", "needs a check")
 		}, false},
 		{"its metadata", func(t *testing.T, p *plainPool, fails func(words ...string)) {
-			p.breaks(t, 0, "error")
-			fails("plain-pool", "has failed")
+			p.breaks(t, p.Metadata, "error")
+			fails("thin pool pool", "has failed")
 			fails("plain-new", "pool has failed")
 		}, true},
 	} {
@@ -290,8 +283,8 @@ func TestPoolFails(t *testing.T) {
 			if err == nil {
 				dm.Equal(t, "the mounted delta", content, want)
 			}
-			p.heals(t, 0)
-			p.heals(t, 1)
+			p.heals(t, p.Metadata)
+			p.heals(t, p.Data)
 			dm.Ddsfs(t, "unmount", m)
 		})
 	}
