@@ -5,6 +5,7 @@ package guest
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -101,6 +102,25 @@ func discard(file *os.File, offset, length int64) error {
 	return nil
 }
 
+// discard discards a part of the volume, in sectors.
+func (p *plainPool) discard(t *testing.T, sector, count int64) {
+	t.Helper()
+	file, err := os.OpenFile(p.volume.Path, os.O_WRONLY, 0)
+	if err == nil {
+		err = errors.Join(discard(file, sector*dm.SectorSize, count*dm.SectorSize), file.Sync(), file.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// resize makes the volume larger or smaller.
+func (p *plainPool) resize(t *testing.T, sectors int64) {
+	t.Helper()
+	p.sectors = sectors
+	p.volume.Load(t, fmt.Sprintf("0 %d thin %s 0", sectors, p.Path))
+}
+
 // pairOf are the options for a pair of plain snapshots.
 func pairOf(base, new string) snapshots.Options {
 	return snapshots.Options{Base: plainPath(base), Source: plainPath(new), StateDir: stateDir}
@@ -129,6 +149,71 @@ func deltaOf(t *testing.T, p *snapshots.Pair) []byte {
 		t.Fatal(err)
 	}
 	return delta
+}
+
+// Blocks of any size, of which the last one is cut off by the volume's end, as the last
+// chunk is. New ones have what others left there, as the pool does not zero them.
+func TestPoolBlocks(t *testing.T) {
+	for _, block := range []int64{64 << 10, 192 << 10, 1 << 20} {
+		t.Run(fmt.Sprint(block>>10), func(t *testing.T) {
+			block, chunks := block/dm.SectorSize, int(block>>16) // of a block
+			p := newPlainPool(t, block, 10*block+block/2+73)
+			p.write(t, "of others", 0, p.sectors)
+			p.discard(t, 0, p.sectors)
+			for _, b := range []int64{0, 1, 3, 4, 5, 6, 8, 9} {
+				p.write(t, "base", b*block+16, 8)
+			}
+			p.snapshot(t, "base")
+			base := dm.Read(t, plainPath("base"), true)
+			if !bytes.Contains(base, []byte("of others")) {
+				t.Error("a precondition: a new block has what was there before")
+			}
+			p.write(t, "new", block+16, 8)     // a mapped block
+			p.write(t, "new", 2*block+32, 8)   // a new one
+			p.write(t, "base", 9*block+16, 8)  // with what it has already
+			p.discard(t, 4*block, 2*block)     // whole blocks
+			p.discard(t, 8*block+8, block/2)   // a part of one
+			p.write(t, "last", p.sectors-1, 1) // the partial one
+			p.snapshot(t, "new")
+			delta := deliver(t, plainPath("base"), plainPath("new"), "--base-check")
+			if n, all := infoOf(t, delta).Exceptions, int(p.sectors/128+1); n < 5*chunks || n > all-3*chunks {
+				t.Errorf("%d of %d chunks", n, all)
+			}
+			// The target proves that it is the base, or does not.
+			other := bytes.Clone(base)
+			other[(block+16)*dm.SectorSize]++
+			target := file(t, other)
+			dm.Fails(t, nil, 3, []string{target, "refused"}, "apply", "--state-dir", t.TempDir(), delta, target)
+			dm.Holds(t, "what is not the base", target, other)
+			target = file(t, base)
+			dm.Ddsfs(t, "apply", "--state-dir", t.TempDir(), delta, target)
+			dm.Holds(t, "the target of the base check", target, dm.Read(t, plainPath("new"), true))
+			full(t, plainPath("new"))
+
+			p.resize(t, p.sectors+3*block+5)
+			p.write(t, "grown", 12*block+8, 8)
+			p.snapshot(t, "grown")
+			deliver(t, plainPath("new"), plainPath("grown"))
+		})
+	}
+}
+
+// A volume that was reduced and grew again shows what its end held before, as lvreduce
+// leaves the mappings. Both snapshots have them, and only the newer one is large enough to
+// show them.
+func TestPoolRegrown(t *testing.T) {
+	p := newPlainPool(t, 128, 16384)
+	p.write(t, "old", 0, 8)
+	p.write(t, "old", 12288, 256)
+	p.resize(t, 8192)
+	p.snapshot(t, "base")
+	p.resize(t, 14336)
+	p.write(t, "new", 10240, 8)
+	p.snapshot(t, "new")
+	deliver(t, plainPath("base"), plainPath("new"))
+	if !bytes.HasPrefix(dm.Read(t, plainPath("new"), true)[12288*dm.SectorSize:], []byte("old")) {
+		t.Error("a precondition: the volume shows again what it held")
+	}
 }
 
 // thinDelta are the blocks that thin_delta calls different, of a copy of the metadata.
