@@ -29,14 +29,23 @@ type pool interface {
 	// name is what messages call the pool, and key names it, also after a reboot.
 	name() string
 	key() (string, error)
-	// open opens the metadata device, whose reads must bypass the page cache: the kernel
-	// writes beneath that.
-	open() (metadata layer.Volume, close func() error, err error)
+	open() (poolMetadata, error)
 	// heldBlock returns the metadata block with the root of the pool's metadata snapshot,
 	// 0 if none is held.
 	heldBlock() (uint64, error)
 	send(message string) error
 }
+
+// poolMetadata is the open metadata device of a pool. Its reads must bypass the page cache,
+// as the kernel writes beneath that.
+type poolMetadata interface {
+	layer.Volume
+	// Counter returns the kernel's counts of writes to the device.
+	Counter() (blockdev.Counter, error)
+	Close() error
+}
+
+var _ poolMetadata = (*blockdev.Device)(nil)
 
 // The messages to a pool (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
 const (
@@ -47,9 +56,10 @@ const (
 // poolReader reads the metadata of a pool in use.
 //
 // A committed node is not changed where it lies as long as a volume has it, and the
-// volumes of a pair are read-only snapshots; so it is read as it is, and a superblock that
-// is the same before and after tells that it did not move meanwhile. A busy pool's
-// superblock is another one each second. Then the pool's metadata snapshot keeps what is
+// volumes of a pair are read-only snapshots; so it is read as it is. If the superblock is
+// the same before and after, and nothing was written in between, it did not move. (The
+// superblock alone would not tell: after two commits, it and the nodes may lie where they
+// lay before, and hold something else.) A busy pool is written to each second. Then the pool's metadata snapshot keeps what is
 // read in its place. A pool has only one of these, without an owner. It outlives the
 // process and a reboot, and pins all data that is discarded. So it is written down before
 // it is reserved, and the next run releases what a killed one left:
@@ -119,11 +129,15 @@ func (r *poolReader) read(use func(context.Context, *thin.Metadata) error) error
 // readUnheld reads the metadata without a metadata snapshot. The result counts only if the
 // metadata was steady.
 func (r *poolReader) readUnheld(use func(context.Context, *thin.Metadata) error) (steady bool, err error) {
-	v, done, err := r.pool.open()
+	v, err := r.pool.open()
 	if err != nil {
 		return true, err
 	}
-	defer done()
+	defer v.Close()
+	writes, err := v.Counter()
+	if err != nil {
+		return true, r.failed(err)
+	}
 	before, err := thin.Read(v, 0)
 	if err != nil {
 		return !errors.Is(err, thin.ErrDamaged), r.failed(err)
@@ -132,6 +146,10 @@ func (r *poolReader) readUnheld(use func(context.Context, *thin.Metadata) error)
 	after, afterErr := thin.Read(v, 0)
 	if afterErr != nil || before.Superblock != after.Superblock {
 		return afterErr != nil && !errors.Is(afterErr, thin.ErrDamaged), r.failed(afterErr)
+	}
+	writesAfter, afterErr := v.Counter()
+	if afterErr != nil || writes != writesAfter {
+		return afterErr != nil, r.failed(afterErr)
 	}
 	return true, r.failed(err)
 }
@@ -159,12 +177,12 @@ func (r *poolReader) readHeld(use func(context.Context, *thin.Metadata) error) e
 		return err
 	}
 	return r.holding(func(ctx context.Context) (err error) {
-		v, done, err := r.pool.open()
+		v, err := r.pool.open()
 		if err != nil {
 			return err
 		}
 		// It must not be open any more when the pool may be removed.
-		defer done()
+		defer v.Close()
 		now, err := thin.Read(v, 0)
 		if err != nil {
 			return r.failed(err)
@@ -303,11 +321,11 @@ func (r *poolReader) isHeld(n note) (bool, error) {
 	if err != nil || held == 0 || n.HeldBlock != 0 && n.HeldBlock != held {
 		return false, err
 	}
-	v, done, err := r.pool.open()
+	v, err := r.pool.open()
 	if err != nil {
 		return false, err
 	}
-	defer done()
+	defer v.Close()
 	if n.HeldBlock != 0 {
 		digest, err := rootDigest(v, held)
 		return digest == n.Digest, r.failed(err)
@@ -386,16 +404,16 @@ func (p livePool) name() string { return p.DMName() }
 
 func (p livePool) key() (string, error) { return p.Key() }
 
-func (p livePool) open() (layer.Volume, func() error, error) {
+func (p livePool) open() (poolMetadata, error) {
 	table, err := p.PoolTable()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	device, err := blockdev.OpenNumber(table.Metadata.String())
 	if err != nil {
-		return nil, nil, fmt.Errorf("metadata of thin pool %s: %w", p.name(), err)
+		return nil, fmt.Errorf("metadata of thin pool %s: %w", p.name(), err)
 	}
-	return device, device.Close, nil
+	return device, nil
 }
 
 func (p livePool) heldBlock() (uint64, error) {

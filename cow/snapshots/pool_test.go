@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"testing"
 
-	"ddsfs/cow/layer"
+	"ddsfs/cow/blockdev"
 	"ddsfs/cow/thin"
 	"ddsfs/testdata/harness"
 )
@@ -25,6 +25,8 @@ import (
 type kernelPool struct {
 	image []byte // of its metadata
 	held  uint64
+	// written is how many sectors were written to it.
+	written uint64
 	// steps, if set, is what the process that sends messages does, and ends it.
 	steps *harness.Storage
 	// Each reading of the superblock calls before with the number of these so far.
@@ -134,9 +136,9 @@ func (p *kernelPool) release() error {
 func (p *kernelPool) name() string         { return "test-pool" }
 func (p *kernelPool) key() (string, error) { return "dm:test/pool", nil }
 
-func (p *kernelPool) open() (layer.Volume, func() error, error) {
+func (p *kernelPool) open() (poolMetadata, error) {
 	p.opened++
-	return poolVolume{bytes.NewReader(p.image), p}, func() error { p.opened--; return nil }, nil
+	return poolVolume{bytes.NewReader(p.image), p}, nil
 }
 
 // poolVolume is a kernelPool's metadata device.
@@ -154,6 +156,12 @@ func (v poolVolume) ReadAt(b []byte, off int64) (int, error) {
 	}
 	return v.Reader.ReadAt(b, off)
 }
+
+func (v poolVolume) Counter() (blockdev.Counter, error) {
+	return blockdev.Counter{WrittenSectors: v.p.written}, nil
+}
+
+func (v poolVolume) Close() error { v.p.opened--; return nil }
 
 func (p *kernelPool) step() error {
 	if p.steps == nil {
@@ -242,6 +250,11 @@ func TestPoolReading(t *testing.T) {
 		{"a commit during the first reading", func(p *kernelPool, n int) {
 			if n == 2 {
 				p.commit()
+			}
+		}, 0, 4, false},
+		{"two commits during the first reading, which leave the superblock as it was", func(p *kernelPool, n int) {
+			if n == 2 {
+				p.written += 16
 			}
 		}, 0, 4, false},
 		{"a commit during each reading", func(p *kernelPool, n int) { p.commit() }, 0, 2*unheldTries + 1, true},
