@@ -41,7 +41,7 @@ const (
 
 	// The kernel takes 30 to 130 ms to destroy a context of io_submit, so one is only
 	// made for a device of which many pieces are read.
-	piecesWorthABatch = 1 << 13
+	piecesWorthABatch = 1 << 10
 
 	// maxBatches times piecesAtOnce pieces keep any disk's queue full.
 	maxBatches = 4
