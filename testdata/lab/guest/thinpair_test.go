@@ -59,12 +59,6 @@ func (v *thinVolume) poolStatus(t *testing.T) []string {
 	return strings.Fields(dm.Run(t, "dmsetup", "status", v.group+"-pool-tpool"))
 }
 
-// held is the pool's metadata snapshot as its status has it, - for none.
-func (v *thinVolume) held(t *testing.T) string {
-	t.Helper()
-	return v.poolStatus(t)[6]
-}
-
 // deliver makes the delta of a pair, and checks that it makes what new holds of what base
 // holds.
 func (v *thinVolume) deliver(t *testing.T, base, new string) (delta string) {
