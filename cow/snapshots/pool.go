@@ -55,11 +55,12 @@ const (
 
 // poolReader reads the metadata of a pool in use.
 //
-// A committed node is not changed where it lies as long as a volume has it, and the
-// volumes of a pair are read-only snapshots; so it is read as it is. If the superblock is
-// the same before and after, and nothing was written in between, it did not move. (The
-// superblock alone would not tell: after two commits, it and the nodes may lie where they
-// lay before, and hold something else.) A busy pool is written to each second. Then the pool's metadata snapshot keeps what is
+// A committed node is not changed where it lies as long as a volume has it. So the trees
+// of read-only snapshots stay as they are, and a superblock that is the same before and
+// after tells that the way to them did, too. The tree of a volume that can be written to
+// moves. After two commits, the superblock and the nodes may lie where they lay before,
+// and hold something else: then nothing at all may be written meanwhile. A busy pool's
+// superblock is another one each second. Then the pool's metadata snapshot keeps what is
 // read in its place. A pool has only one of these, without an owner. It outlives the
 // process and a reboot, and pins all data that is discarded. So it is written down before
 // it is reserved, and the next run releases what a killed one left:
@@ -75,6 +76,8 @@ type poolReader struct {
 	pool    pool
 	dir     string // of the notes
 	storage files.Storage
+	// moves says that a volume that is read can be written to.
+	moves bool
 	// tries is how often it is read without a metadata snapshot.
 	tries int
 	// holding runs a function that must not be ended by a signal. The context is
@@ -148,7 +151,7 @@ func (r *poolReader) readUnheld(use func(context.Context, *thin.Metadata) error)
 		return afterErr != nil && !errors.Is(afterErr, thin.ErrDamaged), r.failed(afterErr)
 	}
 	writesAfter, afterErr := v.Counter()
-	if afterErr != nil || writes != writesAfter {
+	if afterErr != nil || r.moves && writes != writesAfter {
 		return afterErr != nil, r.failed(afterErr)
 	}
 	return true, r.failed(err)

@@ -269,7 +269,7 @@ func (p *Pair) dataChunks(volume *thinMember, chunkBytes int64, o Options) (data
 	if volume.isVolume() {
 		p.members.live = true // its identity names no state of it
 	}
-	err = p.readPool(volume, o, func(ctx context.Context, m *thin.Metadata) error {
+	err = p.readPool(volume, volume.readOnly, o, func(ctx context.Context, m *thin.Metadata) error {
 		d, err := m.Device(volume.id)
 		if err != nil {
 			return fmt.Errorf("%s: %w", volume.info.Path, err)

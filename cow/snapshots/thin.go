@@ -237,8 +237,8 @@ func (c blockChanges) checkTimes(base, new *thinMember, baseDevice, newDevice th
 }
 
 // readPool reads the metadata of the pool of a volume that is open, as often as it takes
-// to read it in one state.
-func (p *Pair) readPool(volume *thinMember, o Options, use func(context.Context, *thin.Metadata) error) error {
+// to read it in one state. All volumes that are read from it are read-only, or not.
+func (p *Pair) readPool(volume *thinMember, readOnly bool, o Options, use func(context.Context, *thin.Metadata) error) error {
 	info := volume.info
 	t, err := info.Thin()
 	if err != nil || t == nil {
@@ -263,7 +263,7 @@ func (p *Pair) readPool(volume *thinMember, o Options, use func(context.Context,
 		p.Warnings = append(p.Warnings, fmt.Sprintf("thin pool %s is out of data space, and writes to its volumes wait or fail (lvextend it); snapshots hold what they held", name))
 	}
 	r := poolReader{
-		pool: livePool{pool}, dir: o.StateDir, storage: o.Storage, tries: o.UnheldTries, holding: o.Holding,
+		pool: livePool{pool}, moves: !readOnly, dir: o.StateDir, storage: o.Storage, tries: o.UnheldTries, holding: o.Holding,
 		warn: func(text string) { p.Warnings = append(p.Warnings, text) },
 	}
 	r.fill()
@@ -281,7 +281,7 @@ func (p *Pair) readThinChanges(base, new *thinMember, o Options) (c blockChanges
 		return c, err
 	}
 	var devices [2]thin.Device
-	err = p.readPool(new, o, func(ctx context.Context, m *thin.Metadata) error {
+	err = p.readPool(new, base.readOnly && new.readOnly, o, func(ctx context.Context, m *thin.Metadata) error {
 		for i, member := range []*thinMember{base, new} {
 			var err error
 			if devices[i], err = m.Device(member.id); err != nil {
