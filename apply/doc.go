@@ -39,10 +39,9 @@
 //
 // ahead.go (decoding ahead of the writing), ours.go and nextdoor.go (the other users of a
 // device), target.go (and what the system knows of one), options.go, zeros.go (what of a
-// target is not zeros, and what becomes zeros), input.go and spool.go (where a delta is read
-// from), verify.go and status.go (commands of their own), merger.go (a target that is held),
-// check.go (a delta, and whether the target may take it), merge.go (the writing), known.go
-// (a record, and whether the target is still like that), opening.go, undo.go, journal.go
-// (what is durable before what), apply.go (a merge from its beginning). Each uses those
-// before it.
+// target is not zeros), input.go and spool.go (where a delta is read from), verify.go and
+// status.go (commands of their own), merger.go (a target that is held), check.go (a delta,
+// and whether the target may take it), writer.go and merge.go (the writing), known.go (a
+// record, and whether the target is still like that), opening.go, undo.go, journal.go (what
+// is durable before what), apply.go (a merge from its beginning). Each uses those before it.
 package apply

@@ -3,7 +3,6 @@
 package apply
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,41 +14,12 @@ import (
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/chunks"
-	"ddsfs/cow/files"
 	"ddsfs/cow/report"
 )
 
-const (
-	// checkpointBytes is how much is written before the target is flushed and the
-	// record says so: an interrupted merge then has less to do again.
-	checkpointBytes = 512 << 20
-
-	// zeroBytes is the shortest run of zeros that is not just written.
-	zeroBytes = 4096
-)
-
-// writer writes the data of a delta to the target.
-type writer struct {
-	target    *Target
-	page      *record.Page
-	trail     files.Trail
-	alwaysAll bool // write zeros as anything else
-	result    *Result
-	existing  []byte
-	zeros     []byte // to be written
-
-	// held is what the disk holds, whatever the page cache has. It is nil where nothing
-	// is made zeros without a write.
-	held *held
-	// doubtful says that what reads as zeros from the page cache may not be on the disk.
-	doubtful bool
-	// sectorBytes is the size of a block device's sectors, and thinBytes that of the
-	// blocks of a thin volume's pool, 0 for another target.
-	sectorBytes, thinBytes int64
-	// fillsBlocks says that a new block of the pool must be filled: the rest of it would
-	// not hold zeros, whatever was read there before.
-	fillsBlocks bool
-}
+// checkpointBytes is how much is written before the target is flushed and the record says
+// so: an interrupted merge then has less to do again.
+const checkpointBytes = 512 << 20
 
 // begun is what a merge of a delta that streams in has begun to write: which chunks the
 // delta has is known only at its end.
@@ -328,166 +298,91 @@ func (m *merging) progress(stage Stage) {
 	m.o.Progress(stage, done, total)
 }
 
-func newWriter(t *Target, page *record.Page, o Options, result *Result) (*writer, error) {
-	w := &writer{target: t, page: page, trail: files.Behind(t, o.windowBytes), result: result, doubtful: o.doubtful}
-	var err error
-	if _, w.sectorBytes, err = t.wholeSectors(); err != nil {
-		return nil, err
-	}
-	pool, err := o.outside(t).pool()
-	if err != nil {
-		return nil, err
-	}
-	w.thinBytes, w.fillsBlocks = pool.BlockBytes, pool.SkipsZeroing
-	w.alwaysAll = o.WriteZeros || w.doubtful && w.thinBytes == 0
-	return w, nil
-}
+// restBytes is how much of what a sparse delta leaves out is handled at once.
+const restBytes = 16 * searchBytes
 
-// confirm writes data unless the target holds it, as it does where an interrupted
-// merge had flushed it and nothing else wrote to it.
-func (w *writer) confirm(ctx context.Context, data []byte, off int64) error {
-	if len(data) == 0 {
-		return nil
+// restPart is the next part of what the delta leaves out, up to that byte. It ends where
+// a block of a thin volume does, or is a hole.
+func (m *merging) restPart(until int64) (part span, hole bool, err error) {
+	data := span{m.at, until}
+	if !m.o.WriteZeros {
+		data, err = m.held.nextData(data)
 	}
-	same, err := w.holds(data, off)
-	if err != nil {
-		return err
-	}
-	if !same {
-		return w.put(ctx, data, off)
-	}
-	w.result.ResumedBytes += int64(len(data))
-	return nil
-}
-
-// holds tells whether the target holds data.
-func (w *writer) holds(data []byte, off int64) (bool, error) {
-	if len(w.existing) < len(data) {
-		w.existing = make([]byte, len(data))
-	}
-	existing := w.existing[:len(data)]
-	if _, err := w.target.ReadAt(existing, off); err != nil {
-		return false, fmt.Errorf("read %d bytes at byte %d: %w", len(data), off, err)
-	}
-	return bytes.Equal(existing, data), nil
-}
-
-// willCompare starts to read the parts of the target that confirm and write will
-// compare, so that the disk has many reads to do at once.
-func (w *writer) willCompare(p piece) {
-	if p.known > 0 {
-		w.target.WillRead(p.off, p.known)
-	}
-	off := p.off + p.known
-	for part, zero := range w.parts(p.data[p.known:]) {
-		if zero {
-			w.target.WillRead(off, int64(len(part)))
+	// In steps, so that a sample is of the place where the first thing was found.
+	if skip := (data.begin - m.at) / zeroBytes * zeroBytes; skip > 0 || data.bytes() == 0 {
+		end := m.at + skip
+		if data.bytes() == 0 {
+			end = until
 		}
-		off += int64(len(part))
+		return span{m.at, end}, true, err
 	}
+	unit := cmp.Or(m.o.restBytes, restBytes)
+	if m.thinBytes > 0 {
+		unit = span{0, unit}.touched(m.thinBytes).end
+	}
+	return span{m.at, min(until, (m.at/unit+1)*unit)}, false, err
 }
 
-// put writes data. Runs of zeros are written only where the target does not read as
-// zeros already, to a file as holes, and to a thin volume as discards of whole blocks.
-func (w *writer) put(ctx context.Context, data []byte, off int64) (err error) {
-	for part, zero := range w.parts(data) {
-		if zero {
-			err = w.writeZeros(ctx, part, off)
-		} else {
-			err = w.writeData(part, off)
-		}
-		if err != nil {
-			return err
-		}
-		off += int64(len(part))
+// toClear are the parts of what the delta leaves out that are to be made zeros: what is
+// not zeros, or all if zeros are to be written. It counts what it finds.
+func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[span, error] {
+	found := m.held.notZeros(ctx, part)
+	switch {
+	case m.o.WriteZeros:
+		found = just(part)
+	case hole:
+		return just()
+	case m.thinBytes > 0:
+		return m.toClearThin(ctx, part)
+	case m.doubtful && m.held.file != nil:
+		// The page cache may have zeros where the disk has not. A hole is one.
+		found = m.held.data(part)
 	}
-	return nil
+	return m.counted(found)
 }
 
-// parts are the parts of data that are zeros and not just written, and those between
-// them.
-func (w *writer) parts(data []byte) iter.Seq2[[]byte, bool] {
-	return func(yield func(part []byte, zero bool) bool) {
-		isZero := func(b []byte) bool { return !w.alwaysAll && isZero(b) }
-		for len(data) > 0 {
-			n := min(zeroBytes, len(data))
-			zero := isZero(data[:n])
-			for n < len(data) && isZero(data[n:min(n+zeroBytes, len(data))]) == zero {
-				n = min(n+zeroBytes, len(data))
+// toClearThin is toClear for a thin volume, of which whole blocks are cleared.
+func (m *merging) toClearThin(ctx context.Context, part span) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		if whole := part.whole(m.thinBytes); m.fillsBlocks && whole != part {
+			// What lies in a block beside chunks that are written is written, too.
+			if whole.bytes() == 0 {
+				whole = span{part.end, part.end}
 			}
-			if !yield(data[:n], zero) {
+			for edge := range m.counted(just(span{part.begin, whole.begin}, span{whole.end, part.end})) {
+				if edge.bytes() > 0 && !yield(edge, nil) {
+					return
+				}
+			}
+			part = whole
+		}
+		// The fewer discards, the more blocks are whole for the kernel, which cuts them up.
+		var all span
+		for s, err := range m.counted(m.held.notZeros(ctx, part)) {
+			if err != nil {
+				yield(span{}, err)
 				return
 			}
-			data = data[n:]
+			if all.bytes() == 0 {
+				all = s
+			}
+			all.end = s.end
+		}
+		if all.bytes() > 0 {
+			all = all.touched(m.thinBytes)
+			yield(span{max(all.begin, part.begin), min(all.end, part.end)}, nil)
 		}
 	}
 }
 
-func (w *writer) writeData(data []byte, off int64) error {
-	if len(data) == 0 {
-		return nil
-	}
-	n, err := w.writeOut(data, off)
-	w.result.WrittenBytes += int64(n)
-	return err
-}
-
-// writeOut writes to the target, and counts nothing.
-func (w *writer) writeOut(data []byte, off int64) (n int, err error) {
-	w.page.Begin(off, int64(len(data)))
-	n, err = w.target.WriteAt(data, off)
-	w.page.Done()
-	if err != nil {
-		err = fmt.Errorf("write %d bytes at byte %d: %w", len(data), off, err)
-	}
-	return n, err
-}
-
-// writeZeros makes a part of the target read as zeros, which data is.
-func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
-	s := span{off, off + int64(len(data))}
-	blocks := w.thinBytes > 0 && s.whole(w.thinBytes).bytes() > 0
-	if (w.doubtful || w.fillsBlocks) && !blocks {
-		return w.writeData(data, off)
-	}
-	if w.fillsBlocks {
-		whole := s.whole(w.thinBytes)
-		for _, edge := range []span{{s.begin, whole.begin}, {whole.end, s.end}} {
-			if err := w.writeData(data[:edge.bytes()], edge.begin); err != nil {
-				return err
+// counted counts what is found before it is made zeros.
+func (m *merging) counted(found iter.Seq2[span, error]) iter.Seq2[span, error] {
+	return func(yield func(span, error) bool) {
+		for s, err := range found {
+			m.result.ZeroedBytes += s.bytes()
+			if !yield(s, err) {
+				return
 			}
 		}
-		s, data = whole, data[:whole.bytes()]
 	}
-	zero, err := w.areZeros(ctx, s, data, blocks)
-	if err != nil {
-		return err
-	}
-	if zero {
-		w.result.SkippedZeroBytes += s.bytes()
-		return nil
-	}
-	if w.target.info.Block && !blocks {
-		return w.writeData(data, off)
-	}
-	// It is not known what an error leaves.
-	w.result.PunchedBytes += s.bytes()
-	written, err := w.makeZeros(ctx, s)
-	w.result.PunchedBytes -= written
-	w.result.WrittenBytes += written
-	return err
 }
-
-// areZeros tells whether a part of the target holds zeros, which data is: on the disk, or
-// as the page cache has it.
-func (w *writer) areZeros(ctx context.Context, s span, data []byte, onDisk bool) (bool, error) {
-	if !onDisk {
-		return w.holds(data, s.begin)
-	}
-	for _, err := range w.held.notZeros(ctx, s) {
-		return false, err
-	}
-	return true, nil
-}
-
-var zeros [zeroBytes]byte

@@ -101,7 +101,7 @@ func TestSparse(t *testing.T) {
 						case name == "full" && result.ZeroedBytes != rest:
 							t.Errorf("zeroed %d of %d", result.ZeroedBytes, rest)
 						}
-						if room := int64(len(list)+8) * 4096; len(list) < 10 && allocated(t, file) > room {
+						if room := int64(len(list)+16) * 4096; len(list) < 10 && allocated(t, file) > room {
 							t.Errorf("it takes %d bytes, and %d at most are needed", allocated(t, file), room)
 						}
 						if way.name != "file" || len(list) > 10 {

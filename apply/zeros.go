@@ -4,10 +4,7 @@ package apply
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"iter"
 	"os"
 	"runtime"
@@ -115,6 +112,9 @@ func (h *held) notZeroChunks(ctx context.Context, spans iter.Seq[span], chunkByt
 	var b chunks.Builder
 	before := int64(0) // bytes of the spans before
 	for s := range spans {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		for part, err := range h.search(ctx, s, min(chunkBytes, searchBytes)) {
 			if err != nil {
 				return nil, err
@@ -159,8 +159,16 @@ func (h *held) data(s span) iter.Seq2[span, error] {
 	}
 }
 
-// searchBytes is how much is searched at once.
-const searchBytes = 1 << 20
+const (
+	// zeroBytes is the unit in which zeros are looked for, and the shortest run of them
+	// that is not just written.
+	zeroBytes = 4096
+
+	// searchBytes is how much is searched at once.
+	searchBytes = 1 << 20
+)
+
+var zeros [zeroBytes]byte
 
 // parts are those of a span that must be read to search it. Each begins with a step, and
 // has whole ones, up to the end of the span.
@@ -281,155 +289,6 @@ func isZero(b []byte) bool {
 		b = b[n:]
 	}
 	return true
-}
-
-// zeroBytesAtOnce is how much of zeros is written at once.
-const zeroBytesAtOnce = 1 << 20
-
-// zerosOf are the zeros of the beginning of a span.
-func (w *writer) zerosOf(s span) []byte {
-	if w.zeros == nil {
-		w.zeros = make([]byte, zeroBytesAtOnce)
-	}
-	return w.zeros[:min(s.bytes(), zeroBytesAtOnce)]
-}
-
-// makeZeros makes a part of the target zeros, without writing them where the target can
-// do that. What it then holds is read back from a block device: a discard need not make
-// zeros of anything, and where a thin volume has an external origin, that shows. Written
-// is how many bytes of zeros had to be written.
-func (w *writer) makeZeros(ctx context.Context, s span) (written int64, err error) {
-	without, part := w.target.PunchHole, s
-	switch {
-	case w.thinBytes > 0:
-		without, part = w.target.Discard, s.whole(w.thinBytes)
-	case w.target.info.Block:
-		part = s.whole(w.sectorBytes)
-	}
-	err = errors.ErrUnsupported
-	if part.bytes() > 0 && !w.alwaysAll {
-		w.page.Begin(part.begin, part.bytes())
-		err = without(part.begin, part.bytes())
-		w.page.Done()
-	}
-	switch {
-	case errors.Is(err, errors.ErrUnsupported):
-		return w.writeSpan(s)
-	case err != nil:
-		return 0, fmt.Errorf("make %d bytes at byte %d zeros: %w", part.bytes(), part.begin, err)
-	case !w.target.info.Block && w.thinBytes == 0:
-		return 0, nil
-	}
-	for left, err := range w.held.notZeros(ctx, s) {
-		if err != nil {
-			return written, fmt.Errorf("read back what was made zeros: %w", err)
-		}
-		n, err := w.writeSpan(left)
-		if written += n; err != nil {
-			return written, err
-		}
-	}
-	return written, nil
-}
-
-// writeSpan writes zeros.
-func (w *writer) writeSpan(s span) (written int64, err error) {
-	for err == nil && s.begin < s.end {
-		var n int
-		n, err = w.writeOut(w.zerosOf(s), s.begin)
-		written += int64(n)
-		s.begin += int64(n)
-	}
-	return written, err
-}
-
-// restBytes is how much of what a sparse delta leaves out is handled at once.
-const restBytes = 16 * searchBytes
-
-// restPart is the next part of what the delta leaves out, up to that byte. It ends where
-// a block of a thin volume does, or is a hole.
-func (m *merging) restPart(until int64) (part span, hole bool, err error) {
-	data := span{m.at, until}
-	if !m.o.WriteZeros {
-		data, err = m.held.nextData(data)
-	}
-	// In steps, so that a sample is of the place where the first thing was found.
-	if skip := (data.begin - m.at) / zeroBytes * zeroBytes; skip > 0 || data.bytes() == 0 {
-		end := m.at + skip
-		if data.bytes() == 0 {
-			end = until
-		}
-		return span{m.at, end}, true, err
-	}
-	unit := cmp.Or(m.o.restBytes, restBytes)
-	if m.thinBytes > 0 {
-		unit = span{0, unit}.touched(m.thinBytes).end
-	}
-	return span{m.at, min(until, (m.at/unit+1)*unit)}, false, err
-}
-
-// toClear are the parts of what the delta leaves out that are to be made zeros: what is
-// not zeros, or all if zeros are to be written. It counts what it finds.
-func (m *merging) toClear(ctx context.Context, part span, hole bool) iter.Seq2[span, error] {
-	found := m.held.notZeros(ctx, part)
-	switch {
-	case m.o.WriteZeros:
-		found = just(part)
-	case hole:
-		return just()
-	case m.thinBytes > 0:
-		return m.toClearThin(ctx, part)
-	case m.doubtful && m.held.file != nil:
-		// The page cache may have zeros where the disk has not. A hole is one.
-		found = m.held.data(part)
-	}
-	return m.counted(found)
-}
-
-// toClearThin is toClear for a thin volume, of which whole blocks are cleared.
-func (m *merging) toClearThin(ctx context.Context, part span) iter.Seq2[span, error] {
-	return func(yield func(span, error) bool) {
-		if whole := part.whole(m.thinBytes); m.fillsBlocks && whole != part {
-			// What lies in a block beside chunks that are written is written, too.
-			if whole.bytes() == 0 {
-				whole = span{part.end, part.end}
-			}
-			for edge := range m.counted(just(span{part.begin, whole.begin}, span{whole.end, part.end})) {
-				if edge.bytes() > 0 && !yield(edge, nil) {
-					return
-				}
-			}
-			part = whole
-		}
-		// The fewer discards, the more blocks are whole for the kernel, which cuts them up.
-		var all span
-		for s, err := range m.counted(m.held.notZeros(ctx, part)) {
-			if err != nil {
-				yield(span{}, err)
-				return
-			}
-			if all.bytes() == 0 {
-				all = s
-			}
-			all.end = s.end
-		}
-		if all.bytes() > 0 {
-			all = all.touched(m.thinBytes)
-			yield(span{max(all.begin, part.begin), min(all.end, part.end)}, nil)
-		}
-	}
-}
-
-// counted counts what is found before it is made zeros.
-func (m *merging) counted(found iter.Seq2[span, error]) iter.Seq2[span, error] {
-	return func(yield func(span, error) bool) {
-		for s, err := range found {
-			m.result.ZeroedBytes += s.bytes()
-			if !yield(s, err) {
-				return
-			}
-		}
-	}
 }
 
 // just yields these spans, and no error.
