@@ -294,3 +294,61 @@ func TestSignalWhileTheDeltaArrives(t *testing.T) {
 		t.Errorf("left behind: %v, %v", names, err)
 	}
 }
+
+// The first sync of a file with holes: it says what it leaves out, and what of that becomes
+// zeros.
+func TestFirstSyncOfAFileWithHoles(t *testing.T) {
+	r := newReplica(t)
+	const volumeBytes = 8 << 20
+	source := make([]byte, volumeBytes)
+	copy(source[1<<20:], r.base[:100<<10])
+	must(t, os.WriteFile(r.path("source"), nil, 0o600))
+	f, err := os.OpenFile(r.path("source"), os.O_WRONLY, 0)
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(volumeBytes))
+	_, err = f.WriteAt(source[1<<20:][:100<<10], 1<<20)
+	must(t, err)
+	must(t, os.WriteFile(r.target, bytes.Repeat([]byte("old"), volumeBytes/3+1), 0o600))
+	must(t, os.Truncate(r.target, volumeBytes))
+
+	full := r.delta("full", "--full", r.path("source"), "--new-id", "monday")
+	dry := r.apply("--dry-run", full, r.target).ok()
+	for _, says := range []string{"2 chunks", "7.9 MiB of zeros left out", "7.9 MiB would become zeros"} {
+		if !strings.Contains(dry, says) {
+			t.Errorf("the dry run says %q, and not %q", dry, says)
+		}
+	}
+	if done := r.apply("--undo", r.path("undo"), full, r.target).ok(); !strings.Contains(done, "7.9 MiB of zeros left out, 7.9 MiB made zeros") {
+		t.Errorf("the merge says %q", done)
+	}
+	r.holds(source)
+	if same := ddsfs(t, "verify", full, r.target).ok(); !strings.Contains(same, "7.9 MiB of zeros left out") {
+		t.Errorf("verify says %q", same)
+	}
+	r.apply(r.path("undo"), r.target).ok()
+	ddsfs(t, "verify", full, r.target).fails(4, "does not hold what the delta says")
+	r.apply(full, r.target).ok()
+
+	target, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+	must(t, err)
+	defer target.Close()
+	_, err = target.WriteAt([]byte("x"), 5<<20)
+	must(t, err)
+	differs := ddsfs(t, "verify", full, r.target)
+	differs.fails(4, "zeros")
+	if want := r.target + ": chunks 80 to 80 of the volume differ: they should hold zeros\n"; differs.stdout != want {
+		t.Errorf("verify says %q, want %q", differs.stdout, want)
+	}
+	var v struct {
+		Rest int64 `json:"rest_bytes"`
+		Bad  []struct {
+			First int64 `json:"first_chunk"`
+			Last  int64 `json:"last_chunk"`
+		} `json:"bad_rest"`
+	}
+	must(t, json.Unmarshal([]byte(ddsfs(t, "verify", "--json", full, r.target).stdout), &v))
+	if v.Rest != volumeBytes-2*64<<10 || len(v.Bad) != 1 || v.Bad[0].First != 80 || v.Bad[0].Last != 80 {
+		t.Errorf("as JSON, verify says %+v", v)
+	}
+}
