@@ -79,7 +79,7 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 	if d.How.Verdict == record.Done {
 		return m.AlreadyDone(ctx, d)
 	}
-	if err := m.CheckBlocks(d); err != nil {
+	if err := m.CheckBlocks(d, false); err != nil {
 		return Result{}, err
 	}
 	job := record.Merging{}
@@ -122,7 +122,7 @@ func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := m.CheckBlocks(d); err != nil {
+	if err := m.CheckBlocks(d, false); err != nil {
 		return Result{}, err
 	}
 	m.o.Warn(d.How.Warning)

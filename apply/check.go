@@ -134,10 +134,12 @@ func (m *Merger) NotZeros(ctx context.Context, d *cow.Store) (*chunks.Set, error
 }
 
 // CheckBlocks refuses a delta that would be written to a part of a block of a thin pool
-// which leaves in the rest of a new block what lay there before. A full delta fills it.
-func (m *Merger) CheckBlocks(d *Checked) error {
+// which leaves in the rest of a new block what lay there before. A full delta fills it,
+// but for a sparse one that the kernel merges.
+func (m *Merger) CheckBlocks(d *Checked, byKernel bool) error {
+	fills := d.Facts.Full && !(byKernel && d.Seal.Sparse)
 	pool, err := m.o.outside(m.Target).pool()
-	if err != nil || !pool.SkipsZeroing || d.Facts.Full || d.ChunkBytes%pool.BlockBytes == 0 {
+	if err != nil || !pool.SkipsZeroing || fills || d.ChunkBytes%pool.BlockBytes == 0 {
 		return err
 	}
 	return m.Target.Refused("its thin pool does not clear new blocks, of %d bytes, and a chunk of %d bytes would get what lay beside it before: have the pool clear them (lvchange -Zy POOL)", pool.BlockBytes, d.ChunkBytes)

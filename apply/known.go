@@ -9,7 +9,6 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/blockdev"
-	"ddsfs/cow/chunks"
 	"ddsfs/cow/layer"
 )
 
@@ -182,11 +181,12 @@ func (m *Merger) Changes(d *Checked) ([]record.Sample, error) {
 	if err != nil {
 		return nil, fmt.Errorf("delta: %w", err)
 	}
-	listed, err := m.changesIn(d, d.Changed, new.Content)
-	if err != nil || d.Seal == nil || !d.Seal.Sparse {
-		return listed, err
+	listed, err := m.changesIn(d, d.Changed.Len(), d.Changed.Chunk, new.Content)
+	if err != nil {
+		return nil, err
 	}
-	left, err := m.changesIn(d, restChunks(d.Store), allZeros{})
+	count, chunk := restChunks(d.Store)
+	left, err := m.changesIn(d, count, chunk, allZeros{})
 	return append(listed, left...), err
 }
 
@@ -197,9 +197,10 @@ func (allZeros) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p)
 
 func (allZeros) Size() int64 { return math.MaxInt64 }
 
-// changesIn is Changes for a set of the delta's chunks, which will hold what new has there.
-func (m *Merger) changesIn(d *Checked, changed *chunks.Set, new layer.Volume) ([]record.Sample, error) {
-	if changed.Len() == 0 {
+// changesIn is Changes for count chunks of the delta, of which chunk returns the i-th. They
+// will hold what new has there.
+func (m *Merger) changesIn(d *Checked, count int64, chunk func(i int64) uint64, new layer.Volume) ([]record.Sample, error) {
+	if count == 0 {
 		return nil, nil
 	}
 	old, done, err := m.Target.Content()
@@ -215,13 +216,13 @@ func (m *Merger) changesIn(d *Checked, changed *chunks.Set, new layer.Volume) ([
 	for round := 0; round < rounds && len(found) < enough; round++ {
 		var holds, will [][]byte
 		var at []int64
-		for _, i := range record.Spread(changed.Len(), record.MaxChanges/2, m.o.random) {
+		for _, i := range record.Spread(count, record.MaxChanges/2, m.o.random) {
 			// Only a part of a large chunk is compared, another one each time.
 			within := int64(0)
 			if parts := d.ChunkBytes / lookBytes; parts > 1 {
 				within = m.o.random.Int64N(parts) * lookBytes
 			}
-			off := int64(changed.Chunk(i))*d.ChunkBytes + within
+			off := int64(chunk(i))*d.ChunkBytes + within
 			if bytes := min(d.ChunkBytes, lookBytes, d.Facts.EndBytes-off); bytes > 0 {
 				holds, will, at = append(holds, make([]byte, bytes)), append(will, make([]byte, bytes)), append(at, off)
 			}
@@ -236,7 +237,7 @@ func (m *Merger) changesIn(d *Checked, changed *chunks.Set, new layer.Volume) ([
 				found = append(found, s)
 			}
 		}
-		if changed.Len() <= record.MaxChanges/2 {
+		if count <= record.MaxChanges/2 {
 			break // all were looked at
 		}
 	}

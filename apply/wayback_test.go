@@ -21,6 +21,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
 )
 
@@ -338,5 +339,27 @@ func TestUndoIntoAFIFO(t *testing.T) {
 	must(t, unix.Mkfifo(r.Undo, 0o600))
 	if err := r.apply(nil); err == nil || !strings.Contains(err.Error(), "not a regular file") || !r.TargetIs(r.Base) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// The chunks that a delta leaves out are found one by one as the parts that it leaves out
+// have them.
+func TestRestChunks(t *testing.T) {
+	const volumeBytes = 200*512 - 5
+	for _, list := range [][]uint64{nil, {0}, {199}, {0, 1, 5, 6, 7, 100, 199}, {3, 198}} {
+		d := &cow.Store{Header: cow.Header{ChunkBytes: 512}, Seal: &cow.Seal{VolumeBytes: volumeBytes, Sparse: true}, Changed: chunks.Of(list...)}
+		var want, got []uint64
+		for s := range rest(d) {
+			for at := s.begin; at < s.end; at += 512 {
+				want = append(want, uint64(at/512))
+			}
+		}
+		count, chunk := restChunks(d)
+		for i := range count {
+			got = append(got, chunk(i))
+		}
+		if !slices.Equal(got, want) || len(want) != 200-len(list) {
+			t.Errorf("without %v: %v, want %v", list, got, want)
+		}
 	}
 }

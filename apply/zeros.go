@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"runtime"
+	"sort"
 	"sync"
 
 	"ddsfs/cow"
@@ -62,13 +63,15 @@ func bytesOfRest(d *cow.Store) (bytes int64) {
 	return bytes
 }
 
-// restChunks are the chunks that lie in the rest.
-func restChunks(d *cow.Store) *chunks.Set {
-	var b chunks.Builder
-	for s := range rest(d) {
-		b.AddRange(uint64(s.begin/d.ChunkBytes), uint64((s.end-1)/d.ChunkBytes)+1)
+// restChunks is how many chunks the delta leaves out, and chunk returns the i-th of them.
+func restChunks(d *cow.Store) (count int64, chunk func(i int64) uint64) {
+	if d.Seal == nil || !d.Seal.Sparse {
+		return 0, nil
 	}
-	return b.Set()
+	all := (d.Seal.VolumeBytes-1)/d.ChunkBytes + 1
+	return all - d.Changed.Len(), func(i int64) uint64 {
+		return uint64(sort.Search(int(all), func(c int) bool { return int64(c)+1-d.Changed.Rank(uint64(c)+1) > i }))
+	}
 }
 
 // held is what a target holds on its disk, to be searched for what is not zeros.

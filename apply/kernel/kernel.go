@@ -282,7 +282,7 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 			err = errors.Join(err, k.RemoveStore(from.Store))
 		}
 	}()
-	if err = cmp.Or(k.CheckBlocks(d), k.checkRest(ctx, d.Store)); err != nil {
+	if err = cmp.Or(k.CheckBlocks(d, true), k.checkRest(ctx, d.Store)); err != nil {
 		return nil, nil, err
 	}
 	job := record.Merging{Kernel: &from}
