@@ -135,6 +135,7 @@ func merge(ctx context.Context, d *cow.Decoder, stop func(), t *Target, page *re
 			return err
 		}
 		defer done()
+		w.held.toClear = true
 	}
 	if done > 0 {
 		// Data that an earlier run wrote and could not flush may still be in the page

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"ddsfs/cow"
@@ -220,6 +221,41 @@ func TestThinTargetOfAPoolThatClearsNothing(t *testing.T) {
 			case sparse && len(d.unmapped) < 20:
 				t.Errorf("mapped %v: only %d blocks are free", mapped, len(d.unmapped))
 			}
+		}
+	}
+}
+
+// badSector is a volume of zeros with a sector that can't be read.
+type badSector struct{ at int64 }
+
+func (badSector) Size() int64 { return 4 << 20 }
+
+func (b badSector) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off <= b.at && b.at < off+int64(len(p)) {
+		return 0, fmt.Errorf("sector: %w", syscall.EIO)
+	}
+	return len(p), nil
+}
+
+// What can't be read is to be cleared by a merge, and an error for who only looks.
+func TestBadSectorIsNoZeros(t *testing.T) {
+	for _, toClear := range []bool{false, true} {
+		h := &held{Volume: badSector{2<<20 + 512}, toClear: toClear}
+		var found []span
+		var failed error
+		for s, err := range h.notZeros(context.Background(), span{0, 4 << 20}) {
+			if err != nil {
+				failed = err
+				break
+			}
+			found = append(found, s)
+		}
+		switch {
+		case toClear && (failed != nil || len(found) != 1 || found[0].begin > 2<<20+512 || found[0].end <= 2<<20+512):
+			t.Errorf("to clear: %v, %v", found, failed)
+		case !toClear && !errors.Is(failed, syscall.EIO):
+			t.Errorf("to look: %v, %v", found, failed)
 		}
 	}
 }

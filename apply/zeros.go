@@ -5,11 +5,13 @@ package apply
 import (
 	"bytes"
 	"context"
+	"errors"
 	"iter"
 	"os"
 	"runtime"
 	"sort"
 	"sync"
+	"syscall"
 
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
@@ -78,7 +80,10 @@ func restChunks(d *cow.Store) (count int64, chunk func(i int64) uint64) {
 type held struct {
 	layer.Volume
 	// file knows its holes, which need not be read. It is nil for a block device.
-	file    *os.File
+	file *os.File
+	// toClear says that what can't be read is no zeros: a disk's bad sector is good again
+	// when it was written to.
+	toClear bool
 	buffers sync.Pool // of *[]byte, of searchBytes
 }
 
@@ -266,7 +271,9 @@ func (h *held) read(part span, stepBytes int64) (found []span, err error) {
 	}
 	defer h.buffers.Put(all)
 	buf := (*all)[:part.bytes()]
-	if err := layer.ReadFull(h.Volume, buf, part.begin); err != nil {
+	if err := layer.ReadFull(h.Volume, buf, part.begin); err != nil && h.toClear && errors.Is(err, syscall.EIO) {
+		return []span{part}, nil
+	} else if err != nil {
 		return nil, err
 	}
 	for at := int64(0); at < int64(len(buf)); at += stepBytes {
