@@ -16,7 +16,6 @@ import (
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
-	"ddsfs/cow/files"
 	"ddsfs/cow/inorder"
 	"ddsfs/cow/layer"
 )
@@ -150,7 +149,7 @@ func (h *held) nextData(s span) (span, error) {
 	if h.file == nil || s.bytes() == 0 {
 		return s, nil
 	}
-	begin, end, err := files.NextData(h.file, s.begin)
+	begin, end, err := blockdev.NextData(h.file, s.begin)
 	return span{min(begin, s.end), min(end, s.end)}, err
 }
 

@@ -4,6 +4,7 @@ package blockdev
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -97,5 +98,30 @@ func TestExtent(t *testing.T) {
 	}
 	if got := partsOf(t, &Device{file: proc, raw: raw, size: 100}); len(got) != 1 || got[0].hole {
 		t.Errorf("where the file system tells no holes: %v", got)
+	}
+}
+
+// What a file holds between its holes is found from any byte.
+func TestNextData(t *testing.T) {
+	const block = 64 << 10
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, at := range []int64{block, 5 * block, 6 * block} {
+		if _, err := f.WriteAt(make([]byte, block), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(9 * block); err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[int64][2]int64{
+		0: {block, 2 * block}, block + 5: {block + 5, 2 * block}, 2 * block: {5 * block, 7 * block}, 7 * block: {9 * block, 9 * block}, 9 * block: {9 * block, 9 * block},
+	} {
+		if begin, end, err := NextData(f, off); err != nil || ([2]int64{begin, end}) != want {
+			t.Errorf("from byte %d: %d to %d, %v, want %v", off, begin, end, err, want)
+		}
 	}
 }

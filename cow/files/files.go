@@ -234,28 +234,6 @@ func (f OSFile) syncRange(off, bytes int64, flags int) error {
 	return err
 }
 
-// NextData returns where the next part of a regular file that may hold something else
-// than zeros begins and ends, at or after byte off. Both are the file's size if there is
-// none. The rest are holes, which need not be read.
-func NextData(f *os.File, off int64) (begin, end int64, err error) {
-	begin, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
-	if err == nil {
-		end, err = unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
-	}
-	switch {
-	case errors.Is(err, unix.ENXIO):
-		size, err := blockdev.Size(f)
-		return size, size, err
-	case errors.Is(err, unix.EINVAL):
-		// The file system does not know of holes.
-		end, err = blockdev.Size(f)
-		return off, end, err
-	case err != nil:
-		return 0, 0, fmt.Errorf("%s: find its holes: %w", f.Name(), err)
-	}
-	return begin, end, nil
-}
-
 // Drop drops the clean pages of a part of a file from the page cache.
 func Drop(f *os.File, off, bytes int64) {
 	// If it fails, the pages stay.
