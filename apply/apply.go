@@ -102,7 +102,6 @@ func (m *Merger) wouldMerge(ctx context.Context, d *Checked) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	result.RestBytes = bytesOfRest(d.Store)
 	result.ZeroedBytes = min(result.RestBytes, others.Len()*d.ChunkBytes)
 	return result, nil
 }

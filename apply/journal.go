@@ -151,7 +151,7 @@ func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
 		return Result{}, err
 	}
 	result := m.newResult(report.Of(d.Store))
-	result.ResumedBytes, result.RestBytes = result.DataBytes, bytesOfRest(d.Store)
+	result.ResumedBytes = result.DataBytes
 	if m.o.DryRun {
 		return result, nil
 	}

@@ -206,7 +206,9 @@ func (m *merging) finish(ctx context.Context) error {
 	if err := m.rest(ctx, m.end); err != nil {
 		return err
 	}
-	m.result.Report = report.New(m.d.Store.Header, m.d.Areas(), m.chunks)
+	r := report.New(m.d.Store.Header, m.d.Areas(), m.chunks)
+	r.RestBytes = m.result.RestBytes
+	m.result.Report = r
 	return m.flush()
 }
 

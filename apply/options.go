@@ -109,9 +109,8 @@ type Result struct {
 	SkippedZeroBytes int64 `json:"skipped_zero_bytes"`
 	PunchedBytes     int64 `json:"punched_bytes"`
 	ResumedBytes     int64 `json:"resumed_bytes"`
-	// RestBytes is how much of the volume a delta leaves out because it holds zeros, and
-	// ZeroedBytes how much of that was something else on the target, and was made zeros.
-	RestBytes   int64 `json:"rest_bytes,omitempty"`
+	// ZeroedBytes is how much of RestBytes was something else on the target, and was made
+	// zeros.
 	ZeroedBytes int64 `json:"zeroed_bytes,omitempty"`
 	DryRun      bool  `json:"dry_run,omitempty"`
 

@@ -170,7 +170,7 @@ func (v *Verification) target(ctx context.Context, d *cow.Store, path string, o 
 	if err != nil {
 		return err
 	}
-	v.RestBytes = bytesOfRest(d)
+	v.RestBytes = d.RestBytes()
 	others, err := content.notZeroRest(ctx, d, o)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)

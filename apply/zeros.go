@@ -56,14 +56,6 @@ func rest(d *cow.Store) iter.Seq[span] {
 	}
 }
 
-// bytesOfRest is how many bytes of the volume the delta leaves out.
-func bytesOfRest(d *cow.Store) (bytes int64) {
-	for s := range rest(d) {
-		bytes += s.bytes()
-	}
-	return bytes
-}
-
 // restChunks is how many chunks the delta leaves out, and chunk returns the i-th of them.
 func restChunks(d *cow.Store) (count int64, chunk func(i int64) uint64) {
 	if d.Seal == nil || !d.Seal.Sparse {
@@ -139,7 +131,7 @@ func (h *held) notZeroChunks(ctx context.Context, spans iter.Seq[span], chunkByt
 // notZeroRest are the chunks that the delta leaves out, and where the target does not hold
 // zeros.
 func (h *held) notZeroRest(ctx context.Context, d *cow.Store, o Options) (*chunks.Set, error) {
-	total := bytesOfRest(d)
+	total := d.RestBytes()
 	return h.notZeroChunks(ctx, rest(d), d.ChunkBytes, func(bytes int64) { o.Progress(Searching, bytes, total) })
 }
 

@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"ddsfs/cow/chunks"
 )
 
 // Seal is the seal header of a delta: what it is, and where its trailer begins.
@@ -83,6 +85,19 @@ func (s Seal) flags() (flags uint32) {
 // the volume what it holds.
 func (s Seal) IsFull(chunkBytes int64) bool {
 	return s.Sparse || s.Exceptions == (s.VolumeBytes-1)/chunkBytes+1
+}
+
+// restBytes returns how much of the volume a sparse delta with these chunks leaves out.
+func (s Seal) restBytes(changed *chunks.Set, chunkBytes int64) int64 {
+	if !s.Sparse {
+		return 0
+	}
+	rest, n := s.VolumeBytes-changed.Len()*chunkBytes, changed.Len()
+	if n > 0 {
+		// The last chunk may reach past the volume's end.
+		rest += max(0, (int64(changed.Chunk(n-1))+1)*chunkBytes-s.VolumeBytes)
+	}
+	return rest
 }
 
 // lists returns how many lists of digests the trailer has.

@@ -132,6 +132,11 @@ var (
 // Body returns the delta without its trailer.
 func (s *Sealed) Body() *Delta { return s.body }
 
+// RestBytes is [Store.RestBytes].
+func (s *Sealed) RestBytes() int64 {
+	return s.seal.restBytes(s.body.layer.Changed, s.body.layer.ChunkBytes)
+}
+
 // Seal returns the delta's seal.
 func (s *Sealed) Seal() Seal { return s.seal }
 

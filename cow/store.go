@@ -221,6 +221,15 @@ func ReadStoreFrom(r io.Reader) (*Store, error) {
 	return s, nil
 }
 
+// RestBytes returns how much of the volume a sparse delta leaves out, as it holds zeros
+// there. It is 0 for any other store. The list must have been read.
+func (s *Store) RestBytes() int64 {
+	if s.Seal == nil {
+		return 0
+	}
+	return s.Seal.restBytes(s.Changed, s.ChunkBytes)
+}
+
 // Layer returns the changed chunks and what they hold in the store. The list must have
 // been read. The volume's size is that in the seal, or else the end of the last chunk.
 // For a store without a seal, the list is read again to find where each chunk is kept,

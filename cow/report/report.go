@@ -32,7 +32,9 @@ type Report struct {
 	New         string `json:"new,omitempty"`
 	Origin      string `json:"origin,omitempty"`
 	SealedBytes int64  `json:"sealed_bytes,omitempty"`
-	Digest      string `json:"delta,omitempty"`
+	// RestBytes is how much of the volume the delta leaves out because it holds zeros.
+	RestBytes int64  `json:"rest_bytes,omitempty"`
+	Digest    string `json:"delta,omitempty"`
 }
 
 // Of returns the report of a store whose list was read, as if its chunks were laid out
@@ -41,6 +43,7 @@ func Of(s *cow.Store) Report {
 	r := New(s.Header, s.Areas, s.Changed.Len())
 	if s.Seal != nil {
 		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
+		r.RestBytes = s.RestBytes()
 		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
 	}
 	if s.Name != nil {
@@ -119,6 +122,9 @@ func (r Report) Text() string {
 	if r.VolumeBytes > 0 {
 		fmt.Fprintf(&b, "Volume size %s\n", SizeText(r.VolumeBytes))
 		fmt.Fprintf(&b, "Changed %.2f %%\n", 100*min(1, float64(r.DataBytes)/float64(r.VolumeBytes)))
+	}
+	if r.RestBytes > 0 {
+		b.WriteString(Line{"Left out zeros", SizeText(r.RestBytes)}.String())
 	}
 	if r.NewOnly > 0 {
 		b.WriteString(Line{"Written to new", fmt.Sprint(r.NewOnly)}.String())

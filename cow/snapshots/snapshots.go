@@ -538,7 +538,7 @@ func (p *Pair) HeaderText() string { return report.OfDelta(p.Delta.Body()).Heade
 func (p *Pair) ReportText() string {
 	var b strings.Builder
 	r, seal := report.OfDelta(p.Delta.Body()), p.Delta.Seal()
-	r.NewOnly = seal.NewOnly
+	r.NewOnly, r.RestBytes = seal.NewOnly, p.Delta.RestBytes()
 	b.WriteString(r.Text())
 	for _, line := range []string{"Base " + p.from + " " + seal.Base, "New " + p.source.Info().Path + " " + seal.New} {
 		b.WriteString(strings.TrimSuffix(line, " ") + "\n") // there may be no identity
@@ -554,9 +554,6 @@ func (p *Pair) ReportText() string {
 	}
 	if zeros := p.Delta.ZeroBytes(); zeros > 0 {
 		fmt.Fprintf(&b, "Known zeros %s\n", report.SizeText(zeros))
-	}
-	if seal.Sparse {
-		fmt.Fprintf(&b, "Left out zeros %s\n", report.SizeText(r.VolumeBytes-min(r.VolumeBytes, r.DataBytes)))
 	}
 	fmt.Fprintf(&b, "Sealed size %s\n", report.SizeText(p.Delta.Size()))
 	for _, w := range p.Warnings {
