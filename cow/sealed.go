@@ -27,6 +27,7 @@ type Sealed struct {
 	seal   Seal
 	base   *Delta // the body as it would be with the base's content, or nil
 	verify func() error
+	once   bool // the source can be read only once, from its beginning to its end
 
 	mu      sync.Mutex
 	idle    sync.Cond // signalled when a block may no longer be busy

@@ -27,8 +27,12 @@ const (
 // next one. With an error it yields what could be read before it.
 func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 	bodyBytes := v.Size()
+	readers := min(max(2, runtime.GOMAXPROCS(0)), maxReaders)
 	if s, ok := v.(*Sealed); ok {
 		bodyBytes = s.seal.BodyBytes
+		if s.once {
+			readers = 1 // which reads in order
+		}
 	}
 	jobs := func(yield func(func([]byte) ([]byte, error)) bool) {
 		var body sync.WaitGroup
@@ -54,7 +58,6 @@ func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 			}
 		}
 	}
-	readers := min(max(2, runtime.GOMAXPROCS(0)), maxReaders)
 	buffers := make([][]byte, readers+1)
 	for i := range buffers {
 		buffers[i] = make([]byte, min(throughBytes, max(1, v.Size())))
