@@ -132,7 +132,7 @@ func (d *dds) runExtract() error {
 	x := extract{output: d.dest, unsealed: true, quiet: true}
 	if d.verbose {
 		out := os.Stdout
-		if x.toStdout() {
+		if isStdout(x.output) {
 			out = os.Stderr
 		}
 		if err := d.print(out, report.OfDelta(p.Unsealed)); err != nil {

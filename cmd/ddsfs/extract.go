@@ -56,7 +56,7 @@ func (x *extract) run(args []string) error {
 	if len(args) != 0 {
 		return usageError("unexpected argument %q", args[0])
 	}
-	if x.toStdout() && term.IsTerminal(int(os.Stdout.Fd())) {
+	if isStdout(x.output) && term.IsTerminal(int(os.Stdout.Fd())) {
 		return usageError("a delta is not for the terminal: redirect stdout, or name a file with -o")
 	}
 	p, err := x.pair.open(x.quiet)
@@ -70,13 +70,10 @@ func (x *extract) run(args []string) error {
 	return x.write(p)
 }
 
-// toStdout reports whether the delta goes to stdout.
-func (x *extract) toStdout() bool { return x.output == "" || x.output == "-" }
-
 // write writes the delta to the output. It checks the source before it writes the last
 // of the delta, as callers of dds don't look at the exit code of this end of the pipe.
 func (x *extract) write(p *snapshots.Pair) error {
-	if !x.toStdout() {
+	if !isStdout(x.output) {
 		// Where there is no such file yet, writeOutput says what is wrong, if anything is.
 		if out, err := blockdev.Lookup(x.output); err == nil && p.IsMadeOf(out) {
 			return fmt.Errorf("output: %s is what the delta is made of: name another file", x.output)

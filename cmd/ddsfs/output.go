@@ -21,7 +21,7 @@ import (
 // complete, with holes for what v is known to hold zeros in, or as it was. Stdout, if path
 // is "" or "-", and a block device, a pipe or a terminal are written to in place.
 func writeOutput(path string, v layer.Sparse, write func(io.Writer) error) error {
-	if path == "" || path == "-" {
+	if isStdout(path) {
 		widenPipe(os.Stdout)
 		return write(os.Stdout)
 	}
@@ -35,6 +35,9 @@ func writeOutput(path string, v layer.Sparse, write func(io.Writer) error) error
 	}
 	return failed
 }
+
+// isStdout reports whether the output with that path is stdout.
+func isStdout(path string) bool { return path == "" || path == "-" }
 
 // atPath replaces a file, or writes in place to what is none.
 func atPath(path string, v layer.Sparse, write func(io.Writer) error) error {

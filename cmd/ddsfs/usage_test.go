@@ -40,7 +40,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help of %s shows what is not for people", name)
 		}
 	}
-	for _, name := range []string{"mount", "unmount", "extract", "apply", "attach", "detach", "verify", "status", "info"} {
+	for _, name := range []string{"mount", "unmount", "extract", "apply", "attach", "detach", "verify", "squash", "status", "info"} {
 		if !seen[name] {
 			t.Errorf("help does not list %s", name)
 		}
@@ -124,6 +124,8 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"apply", "--kernel", "--consume", "-", "b"}, "--consume"},
 		{[]string{"apply", "--kernel", "--name", "a/b", "a", "b"}, "a/b"},
 		{[]string{"apply", "--kernel", "a", "target name"}, "--name"},
+		{[]string{"squash", "a"}, "two deltas or more"},
+		{[]string{"squash", "-o", "c", "a"}, "two deltas or more"},
 		{[]string{"attach", "a", "b"}, "name"},
 		{[]string{"attach", "-", "b", "c"}, "stdin"},
 		{[]string{"attach", "a", "b", "c/d"}, "c/d"},

@@ -42,9 +42,8 @@ type Report struct {
 func Of(s *cow.Store) Report {
 	r := New(s.Header, s.Areas, s.Changed.Len())
 	if s.Seal != nil {
-		r.VolumeBytes, r.NewOnly = s.Seal.VolumeBytes, s.Seal.NewOnly
+		r.addSeal(*s.Seal)
 		r.RestBytes = s.RestBytes()
-		r.Base, r.New, r.Origin, r.SealedBytes = s.Seal.Base, s.Seal.New, s.Seal.Origin, s.Seal.TotalBytes()
 	}
 	if s.Name != nil {
 		r.Digest = s.Name.String()
@@ -58,6 +57,19 @@ func OfDelta(d *cow.Delta) Report {
 	r := New(cow.Header{Valid: true, ChunkBytes: l.ChunkBytes}, d.Layout().Areas(), l.Changed.Len())
 	r.VolumeBytes = l.VolumeBytes
 	return r
+}
+
+// OfSealed returns the report of a delta with its seal, without its digest.
+func OfSealed(s *cow.Sealed) Report {
+	r := OfDelta(s.Body())
+	r.addSeal(s.Seal())
+	return r
+}
+
+// addSeal adds what the seal says.
+func (r *Report) addSeal(s cow.Seal) {
+	r.VolumeBytes, r.NewOnly = s.VolumeBytes, s.NewOnly
+	r.Base, r.New, r.Origin, r.SealedBytes = s.Base, s.New, s.Origin, s.TotalBytes()
 }
 
 // New returns the report of that many metadata chunks and exceptions.
