@@ -194,6 +194,10 @@ func TestSquashFails(t *testing.T) {
 	if !bytes.Equal(read(t, h.deltas[0]), before) {
 		t.Error("a delta was overwritten")
 	}
+	for _, extra := range [][]string{nil, {"-o", "-"}} {
+		runWith(t, func(c *exec.Cmd) { c.Stdout = openTerminal(t) }, args(executable, "squash", h.deltas, extra)...).fails(2, "terminal", "-o")
+	}
+	ddsfs(t, args("squash", h.deltas, "-o", "/dev/full")...).fails(1, "/dev/full", unix.ENOSPC.Error())
 	many := slices.Repeat([]string{h.deltas[0]}, 40)
 	run(t, args("sh", "-c", `ulimit -n 40; exec "$0" squash "$@"`, executable, many)...).fails(1, "too many open files", "ulimit -n")
 }
