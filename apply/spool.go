@@ -67,11 +67,11 @@ func receive(ctx context.Context, name string, r io.Reader, f io.WriterAt, behin
 	var total int64
 	if seal != nil {
 		total = seal.TotalBytes()
-		var fs unix.Statfs_t
-		if err := unix.Statfs(dir, &fs); err != nil {
-			return 0, nil, fmt.Errorf("spool: room in %s: %w", dir, err)
+		room, err := files.Room(dir)
+		if err != nil {
+			return 0, nil, fmt.Errorf("spool: %w", err)
 		}
-		if room := int64(fs.Bavail) * int64(fs.Bsize); room < total {
+		if room < total {
 			return 0, nil, noRoom("the delta has %d bytes, and there is room for %d", total, room)
 		}
 		taken = cow.NewDigester(*seal)

@@ -30,6 +30,11 @@ type Storage interface {
 	Create(path string) (File, error)
 	// Name gives a file that Create made its path, and replaces the file that had it.
 	Name(f File, path string) error
+	// NameNew is Name for a path that no file has. If one has it, that stays as it is, and
+	// the error is an fs.ErrExist.
+	NameNew(f File, path string) error
+	// Link gives a file one more path, as NameNew does.
+	Link(path, more string) error
 	// Remove removes a file if it is there.
 	Remove(path string) error
 	// SyncDir makes the names in a directory durable.
@@ -124,10 +129,8 @@ func (Disk) Name(f File, path string) error {
 	part := f.OS().Name()
 	if isUnnamed(f, path) {
 		part = partName(path)
-		// The kernel follows this link to the open file.
-		open := fmt.Sprintf("/proc/self/fd/%d", f.OS().Fd())
-		if err := unix.Linkat(unix.AT_FDCWD, open, unix.AT_FDCWD, part, unix.AT_SYMLINK_FOLLOW); err != nil {
-			return &os.LinkError{Op: "link", Old: open, New: part, Err: err}
+		if err := linkOpen(f, part); err != nil {
+			return err
 		}
 	}
 	err := os.Rename(part, path)
@@ -137,6 +140,40 @@ func (Disk) Name(f File, path string) error {
 	}
 	return err
 }
+
+// linkOpen gives a file without a name one that no other file has.
+func linkOpen(f File, path string) error {
+	// The kernel follows this link to the open file.
+	open := fmt.Sprintf("/proc/self/fd/%d", f.OS().Fd())
+	if err := unix.Linkat(unix.AT_FDCWD, open, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.LinkError{Op: "link", Old: open, New: path, Err: err}
+	}
+	return nil
+}
+
+func (Disk) NameNew(f File, path string) error {
+	if isUnnamed(f, path) {
+		return linkOpen(f, path)
+	}
+	part := f.OS().Name()
+	err := unix.Renameat2(unix.AT_FDCWD, part, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):
+		// The file system can't, as NFS.
+		err = os.Link(part, path)
+	case err != nil:
+		err = &os.LinkError{Op: "rename", Old: part, New: path, Err: err}
+	default:
+		return nil
+	}
+	// It has its other name, or gets none.
+	if removeErr := os.Remove(part); err == nil {
+		err = removeErr
+	}
+	return err
+}
+
+func (Disk) Link(path, more string) error { return os.Link(path, more) }
 
 // isUnnamed reports whether a file that was made for a path has no name yet.
 func isUnnamed(f File, path string) bool { return f.OS().Name() == filepath.Dir(path) }
@@ -275,7 +312,18 @@ func isRandom(text string) bool {
 // Replace gives path the contents that write writes, or leaves it as it was. The new
 // file is durable before it takes the name, and the name is durable when Replace
 // returns.
-func Replace(s Storage, path string, write func(File) error) (err error) {
+func Replace(s Storage, path string, write func(File) error) error {
+	return put(s, path, s.Name, write)
+}
+
+// New is Replace for a path that no file has. It fails with fs.ErrExist, and leaves that
+// file as it is, if there is one.
+func New(s Storage, path string, write func(File) error) error {
+	return put(s, path, s.NameNew, write)
+}
+
+// put writes a file, and has name give it the path.
+func put(s Storage, path string, name func(File, string) error, write func(File) error) (err error) {
 	f, err := s.Create(path)
 	if err != nil {
 		return err
@@ -285,7 +333,7 @@ func Replace(s Storage, path string, write func(File) error) (err error) {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = s.Name(f, path)
+		err = name(f, path)
 	} else if !isUnnamed(f, path) {
 		_ = s.Remove(f.OS().Name()) // the first error is the one that matters
 	}
@@ -302,6 +350,36 @@ func Replace(s Storage, path string, write func(File) error) (err error) {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// Room returns how many bytes there is room for in a directory, for this user.
+func Room(dir string) (bytes int64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, fmt.Errorf("room in %s: %w", dir, err)
+	}
+	return int64(fs.Bavail) * int64(fs.Bsize), nil
+}
+
+// MakeDir makes a directory that is missing, and those above it, only for this user. They
+// are durable when it returns.
+func MakeDir(s Storage, path string) error {
+	fi, err := os.Stat(path)
+	switch {
+	case err == nil && !fi.IsDir():
+		return fmt.Errorf("%s: is not a directory", path)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	above := filepath.Dir(path)
+	if err := MakeDir(s, above); err != nil {
+		return err
+	}
+	// Another process may make it as well.
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return s.SyncDir(above)
 }
 
 // Unnamed makes a file without a name in a directory. It is gone when this process ends,

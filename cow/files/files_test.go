@@ -94,3 +94,50 @@ func TestReplace(t *testing.T) {
 		t.Errorf("%v, %v", entries, err)
 	}
 }
+
+// A new file takes no other one's path, and nothing is left of it then. A directory that
+// is missing is made.
+func TestNew(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "a", "b")
+	for range 2 {
+		if err := MakeDir(Disk{}, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fi, err := os.Stat(filepath.Dir(dir)); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	path := filepath.Join(dir, "file")
+	write := func(text string) func(f File) error {
+		return func(f File) error {
+			_, err := f.WriteAt([]byte(text), 0)
+			return err
+		}
+	}
+	if err := New(Disk{}, path, write("one")); err != nil {
+		t.Fatal(err)
+	}
+	// With a name from the beginning, as where there are none without.
+	part, err := os.Create(path + ".part")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer part.Close()
+	for what, err := range map[string]error{
+		"new": New(Disk{}, path, write("two")), "rename": Disk{}.NameNew(OSFile{part}, path), "link": Disk{}.Link(path, path),
+	} {
+		if !errors.Is(err, os.ErrExist) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if b, err := os.ReadFile(path); string(b) != "one" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+	if err := MakeDir(Disk{}, path); err == nil {
+		t.Error("a file is taken for a directory")
+	}
+}

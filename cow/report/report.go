@@ -63,6 +63,7 @@ func OfDelta(d *cow.Delta) Report {
 func OfSealed(s *cow.Sealed) Report {
 	r := OfDelta(s.Body())
 	r.addSeal(s.Seal())
+	r.RestBytes = s.RestBytes()
 	return r
 }
 

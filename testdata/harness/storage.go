@@ -106,6 +106,33 @@ func (s *Storage) Name(f files.File, path string) error {
 	return nil
 }
 
+func (s *Storage) NameNew(f files.File, path string) error {
+	if err := s.Step(); err != nil {
+		return err
+	}
+	named := f.(*File)
+	if err := s.Disk.NameNew(named.File, path); err != nil {
+		return err
+	}
+	named.path = path
+	s.names = append(s.names, func() error {
+		named.path = ""
+		return os.Remove(path)
+	})
+	return nil
+}
+
+func (s *Storage) Link(path, more string) error {
+	if err := s.Step(); err != nil {
+		return err
+	}
+	if err := s.Disk.Link(path, more); err != nil {
+		return err
+	}
+	s.names = append(s.names, func() error { return os.Remove(more) })
+	return nil
+}
+
 func (s *Storage) Remove(path string) error {
 	before, err := os.ReadFile(path)
 	if err != nil {

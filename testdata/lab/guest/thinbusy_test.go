@@ -190,6 +190,12 @@ func (k *killing) Name(f files.File, path string) error {
 	return k.Disk.Name(f, path)
 }
 
+func (k *killing) NameNew(f files.File, path string) error {
+	k.step()
+	defer k.step()
+	return k.Disk.NameNew(f, path)
+}
+
 func (k *killing) Remove(path string) error {
 	k.step()
 	defer k.step()
