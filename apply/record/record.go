@@ -45,6 +45,9 @@ type Record struct {
 	Written
 	// Undos are the merges that can be undone, the last one at the end.
 	Undos []Undo `json:"undos,omitempty"`
+	// Kept are the restore points, in the order in which they were kept. Going back to one
+	// leaves the list as it is.
+	Kept []Kept `json:"kept,omitempty"`
 
 	// Evidence is what the target looked like when the record was made.
 	Evidence *Evidence `json:"evidence,omitempty"`
@@ -106,6 +109,7 @@ type Merging struct {
 	// Restores is what the target holds again when this merge is done, which
 	// undoes another one.
 	Restores   *Undo        `json:"restores,omitempty"`
+	Kept       *Kept        `json:"kept,omitempty"`    // what is kept of it
 	Changes    []Sample     `json:"changes,omitempty"` // samples of what it changes, as they will be
 	DoneChunks int64        `json:"done_chunks"`       // of the delta, that are known to be on disk
 	Kernel     *KernelMerge `json:"kernel,omitempty"`  // set if the kernel merges
@@ -127,6 +131,16 @@ type Undo struct {
 	UndoneBy     string   `json:"undone_by,omitempty"`
 	WrittenSince *Content `json:"written_since,omitempty"`
 	Written
+}
+
+// Kept is a restore point: a file that was kept of a merge, which undoes it.
+type Kept struct {
+	Path  string `json:"file"`  // absolute, that the file was written to
+	Delta string `json:"delta"` // the digest that names the file's delta
+	// Since is the UTC second at which the target got the state that the file brings back,
+	// or the one before the merge where that was not known.
+	Since    time.Time `json:"since"`
+	Snapshot string    `json:"snapshot,omitempty"` // identity of that state
 }
 
 // KernelMerge is what the kernel needs to merge, and to go on after a reboot.
@@ -196,12 +210,17 @@ func (k *KernelMerge) check(key string) error {
 
 const recordVersion = 2
 
-// maxBytes bounds what is read of a record.
-const maxBytes = 1 << 20
+// maxBytes bounds what is read of a record. The longest lists with the longest paths are
+// smaller.
+const maxBytes = 16 << 20
 
 // maxUndos bounds how many merges can be undone. The oldest are forgotten, and their
 // files go on being deltas like any other.
 const maxUndos = 256
+
+// MaxKept bounds how many restore points are listed. The oldest are forgotten, and their
+// files stay.
+const MaxKept = 2048
 
 // parse reads a record, and checks it.
 func parse(b []byte) (*Record, error) {
@@ -249,6 +268,9 @@ func (r *Record) fromVersion1() error {
 	return nil
 }
 
+// maxYear is one after which there are others that can be written down.
+const maxYear = 9000
+
 func (r *Record) check() error {
 	switch {
 	case r.Version != recordVersion:
@@ -259,13 +281,14 @@ func (r *Record) check() error {
 		return errors.New("it says nothing")
 	case r.Evidence == nil || r.Fingerprint != nil:
 		return errors.New("no evidence")
-	case r.Since.Year() > 9000:
-		// A later one could not be written down.
+	case r.Since.Year() > maxYear:
 		return fmt.Errorf("since is %v", r.Since)
 	case r.Merging != nil && r.Merging.DoneChunks < 0:
 		return fmt.Errorf("done_chunks is %d", r.Merging.DoneChunks)
 	case len(r.Undos) > maxUndos:
 		return fmt.Errorf("%d undos", len(r.Undos))
+	case len(r.Kept) > MaxKept:
+		return fmt.Errorf("%d files kept", len(r.Kept))
 	case r.Evidence.SizeBytes < 0:
 		return fmt.Errorf("evidence: size_bytes is %d", r.Evidence.SizeBytes)
 	}
@@ -293,6 +316,11 @@ func (r *Record) check() error {
 			return err
 		}
 	}
+	for _, k := range r.AllKept() {
+		if err := k.check(); err != nil {
+			return err
+		}
+	}
 	// A set that is cut at the beginning would be one that everything covers.
 	if r.File != "" && r.EndBytes == 0 && r.Evidence.SizeBytes > 0 {
 		return errors.New("no written_end")
@@ -303,6 +331,13 @@ func (r *Record) check() error {
 func (c *Content) check() error {
 	if c != nil && c.VolumeBytes < 0 {
 		return fmt.Errorf("volume_bytes is %d", c.VolumeBytes)
+	}
+	return nil
+}
+
+func (k Kept) check() error {
+	if !filepath.IsAbs(k.Path) || k.Delta == "" || k.Since.Year() > maxYear {
+		return fmt.Errorf("kept is %+v", k)
 	}
 	return nil
 }
@@ -328,6 +363,14 @@ func (r *Record) waysBack() []Undo {
 		}
 	}
 	return ways
+}
+
+// AllKept are the restore points, with that of the merge under way.
+func (r *Record) AllKept() []Kept {
+	if r.Merging == nil || r.Merging.Kept == nil {
+		return r.Kept
+	}
+	return append(slices.Clip(r.Kept), *r.Merging.Kept)
 }
 
 // files are the names of the sets of chunks and of the page that the record, if there is
@@ -365,6 +408,8 @@ func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 	m := r.Merging
 	content := m.New
 	run.Delta = m.New.Delta
+	r.Kept = r.AllKept()
+	r.Kept = r.Kept[max(0, len(r.Kept)-MaxKept):]
 	r.Holds, r.Merging, r.Evidence, r.Last = &content, nil, e, &run
 	now = now.UTC().Truncate(time.Second)
 	if earliest := r.Since.Add(time.Second); now.Before(earliest) {

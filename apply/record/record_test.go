@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"ddsfs/cow/files"
 )
@@ -60,11 +61,42 @@ func TestRecordRefuses(t *testing.T) {
 			`"version":2,"key":"k","target":"t","holds":{"snapshot":"A"},"written_since":{},"written_file":"a.chunks","evidence":{"size_bytes":1,"self":{}}`},
 		{`"holds"`, `"merging":{"new":{},"done_chunks":0,"page":"../x"},"holds"`},
 		{`"holds"`, `"since":"9999-12-31T23:59:59Z","holds"`},
+		{`"holds"`, `"kept":[{"file":"x","delta":"d","since":"2026-11-24T03:00:07Z"}],"holds"`},
+		{`"holds"`, `"kept":[{"file":"/x","since":"2026-11-24T03:00:07Z"}],"holds"`},
+		{`"holds"`, `"kept":[{"file":"/x","delta":"d","since":"9999-12-31T23:59:59Z"}],"holds"`},
+		{`"holds"`, `"merging":{"new":{},"done_chunks":0,"kept":{"file":"x","delta":"d","since":"2026-11-24T03:00:07Z"}},"holds"`},
 	} {
 		b := strings.Replace(good, change[0], change[1], 1)
 		if r, err := parse([]byte(b)); err == nil {
 			t.Errorf("%s: taken as %+v", b, r)
 		}
+	}
+}
+
+// What a merge keeps is listed when it is done, whatever it does, and the oldest are
+// forgotten.
+func TestFinishListsWhatIsKept(t *testing.T) {
+	r := testRecord()
+	for i := range MaxKept {
+		r.Kept = append(r.Kept, Kept{Path: "/kept/" + strconv.Itoa(i), Delta: "d"})
+	}
+	before := r.Kept
+	for _, restores := range []*Undo{nil, {Delta: "d"}} {
+		r.Merging = &Merging{Kept: &Kept{Path: "/kept/last", Delta: "l"}, Restores: restores}
+		if all := r.AllKept(); len(all) != MaxKept+1 || all[MaxKept] != *r.Merging.Kept {
+			t.Errorf("%d, and the last %+v", len(all), all[len(all)-1])
+		}
+		r.Finish(time.Now(), Run{}, r.Evidence)
+		if len(r.Kept) != MaxKept || r.Kept[MaxKept-1].Path != "/kept/last" {
+			t.Errorf("%d, and the last %+v", len(r.Kept), r.Kept[len(r.Kept)-1])
+		}
+	}
+	if r.Kept[0] != before[2] || before[MaxKept-1].Path == "/kept/last" {
+		t.Errorf("the first is %+v, and the last before was %+v", r.Kept[0], before[MaxKept-1])
+	}
+	r.Version = recordVersion
+	if err := r.check(); err != nil {
+		t.Error(err)
 	}
 }
 
