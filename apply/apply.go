@@ -83,14 +83,14 @@ func (m *Merger) mergeChecked(ctx context.Context, name string, in input) (Resul
 		return Result{}, err
 	}
 	job := record.Merging{}
-	if job.Undo, err = m.Undo(ctx, d); err != nil {
+	if err := m.Undo(ctx, d, &job); err != nil {
 		return Result{}, err
 	}
 	if m.o.DryRun {
 		return m.wouldMerge(ctx, d)
 	}
 	if job.Changes, err = m.Changes(d); err != nil {
-		return Result{}, err
+		return Result{}, errors.Join(err, m.DropKept())
 	}
 	return m.merge(ctx, d.At(in.toMerge).Decoder(), func() {}, d, job, d.Changed.Len())
 }
@@ -108,8 +108,8 @@ func (m *Merger) wouldMerge(ctx context.Context, d *Checked) (Result, error) {
 
 // mergeStream merges a delta as it comes.
 func (m *Merger) mergeStream(ctx context.Context, r *os.File) (Result, error) {
-	if m.o.Undo != "" || m.o.DryRun {
-		return Result{}, errors.New("what streams in can't be looked through first: no undo and no dry run with it")
+	if m.o.Undo != "" || m.o.Keep != "" || m.o.DryRun {
+		return Result{}, errors.New("what streams in can't be looked through first: no undo, nothing kept and no dry run with it")
 	}
 	reading, stop := context.WithCancel(ctx)
 	defer stop()

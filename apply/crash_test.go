@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"ddsfs/testdata/harness"
 
@@ -22,6 +23,8 @@ import (
 type rig struct {
 	*harness.Rig
 	pipe, undoWanted   bool
+	keep               bool // a restore point
+	unrecorded         bool // nothing is recorded of the target, and the delta proves its base
 	secondFromSameBase bool
 	anyBase            bool
 	// sparse says that the delta is a full one, which leaves out what holds zeros, and
@@ -35,7 +38,12 @@ func newRig(t *testing.T, kind rig) *rig {
 	t.Helper()
 	r := &kind
 	r.Rig = harness.New(t, 40*harness.ChunkBytes+100)
-	r.mustApply(r.Full, "")
+	if r.unrecorded {
+		o := cow.SealOptions{Base: "base", New: "new", BaseContent: bytes.NewReader(r.Base)}
+		harness.Sealed(t, r.Delta, o, r.After, harness.Changed(r.Base, r.After))
+	} else {
+		r.mustApply(r.Full, "")
+	}
 	if r.secondFromSameBase {
 		first := filepath.Join(r.Dir, "first")
 		middle := harness.Change(r.Base, 1, 6)
@@ -75,6 +83,9 @@ func (r *rig) apply(s files.Storage) error {
 	if r.undoWanted {
 		o.Undo = r.Undo
 	}
+	if r.keep {
+		o.Keep = r.keepDir()
+	}
 	o.Storage, o.AnyBase, o.Stream = s, r.anyBase, r.stream
 	if !r.pipe && !r.stream {
 		_, err := File(context.Background(), r.Delta, r.Target, o)
@@ -97,6 +108,21 @@ func (r *rig) apply(s files.Storage) error {
 	return err
 }
 
+func (r *rig) keepDir() string { return filepath.Join(r.Dir, "restore", "points") }
+
+// checkKept checks that one file is kept, and is listed, and returns its path.
+func (r *rig) checkKept(where string) string {
+	r.T.Helper()
+	names, err := filepath.Glob(filepath.Join(r.keepDir(), "*"))
+	must(r.T, err)
+	list := r.Record().Kept
+	if len(names) != 1 || len(list) != 1 || list[0].Path != names[0] || filepath.Base(names[0]) != keptName(list[0].Since, 1) {
+		r.T.Fatalf("%s: %v is there, and listed is %+v", where, names, list)
+	}
+	must(r.T, checkUndoFile(context.Background(), names[0], list[0].Delta))
+	return names[0]
+}
+
 // Wherever a merge is stopped, whatever the disk had not made durable by then, the
 // same command again finishes it, and the undo file brings the old state back.
 func TestStopAtEveryOperation(t *testing.T) {
@@ -109,6 +135,11 @@ func TestStopAtEveryOperation(t *testing.T) {
 		"sparse":             {sparse: true, undoWanted: true},
 		"sparse from a pipe": {sparse: true, pipe: true},
 		"sparse stream":      {sparse: true, stream: true},
+		"keep":               {keep: true},
+		"keep, pipe":         {keep: true, pipe: true},
+		"keep and undo":      {keep: true, undoWanted: true},
+		"keep, sparse":       {keep: true, sparse: true},
+		"keep, no record":    {keep: true, unrecorded: true},
 		"thin":               {undoWanted: true, thin: newThinVolume(harness.ChunkBytes)},
 		"sparse, thin":       {sparse: true, undoWanted: true, thin: newThinVolume(2 * harness.ChunkBytes)},
 	} {
@@ -130,12 +161,16 @@ func TestStopAtEveryOperation(t *testing.T) {
 				for n := 1; ; n++ {
 					done := false
 					for _, back := range []bool{false, true} {
-						if back && !kind.undoWanted {
+						if back && !kind.undoWanted && !kind.keep {
 							continue
 						}
 						func() {
 							r := newRig(t, kind)
 							defer os.RemoveAll(r.Dir)
+							since := time.Now().UTC().Truncate(time.Second).Add(-time.Second)
+							if !r.unrecorded {
+								since = r.Record().Since
+							}
 							s := &harness.Storage{At: n, Fails: failure.fails}
 							err := r.apply(s)
 							if s.Count < n {
@@ -152,6 +187,9 @@ func TestStopAtEveryOperation(t *testing.T) {
 								r.checkUndo(where)
 							} else {
 								r.checkRerun(where)
+							}
+							if r.keep && !back {
+								r.checkSince(where, since)
 							}
 						}()
 					}
@@ -181,11 +219,24 @@ func (r *rig) checkRerun(where string) {
 	if r.anyBase {
 		r.checkNoLongerBase(where + ": again")
 	}
-	if r.undoWanted {
+	if r.keep {
+		r.Undo = r.checkKept(where)
+	}
+	if r.undoWanted || r.keep {
 		r.mustApply(r.Undo, "")
 		if !r.TargetIs(r.Base) {
 			r.T.Fatalf("%s: again and undone: the target is not the old state", where)
 		}
+	}
+}
+
+// checkSince checks that what is kept has the name of the second at which the target got
+// its old state, or where that is not known, of one shortly before the merge.
+func (r *rig) checkSince(where string, since time.Time) {
+	r.T.Helper()
+	got := r.Record().Kept[0].Since
+	if late := got.Sub(since); late < 0 || late > 0 && (!r.unrecorded || late > time.Minute) {
+		r.T.Fatalf("%s: kept as of %v, want %v", where, got, since)
 	}
 }
 
@@ -204,6 +255,9 @@ func (r *rig) checkNoLongerBase(where string) {
 
 func (r *rig) checkUndo(where string) {
 	r.T.Helper()
+	if names, err := filepath.Glob(filepath.Join(r.keepDir(), "*.cow")); r.keep && !r.undoWanted && err == nil && len(names) > 0 {
+		r.Undo = names[0]
+	}
 	if _, err := os.Stat(r.Undo); err != nil {
 		if !r.TargetIs(r.Base) {
 			r.T.Fatalf("%s: the target was written to before the undo file was there", where)

@@ -12,43 +12,74 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/report"
+	"ddsfs/cow/wayout"
 )
 
-// Undo saves what will be overwritten, if that is asked for, and returns how the merge
-// can be undone. It fails if the merge was done, or begun, without that undo file.
-func (m *Merger) Undo(ctx context.Context, d *Checked) (*record.Undo, error) {
+// Undo saves what will be overwritten, if that is asked for, and has the job say how the
+// merge can be undone and what is kept of it. It fails if the merge was begun without that.
+func (m *Merger) Undo(ctx context.Context, d *Checked, job *record.Merging) (err error) {
+	switch {
+	case m.o.Undo == "" && m.o.Keep == "":
+		return nil
+	case m.isHalfMerged():
+		return cmp.Or(m.checkUndo(ctx, d, d.How.WayBack), m.checkKept(ctx, d))
+	case m.o.DryRun:
+		return nil
+	}
+	path := ""
+	if m.o.Undo != "" {
+		if path, err = filepath.Abs(m.o.Undo); err != nil {
+			return fmt.Errorf("undo: %w", err)
+		}
+	}
+	job.Undo, job.Kept, err = m.saveUndo(ctx, path, d)
+	return err
+}
+
+// checkUndo fails unless the undo file that is asked for, if one is, is the way back from
+// a merge that was begun or done, nil if there is none.
+func (m *Merger) checkUndo(ctx context.Context, d *Checked, back *record.Undo) error {
 	if m.o.Undo == "" {
-		return nil, nil
+		return nil
 	}
 	path, err := filepath.Abs(m.o.Undo)
 	if err != nil {
-		return nil, fmt.Errorf("undo: %w", err)
+		return fmt.Errorf("undo: %w", err)
 	}
-	back := d.How.WayBack
 	done := d.How.Verdict == record.Done
-	switch {
-	case done:
-		back = nil
-		if n := len(m.Known.Undos); n > 0 {
-			back = &m.Known.Undos[n-1]
-		}
-	case !m.isHalfMerged() && m.o.DryRun:
-		return nil, nil
-	case !m.isHalfMerged():
-		return m.saveUndo(ctx, path, d)
-	}
 	saved := back != nil && back.Of == d.Facts.Name
 	switch {
 	case saved && back.Path == path:
-		return back, checkUndoFile(ctx, path, back.Delta)
+		return checkUndoFile(ctx, path, back.Delta)
 	case saved && done:
-		return nil, m.Target.Refused("the delta was merged before, and what it overwrote is in %s", back.Path)
+		return m.Target.Refused("the delta was merged before, and what it overwrote is in %s", back.Path)
 	case done:
-		return nil, m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
+		return m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
 	case saved:
-		return nil, m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
+		return m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
 	}
-	return nil, m.Target.Refused("it is half merged: what it held before can't be saved any more")
+	return m.Target.Refused("it is half merged: what it held before can't be saved any more")
+}
+
+// checkKept fails unless what the target held before it was half merged was kept, if that
+// is asked for, or the delta brings it back.
+func (m *Merger) checkKept(ctx context.Context, d *Checked) error {
+	back := d.How.WayBack
+	if m.o.Keep == "" || back != nil && back.Delta == d.Facts.Name {
+		return nil
+	}
+	kept := m.Known.Merging.Kept
+	switch {
+	case kept != nil && back != nil && back.Delta == kept.Delta:
+		// The merge does not need it, and somebody may have moved it to another place.
+		if err := checkUndoFile(ctx, kept.Path, kept.Delta); err != nil {
+			m.o.Warn(err.Error())
+		}
+		return nil
+	case back != nil && back.Of == d.Facts.Name:
+		return wayout.Add(m.Target.Refused("it is half merged, and what it held before is in %s: it can't be kept any more", back.Path), wayout.WithoutKeep)
+	}
+	return wayout.Add(m.Target.Refused("it is half merged: what it held before can't be kept any more"), wayout.WithoutKeep)
 }
 
 // Begin records durably what is about to be done to the target: steps 2 and 3 of the
@@ -79,6 +110,10 @@ func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err er
 	stale := record.Stale
 	if before := m.Known.Record; before != nil {
 		r.Holds, r.Since, r.Last, r.Undos, evidence = before.Holds, before.Since, before.Last, before.Undos, before.Evidence
+		r.Kept = before.Kept
+		if before.Merging != nil {
+			job.Kept = cmp.Or(job.Kept, before.Merging.Kept) // it is there, whatever merges over it
+		}
 		if m.Known.Touched == "" && !m.o.AnyBase {
 			// They were compared when the target was opened.
 			stale = func(s record.Sample) bool { return before.Merging != nil && m.Known.Written.MayHold(s) }
@@ -112,7 +147,8 @@ func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err er
 	return r, err
 }
 
-// TakeBack puts the record back that was there before a merge that wrote nothing.
+// TakeBack puts the record back that was there before a merge that wrote nothing, and
+// removes what was kept of it.
 func (m *Merger) TakeBack() (err error) {
 	if m.Known.Record != nil {
 		err = m.State.Save(m.Known.Record)
@@ -121,6 +157,9 @@ func (m *Merger) TakeBack() (err error) {
 	}
 	if err == nil && m.page != nil {
 		err = m.State.RemovePage(m.Key, m.page)
+	}
+	if err == nil {
+		err = m.DropKept() // not before the record that lists it
 	}
 	return err
 }
@@ -141,13 +180,17 @@ func (m *Merger) finish(r *record.Record, written record.Chunks, run record.Run)
 			return err
 		}
 	}
-	return m.State.Tidy(m.Key, r)
+	return errors.Join(m.State.Tidy(m.Key, r), m.Prune(r))
 }
 
 // AlreadyDone is the result of a merge that was done before. It may have been
 // stopped just before its end.
 func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
-	if _, err := m.Undo(ctx, d); err != nil {
+	back := (*record.Undo)(nil)
+	if n := len(m.Known.Undos); n > 0 {
+		back = &m.Known.Undos[n-1]
+	}
+	if err := m.checkUndo(ctx, d, back); err != nil {
 		return Result{}, err
 	}
 	result := m.newResult(report.Of(d.Store))
@@ -155,5 +198,5 @@ func (m *Merger) AlreadyDone(ctx context.Context, d *Checked) (Result, error) {
 	if m.o.DryRun {
 		return result, nil
 	}
-	return result, m.State.Tidy(m.Key, m.Known.Record)
+	return result, errors.Join(m.State.Tidy(m.Key, m.Known.Record), m.Prune(m.Known.Record))
 }

@@ -30,6 +30,7 @@ type Merger struct {
 	alias       string       // another key that the record was found under, "" if it was not
 	notCompared error        // why the target could not be compared with its record
 	page        *record.Page // says how much was written, nil where that is not known
+	unlisted    string       // what this merge keeps and no record lists, "" if that is nothing
 	o           Options      // complete
 }
 

@@ -32,6 +32,13 @@ type Options struct {
 	AnyBase bool
 	// Undo, if set, is a file in which to save what is overwritten.
 	Undo string
+	// Keep, if set, is a directory in which to keep what is overwritten as a restore point,
+	// named after the second at which the target got the state that it holds. It is made if
+	// it is missing. Where Undo is set as well, both are one file if that can be.
+	Keep string
+	// KeepLast is how many restore points of the target are left when the merge is done; 0
+	// is all.
+	KeepLast int
 	// WriteZeros writes zeros as anything else.
 	WriteZeros bool
 	// DryRun checks all, and changes nothing.

@@ -53,7 +53,7 @@ func (k *merger) follow(ctx context.Context, r *record.Record, device mapped) (a
 	}
 	// The store goes last, as a merge would go on from it until here. It is not in use
 	// any more: the device shows the target, or is gone.
-	return result, errors.Join(err, k.removeUsedUp(r), k.State.Tidy(k.Key, done))
+	return result, errors.Join(err, k.removeUsedUp(r), k.State.Tidy(k.Key, done), k.Prune(done))
 }
 
 // wait waits until the kernel has merged all. It returns how many chunks it had

@@ -277,6 +277,8 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 				return
 			}
 			err = errors.Join(err, k.State.Tidy(k.Key, k.Known.Record))
+		} else {
+			err = errors.Join(err, k.DropKept())
 		}
 		if !from.Consume {
 			err = errors.Join(err, k.RemoveStore(from.Store))
@@ -286,7 +288,7 @@ func (k *merger) prepare(ctx context.Context, d *apply.Checked, store *blockdev.
 		return nil, nil, err
 	}
 	job := record.Merging{Kernel: &from}
-	if job.Undo, err = k.Undo(ctx, d); err != nil {
+	if err = k.Undo(ctx, d, &job); err != nil {
 		return nil, nil, err
 	}
 	if job.Changes, err = k.Changes(d); err != nil {

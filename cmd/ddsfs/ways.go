@@ -42,6 +42,7 @@ var taken = map[wayout.Way]string{
 	wayout.RestoreStore:   "bring it back, or apply the same delta without --kernel, or a full one",
 	wayout.WithoutKernel:  "ddsfs apply without --kernel can merge it",
 	wayout.Consume:        "or have the kernel use up the delta itself (--consume)",
+	wayout.WithoutKeep:    "do without --keep",
 	wayout.WithoutConsume: "do without --consume",
 	wayout.Unmount:        "unmount it first (ddsfs unmount %s)",
 }

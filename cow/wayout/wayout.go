@@ -46,6 +46,7 @@ const (
 	WithoutKernel  Way = "without kernel"
 	Consume        Way = "consume"
 	WithoutConsume Way = "without consume"
+	WithoutKeep    Way = "without keep"
 	Unmount        Way = "unmount" // the mountpoint
 )
 
