@@ -13,7 +13,6 @@ package chain
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"ddsfs/cow"
 )
@@ -198,6 +197,3 @@ func Arrange(edges []Edge) (order []int, gaps []Gap) {
 	}
 	return order, gaps
 }
-
-// Stem is the name of a delta's state, from that of its file.
-func Stem(file string) string { return strings.TrimSuffix(file, ".cow") }

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package chain
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"ddsfs/cow"
+	"ddsfs/cow/layer"
+)
+
+// Image is a volume in a state that is known.
+type Image struct {
+	Name   string
+	State  State
+	Volume layer.Volume
+	// Known are the edges of deltas, by their digests, whose seals don't name all states.
+	Known map[string]Edge
+}
+
+// Shown is a state as a volume.
+type Shown struct {
+	Name   string
+	Volume layer.Volume
+}
+
+// Image is the state that a full delta leads to.
+func (d *Delta) Image(cache *cow.BlockCache) (Image, error) {
+	if !d.Full {
+		return Image{}, fmt.Errorf("%s: the delta is not a full one: it shows no volume by itself", d.Path)
+	}
+	v, err := d.overZeros(cache)
+	return Image{Name: d.Stem(), State: d.New, Volume: v}, err
+}
+
+// overZeros is what the volume holds once a full delta was merged.
+func (d *Delta) overZeros(cache *cow.BlockCache) (layer.Volume, error) {
+	l, err := d.layer(cache)
+	if err != nil {
+		return nil, err
+	}
+	return layer.NewOverlay(l.VolumeBytes, zeros(l.VolumeBytes), l)
+}
+
+// layer is the delta's layer, verified as it is read.
+func (d *Delta) layer(cache *cow.BlockCache) (layer.Layer, error) {
+	l, err := d.Verified(cache)
+	if err != nil {
+		return layer.Layer{}, fmt.Errorf("%s: %w", d.Path, err)
+	}
+	l.Content = content{l.Content, d.Path}
+	return l, nil
+}
+
+// content is what is read of a delta. Errors name its file.
+type content struct {
+	layer.Volume
+	path string
+}
+
+var _ layer.Pieces = content{}
+
+func (c content) ReadAt(p []byte, off int64) (n int, err error) {
+	n, err = c.Volume.ReadAt(p, off)
+	return n, c.wrong(err)
+}
+
+func (c content) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	n, err = layer.ReadPieces(c.Volume, pieces, offsets)
+	return n, c.wrong(err)
+}
+
+func (c content) wrong(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return fmt.Errorf("%s: %w", c.path, err)
+}
+
+// zeros is a volume of that many zeros.
+type zeros int64
+
+func (z zeros) Size() int64 { return int64(z) }
+
+func (z zeros) ReadAt(p []byte, off int64) (n int, err error) {
+	n = int(min(int64(len(p)), max(0, int64(z)-off)))
+	clear(p[:n])
+	if n < len(p) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Show returns the image, and each other state that the deltas lead to from it. A delta
+// that leads nowhere is an error if it was named itself, and else is warned of. What is
+// read of deltas is verified, with the cache.
+func Show(image Image, deltas []*Delta, cache *cow.BlockCache, warn func(string)) ([]Shown, error) {
+	edges := make([]Named, len(deltas))
+	for i, d := range deltas {
+		edges[i] = Named{d.Edge, d.Stem()}
+		if known, ok := image.Known[d.Store.Name.String()]; ok {
+			edges[i].Base, edges[i].New = known.Base, known.New
+		}
+	}
+	points, nowhere, err := Find(image.State, image.Name, edges)
+	if err != nil {
+		return nil, err
+	}
+	if err := leadNowhere(deltas, edges, nowhere, warn); err != nil {
+		return nil, err
+	}
+	s := &states{image: image.Volume, deltas: deltas, points: points, layers: make([]layer.Layer, len(deltas))}
+	for i, d := range deltas {
+		if s.layers[i], err = d.layer(cache); err != nil {
+			return nil, err
+		}
+	}
+	shown := []Shown{{image.Name, image.Volume}}
+	for i, p := range points[1:] {
+		shown = append(shown, Shown{p.Name, &state{s, i + 1}})
+	}
+	return shown, nil
+}
+
+// leadNowhere fails, or warns, if there are deltas that lead nowhere.
+func leadNowhere(deltas []*Delta, edges []Named, nowhere []int, warn func(string)) error {
+	const most = 3
+	var found []string
+	for _, i := range nowhere {
+		d := deltas[i]
+		if !d.Found {
+			return fmt.Errorf("%s leads nowhere: it starts from %s, and neither the image nor another delta leads to that", d.Path, edges[i].Base)
+		}
+		found = append(found, d.Path)
+	}
+	if more := len(found) - most; more > 0 {
+		found = append(found[:most], fmt.Sprintf("%d others", more))
+	}
+	if len(found) > 0 {
+		warn("left out, as neither the image nor another delta leads to the states that they start from: " + strings.Join(found, ", "))
+	}
+	return nil
+}
+
+// states are all states that are shown. Few of their overlays are there at once, as each
+// may take 8 MiB for what it looked up.
+type states struct {
+	image  layer.Volume
+	deltas []*Delta
+	layers []layer.Layer // of the deltas
+	points []Point
+
+	mu     sync.Mutex
+	recent []recentOverlay // the last one at the end
+}
+
+type recentOverlay struct {
+	at int
+	*layer.Overlay
+}
+
+// maxRecent is how many overlays are kept.
+const maxRecent = 4
+
+// overlay returns the overlay that shows a point.
+func (s *states) overlay(at int) (*layer.Overlay, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, r := range s.recent {
+		if r.at == at {
+			s.recent = append(append(s.recent[:i], s.recent[i+1:]...), r)
+			return r.Overlay, nil
+		}
+	}
+	path := Path(s.points, at)
+	below := s.image
+	if s.deltas[path[0]].Full {
+		below = zeros(s.layers[path[0]].VolumeBytes)
+	}
+	layers := make([]layer.Layer, len(path))
+	for i, step := range path {
+		layers[i] = s.layers[step]
+	}
+	o, err := layer.NewOverlay(layers[len(layers)-1].VolumeBytes, below, layers...)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.recent) == maxRecent {
+		s.recent = append(s.recent[:0], s.recent[1:]...)
+	}
+	s.recent = append(s.recent, recentOverlay{at, o})
+	return o, nil
+}
+
+// state is a state that is shown.
+type state struct {
+	of *states
+	at int
+}
+
+var _ layer.Pieces = (*state)(nil)
+
+// Size implements [layer.Volume].
+func (s *state) Size() int64 { return s.of.layers[s.of.points[s.at].By].VolumeBytes }
+
+// ReadAt implements io.ReaderAt.
+func (s *state) ReadAt(p []byte, off int64) (n int, err error) {
+	o, err := s.of.overlay(s.at)
+	if err != nil {
+		return 0, err
+	}
+	return o.ReadAt(p, off)
+}
+
+// ReadPieces implements [layer.Pieces].
+func (s *state) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) {
+	o, err := s.of.overlay(s.at)
+	if err != nil {
+		return 0, err
+	}
+	return o.ReadPieces(pieces, offsets)
+}
