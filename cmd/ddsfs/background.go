@@ -93,17 +93,19 @@ func startInBackground(args []string) error {
 	return fmt.Errorf("the serving process: %w", err)
 }
 
+// nameProcess says how ps, and others that look who uses a device, call this process.
+func nameProcess(name string) error { return os.WriteFile("/proc/self/comm", []byte(name), 0) }
+
 // detach tells the process that started this one that this one is ready, and closes the
 // files that they share.
-func detach(ready *os.File) error {
+func detach(ready *os.File, name string) error {
 	defer ready.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err == nil {
 		defer null.Close()
 		err = errors.Join(
 			os.Chdir("/"),
-			// Otherwise ps and killall would know it as "exe".
-			os.WriteFile("/proc/self/comm", []byte("ddsfs"), 0),
+			nameProcess(name), // which would be "exe"
 			unix.Dup3(int(null.Fd()), unix.Stdin, 0),
 			unix.Dup3(int(null.Fd()), unix.Stdout, 0),
 			unix.Dup3(int(null.Fd()), unix.Stderr, 0),

@@ -116,7 +116,7 @@ tool can copy, and merges the copy on another host.`,
 	}
 	cobra.EnableCommandSorting = false // help lists them in the order of their use
 	root.AddCommand(mountCommand(), unmountCommand(), extractCommand(), applyCommand(), attachCommand(),
-		detachCommand(), verifyCommand(), squashCommand(), statusCommand(), infoCommand())
+		detachCommand(), browseCommand(), verifyCommand(), squashCommand(), statusCommand(), infoCommand())
 	for _, c := range append([]*cobra.Command{root}, root.Commands()...) {
 		c.Flags().SortFlags = false
 		c.Flags().BoolP("help", "h", false, "show this help")

@@ -15,7 +15,7 @@ import (
 func unmountCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unmount MOUNTPOINT",
-		Short: "unmount what mount mounted",
+		Short: "unmount what mount or browse mounted",
 		Long: `
 Unmounts the directory and waits until its devices are closed, so that the
 snapshots can be removed at once. umount does as well, without waiting.`,

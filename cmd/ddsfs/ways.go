@@ -27,6 +27,7 @@ var taken = map[wayout.Way]string{
 	wayout.AssumeCovered:  "--assume-base takes your word that it has all that was written, and ruins the target if not",
 	wayout.AssumeTouched:  "apply --assume-base without --kernel takes your word that it is right",
 	wayout.WriteAgain:     "--assume-base writes the delta once more, and a full delta all there is",
+	wayout.NameImage:      "if you know which state that is, name it (--image-id)",
 	wayout.DeltasBetween:  "apply the deltas between them first, or send a full one",
 	wayout.MergeAgain:     "apply that one again to finish it",
 	wayout.Undo:           "or apply %s to undo it",

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -84,6 +85,32 @@ func Open(paths []string, warn func(string)) (deltas []*Delta, err error) {
 		}
 	}
 	return deltas, nil
+}
+
+// OpenFull opens the delta in a file, nil if the file is none. What is no regular file is
+// none.
+func OpenFull(path string) (*Delta, error) {
+	fi, err := os.Stat(path)
+	if err != nil || !fi.Mode().IsRegular() {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var first [4]byte
+	if _, err := f.ReadAt(first[:], 0); err != nil || binary.LittleEndian.Uint32(first[:]) != cow.Magic {
+		return nil, nil
+	}
+	deltas, err := Open([]string{path}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if d := deltas[0]; d.Full {
+		return d, nil
+	}
+	return nil, fmt.Errorf("%s: the delta is not a full one: it shows no volume by itself", path)
 }
 
 // open opens a delta, and checks what can be checked without its data.

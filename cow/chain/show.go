@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -17,7 +18,8 @@ type Image struct {
 	Name   string
 	State  State
 	Volume layer.Volume
-	// Known are the edges of deltas, by their digests, whose seals don't name all states.
+	// Known are the edges of deltas, by their digests. They count where a seal names no
+	// state.
 	Known map[string]Edge
 }
 
@@ -29,20 +31,12 @@ type Shown struct {
 
 // Image is the state that a full delta leads to.
 func (d *Delta) Image(cache *cow.BlockCache) (Image, error) {
-	if !d.Full {
-		return Image{}, fmt.Errorf("%s: the delta is not a full one: it shows no volume by itself", d.Path)
-	}
-	v, err := d.overZeros(cache)
-	return Image{Name: d.Stem(), State: d.New, Volume: v}, err
-}
-
-// overZeros is what the volume holds once a full delta was merged.
-func (d *Delta) overZeros(cache *cow.BlockCache) (layer.Volume, error) {
 	l, err := d.layer(cache)
 	if err != nil {
-		return nil, err
+		return Image{}, err
 	}
-	return layer.NewOverlay(l.VolumeBytes, zeros(l.VolumeBytes), l)
+	v, err := layer.NewOverlay(l.VolumeBytes, zeros(l.VolumeBytes), l)
+	return Image{Name: d.Stem(), State: d.New, Volume: v}, err
 }
 
 // layer is the delta's layer, verified as it is read.
@@ -102,7 +96,10 @@ func Show(image Image, deltas []*Delta, cache *cow.BlockCache, warn func(string)
 	for i, d := range deltas {
 		edges[i] = Named{d.Edge, d.Stem()}
 		if known, ok := image.Known[d.Store.Name.String()]; ok {
-			edges[i].Base, edges[i].New = known.Base, known.New
+			edges[i].Base = cmp.Or(edges[i].Base, known.Base)
+			if d.Seal.New == "" {
+				edges[i].New = known.New
+			}
 		}
 	}
 	points, nowhere, err := Find(image.State, image.Name, edges)

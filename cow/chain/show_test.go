@@ -230,20 +230,28 @@ func TestShowFullImage(t *testing.T) {
 		tr.states = [][]byte{first, second}
 		write(t, filepath.Join(tr.dir, "full.cow"), 4096, tr.differ(map[bool][]byte{true: make([]byte, len(first))}[sparse], first, 4096), first, cow.SealOptions{New: "s0", Sparse: sparse})
 		write(t, filepath.Join(tr.dir, "monday.cow"), 512, chunks.Of(0), second, cow.SealOptions{Base: "s0", New: "s1"})
-		deltas, err := Open([]string{filepath.Join(tr.dir, "full.cow"), tr.dir}, noWarning(t))
+		deltas, err := Open([]string{tr.dir}, noWarning(t))
+		must(t, err)
+		full, err := OpenFull(filepath.Join(tr.dir, "full.cow"))
 		must(t, err)
 		cache := cow.NewBlockCache()
-		image, err := deltas[0].Image(cache)
+		image, err := full.Image(cache)
 		must(t, err)
-		shown, err := Show(image, deltas[1:], cache, noWarning(t))
+		shown, err := Show(image, deltas, cache, noWarning(t))
 		must(t, err)
 		if len(shown) != 2 || shown[0].Name != "full" || shown[1].Name != "monday" {
 			t.Fatalf("shown are %v", shown)
 		}
 		tr.holds("full", shown[0].Volume, first)
 		tr.holds("monday", shown[1].Volume, second)
-		if _, err := deltas[2].Image(cache); err == nil || !strings.Contains(err.Error(), "monday.cow") {
+		if _, err := OpenFull(filepath.Join(tr.dir, "monday.cow")); err == nil || !strings.Contains(err.Error(), "monday.cow") {
 			t.Errorf("an incremental delta is an image: %v", err)
+		}
+		must(t, os.WriteFile(filepath.Join(tr.dir, "volume"), first, 0o600))
+		for _, none := range []string{filepath.Join(tr.dir, "volume"), "/dev/null"} {
+			if d, err := OpenFull(none); d != nil || err != nil {
+				t.Errorf("%s: %v, %v", none, d, err)
+			}
 		}
 	}
 }

@@ -30,6 +30,7 @@ const (
 	AssumeCovered  Way = "assume covered"
 	AssumeTouched  Way = "assume touched"
 	WriteAgain     Way = "write again"
+	NameImage      Way = "name image"
 	DeltasBetween  Way = "deltas between"
 	MergeAgain     Way = "merge again"
 	Undo           Way = "undo"    // the undo file
