@@ -248,11 +248,11 @@ func (s *drives) aliasesOf(d *drive, path string) []string {
 
 // placed is a target in the system.
 type placed struct {
-	*Target
+	alone
 	drives *drives
 }
 
-func (s *drives) around(t *Target) outside { return placed{t, s} }
+func (s *drives) around(t *Target) outside { return placed{alone{t}, s} }
 
 func (p placed) key() (string, error) {
 	d, err := p.drives.of(p.OS())
@@ -283,10 +283,6 @@ func (p placed) subject() (record.Subject, func(), error) {
 	}
 	return subject, done, err
 }
-
-func (placed) CheckUnused(Own) error { return nil }
-
-func (placed) CheckApart(blockdev.Info) error { return nil }
 
 // driveStorage is a storage that counts what is written to drives.
 type driveStorage struct {

@@ -24,7 +24,7 @@ import (
 type thinVolume struct{ pool dm.Pool }
 
 type thinTarget struct {
-	*Target
+	alone
 	of dm.Pool
 }
 
@@ -32,7 +32,7 @@ func newThinVolume(blockBytes int64) *thinVolume {
 	return &thinVolume{dm.Pool{BlockBytes: blockBytes}}
 }
 
-func (v *thinVolume) around(t *Target) outside { return thinTarget{t, v.pool} }
+func (v *thinVolume) around(t *Target) outside { return thinTarget{alone{t}, v.pool} }
 
 func (t thinTarget) pool() (dm.Pool, error) { return t.of, nil }
 
