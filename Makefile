@@ -130,12 +130,13 @@ need = @missing=; \
 	  { apt-get install -y --no-install-recommends $$missing || \
 	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >/dev/null; }
 
-# The timeout is for tests that hang, as a busy machine is slow.
+# The timeout is for tests that hang, as a busy machine is slow. With the race detector,
+# the tests of the second run try less.
 unit:
 	$(call need,rsync:rsync fusermount3:fuse3 mkfs.ext4:e2fsprogs losetup:mount gcc:gcc man:man-db mandoc:mandoc \
 	  /usr/share/bash-completion/bash_completion:bash-completion)
 	$(GO) test -race -count=1 -timeout 2h ./...
-	$(GO) test -count=1 -timeout 2h -run "^TestHistories$$" ./apply
+	$(GO) test -count=1 -timeout 2h -run '^Test(Histories|(Kernel)?StopAtEveryOperation|KernelUsersWrite)$$' ./apply ./apply/kernel
 
 # The completions in shells that are not everywhere.
 completions:

@@ -168,7 +168,7 @@ func TestStopAtEveryOperation(t *testing.T) {
 		} {
 			t.Run(name+"/"+failure.name, func(t *testing.T) {
 				t.Parallel()
-				for n := 1; ; n++ {
+				for n := range harness.Operations {
 					done := false
 					for _, back := range []bool{false, true} {
 						if back && !kind.undoWanted && !kind.keep {

@@ -116,7 +116,7 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 			}
 			t.Run(failure.name+"/"+finish, func(t *testing.T) {
 				t.Parallel()
-				for n := 1; ; n++ {
+				for n := range harness.Operations {
 					r := newRig(t, wholeSectors)
 					good := r.MustReadAll(r.Delta)
 					k := newSimulated(&harness.Storage{At: n, Fails: failure.fails})
@@ -232,7 +232,7 @@ func TestKernelUsersWrite(t *testing.T) {
 		for _, asked := range []int{1, 4, lastMoment} {
 			t.Run(fmt.Sprintf("power cut %v, asked %d times", powerCut, asked), func(t *testing.T) {
 				t.Parallel()
-				for n := 1; ; n++ {
+				for n := range harness.Operations {
 					r := newRig(t, wholeSectors)
 					changed := harness.Changed(r.Base, r.After)
 					if slices.Contains(changed, untouched) {
