@@ -159,7 +159,10 @@ func (m *Merger) keep(ctx context.Context, k *keeping, undo *cow.Sealed, another
 			continue
 		}
 		if another != "" && m.o.Storage.Link(another, path) == nil {
-			return path, m.o.Storage.SyncDir(k.dir)
+			if err := m.o.Storage.SyncDir(k.dir); err != nil {
+				return "", errors.Join(err, m.o.Storage.Remove(path))
+			}
+			return path, nil
 		}
 		// There is none, or links can't lead there.
 		if err := m.writeUndo(ctx, undo, path); !errors.Is(err, fs.ErrExist) {

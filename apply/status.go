@@ -43,6 +43,7 @@ type TargetStatus struct {
 	Merging      *Job            `json:"merging,omitempty"`
 	PID          int             `json:"pid,omitempty"`     // of the process that is merging into it
 	Undos        []UndoFile      `json:"undos"`             // the last merge's at the end
+	Kept         []record.Kept   `json:"kept"`              // restore points, the last one at the end
 	Problem      string          `json:"problem,omitempty"` // what is wrong
 }
 
@@ -111,7 +112,7 @@ func Status(stateDir string, targets ...string) ([]TargetStatus, error) {
 }
 
 func damagedStatus(target string, err error) TargetStatus {
-	return TargetStatus{Target: target, State: Damaged, Problem: err.Error(), Undos: []UndoFile{}}
+	return TargetStatus{Target: target, State: Damaged, Problem: err.Error(), Undos: []UndoFile{}, Kept: []record.Kept{}}
 }
 
 // recordOf is the record of a target, nil if there is none: by its key, by one that it
@@ -149,7 +150,7 @@ func recordOf(dir record.Dir, records []*record.Record, target string) (*record.
 
 func statusOf(dir record.Dir, r *record.Record) TargetStatus {
 	s := TargetStatus{
-		Target: r.Target, Key: r.Key, State: Whole, LastMerge: r.Last, Undos: []UndoFile{},
+		Target: r.Target, Key: r.Key, State: Whole, LastMerge: r.Last, Undos: []UndoFile{}, Kept: append([]record.Kept{}, r.AllKept()...),
 		WrittenSince: r.WrittenSince, PID: dir.LockedBy(r.Key), Problem: r.Touched,
 	}
 	if uuid, ok := strings.CutPrefix(r.Key, "dm:"); ok {

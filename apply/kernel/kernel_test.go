@@ -27,14 +27,17 @@ import (
 const errBusy = syscall.EBUSY
 
 // rig is a rig whose delta a simulated kernel merges.
-type rig struct{ *harness.Rig }
+type rig struct {
+	*harness.Rig
+	keep string // the directory of restore points, "" to keep none
+}
 
 // wholeSectors is the size of a volume that the kernel can show all of.
 const wholeSectors = 40 * harness.ChunkBytes
 
 func newRig(t *testing.T, volumeBytes int) *rig {
 	t.Helper()
-	r := &rig{harness.New(t, volumeBytes)}
+	r := &rig{Rig: harness.New(t, volumeBytes)}
 	harness.Must(t, r.apply(r.Full))
 	return r
 }
@@ -53,7 +56,7 @@ func (r *rig) options(k *simulated) Options {
 // kernelApply has a simulated kernel merge the rig's delta.
 func (r *rig) kernelApply(k *simulated, consume bool) error {
 	o := r.options(k)
-	o.Consume = consume
+	o.Consume, o.Keep = consume, r.keep
 	_, err := File(context.Background(), r.Delta, r.Target, o)
 	return err
 }
@@ -107,7 +110,7 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 		{"failed once", true, false, harness.LoseNothing, 0},
 		{"failed once, power cut, all lost", true, true, harness.LoseAll, 0},
 	} {
-		for _, finish := range []string{"same", "resume", "plain", "consume"} {
+		for _, finish := range []string{"same", "resume", "plain", "consume", "keep"} {
 			switch {
 			case finish == "plain" && !failure.powerCut:
 				continue // the device holds the target
@@ -118,6 +121,10 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 				t.Parallel()
 				for n := range harness.Operations {
 					r := newRig(t, wholeSectors)
+					if finish == "keep" {
+						r.keep = filepath.Join(r.Dir, "points")
+					}
+					since := r.Record().Since
 					good := r.MustReadAll(r.Delta)
 					k := newSimulated(&harness.Storage{At: n, Fails: failure.fails})
 					err := r.kernelApply(k, finish == "consume")
@@ -143,6 +150,9 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 						t.Fatalf("%s: half merged, and nothing of that is recorded", where)
 					}
 					r.finishKernel(where, afterwards(k, failure.powerCut), finish, good)
+					if finish == "keep" {
+						r.checkKept(where, since)
+					}
 					os.RemoveAll(r.Dir)
 					if t.Failed() {
 						return
@@ -150,6 +160,23 @@ func TestKernelStopAtEveryOperation(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// checkKept checks that one file is kept, of the state since then, that it is whole, and
+// that it is listed.
+func (r *rig) checkKept(where string, since time.Time) {
+	r.T.Helper()
+	names, err := filepath.Glob(filepath.Join(r.keep, "*"))
+	harness.Must(r.T, err)
+	list := r.Record().Kept
+	if len(names) != 1 || filepath.Base(names[0]) != since.Format("20060102T150405Z.cow") || len(list) != 1 || list[0].Path != names[0] || !list[0].Since.Equal(since) {
+		r.T.Errorf("%s: there is %v, listed %+v", where, names, list)
+		return
+	}
+	v, err := apply.VerifyFile(context.Background(), names[0], "", apply.Options{StateDir: r.StateDir()})
+	if err != nil || v.Err() != nil || v.Delta != list[0].Delta || list[0].Snapshot != "base" {
+		r.T.Errorf("%s: kept is %+v: %v", where, v, err)
 	}
 }
 
@@ -165,7 +192,7 @@ func (r *rig) finishKernel(where string, k *simulated, finish string, good []byt
 	r.T.Helper()
 	var err error
 	switch finish {
-	case "same", "consume":
+	case "same", "consume", "keep":
 		if _, statErr := os.Stat(r.Delta); statErr != nil {
 			// It was used up, and removed as the last thing.
 			break

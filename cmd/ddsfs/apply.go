@@ -18,6 +18,7 @@ import (
 
 	"ddsfs/apply"
 	"ddsfs/apply/kernel"
+	"ddsfs/apply/record"
 	"ddsfs/cow/dm"
 )
 
@@ -38,6 +39,10 @@ what the delta's base snapshot held. Nothing is written before the delta has
 arrived, its digests match, TARGET is in nobody's use, and it is recorded to hold
 the base and was not written to since; --stream and --assume-base do without.
 
+With --keep, TARGET holds the newest state, and DIR a restore point for each older one:
+the undo file of each merge, under the UTC second at which TARGET got the state that it
+brings back (20261124T030007Z.cow). --keep-last removes the oldest of this TARGET.
+
 If it is interrupted, the same command again finishes it, and the file of --undo
 brings the old state back, and what was recorded of it. A target without a record takes
 a delta of mount --full first, or one of mount --base-check. A delta that was merged
@@ -57,12 +62,15 @@ must use TARGET before that.`,
 		Example: `
 ddsfs apply /backup/delta.cow /dev/vg/data
 ssh source cat /mnt/delta/delta.cow | ddsfs apply - /dev/vg/data
+ssh source cat /mnt/delta/delta.cow | ddsfs apply --keep /backup/data --keep-last 24 - /dev/vg/data
 ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 	}
 	flags, m := c.Flags(), merge{}
 	flags.StringVar(&m.SpoolDir, "spool", defaultSpoolDir, "`directory` with room for a delta that comes from stdin, or for the copy of --kernel, which is in that of --state-dir unless this is given")
 	flags.BoolVar(&m.Stream, "stream", false, "write what comes from stdin as it comes, without a spool: if it breaks off, TARGET is half merged")
 	flags.StringVar(&m.Undo, "undo", "", "first save what will be overwritten in this `file`, a delta that brings the old state back")
+	flags.StringVar(&m.Keep, "keep", "", "keep what will be overwritten in this `directory`, as a restore point")
+	flags.IntVar(&m.KeepLast, "keep-last", 0, "with --keep, leave the last `N` restore points of TARGET, and remove the older ones after the merge")
 	flags.BoolVar(&m.AssumeBase, "assume-base", false, "take your word that TARGET holds what the delta starts from; if it does not, it is ruined")
 	flags.StringVar(&m.zero, "zero", "skip", "`skip|write` zeros: skip those that TARGET holds, make holes in files and discards in thin volumes, or write them all")
 	flags.StringVar(&m.StateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
@@ -77,6 +85,9 @@ ddsfs apply --kernel --name data /backup/delta.cow /dev/vg/data`,
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		if m.kernel && !flags.Changed("spool") {
 			m.SpoolDir = ""
+		}
+		if flags.Changed("keep-last") && (m.Keep == "" || m.KeepLast < 1 || m.KeepLast > record.MaxKept) {
+			return usageError("--keep-last goes with --keep, and is a number from 1 to %d", record.MaxKept)
 		}
 		return m.run(args)
 	}
@@ -134,7 +145,7 @@ func (m *merge) check(args []string) error {
 	switch {
 	case (m.resume || m.Consume || m.Name != "") && !m.kernel:
 		return usageError("--resume, --consume and --name are for --kernel")
-	case m.resume && (len(args) != 2 || m.Consume || m.DryRun || m.Undo != "" || m.AssumeBase):
+	case m.resume && (len(args) != 2 || m.Consume || m.DryRun || m.Undo != "" || m.Keep != "" || m.AssumeBase):
 		return usageError("--resume needs a target, and nothing else: it goes on with what was begun")
 	case len(args) != 2:
 		return usageError("needs a delta and a target, got %d arguments", len(args))
@@ -148,8 +159,8 @@ func (m *merge) check(args []string) error {
 		return usageError("--stream does not go with --kernel, which needs a delta as a whole")
 	case m.Stream && m.delta != "-":
 		return usageError("--stream is for a delta that comes from stdin")
-	case m.Stream && (m.Undo != "" || m.DryRun):
-		return usageError("--stream goes with neither --undo nor --dry-run: what streams in can't be looked through first")
+	case m.Stream && (m.Undo != "" || m.Keep != "" || m.DryRun):
+		return usageError("--stream goes with none of --undo, --keep and --dry-run: what streams in can't be looked through first")
 	case m.zero != "skip" && m.zero != "write":
 		return usageError("--zero %s: must be skip or write", m.zero)
 	case m.Consume && m.delta == "-":

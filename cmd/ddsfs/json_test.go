@@ -44,6 +44,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		{"status", apply.Job{}},
 		{"status", apply.UndoFile{}},
 		{"status", record.Run{}},
+		{"status", record.Kept{}},
 	} {
 		text := ""
 		for command := range strings.FieldsSeq(c.pages) {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ddsfs/apply"
+	"ddsfs/apply/record"
 )
 
 func statusCommand() *cobra.Command {
@@ -23,7 +24,7 @@ func statusCommand() *cobra.Command {
 		Short: "show what targets are recorded to hold",
 		Long: `
 Prints what TARGET, or each target, is recorded to hold, since when, and the merge
-that is under way or was interrupted. The device is not read: apply compares it with
+that is under way or was interrupted, and of TARGET each restore point. The device is not read: apply compares it with
 the record before it builds on that.
 
 Exit code 5: a target is half merged, and nobody is at it. Exit code 1: a record can't
@@ -47,6 +48,7 @@ ddsfs status --json`,
 			for _, t := range targets {
 				if t.State != apply.Damaged {
 					printTarget(out, t)
+					printKept(out, t.Kept, len(args) > 0)
 				}
 			}
 			err = out.Flush()
@@ -110,6 +112,18 @@ func printTarget(out io.Writer, t apply.TargetStatus) {
 	}
 	if t.Problem != "" {
 		line("and more: %s", t.Problem)
+	}
+}
+
+// printKept prints each restore point, or how many there are.
+func printKept(out io.Writer, kept []record.Kept, each bool) {
+	for _, k := range kept {
+		if each {
+			fmt.Fprintf(out, "  restore point %s UTC: %s\n", k.Since.Format(time.DateTime), k.Path)
+		}
+	}
+	if n := len(kept); n > 0 && !each {
+		fmt.Fprintf(out, "  restore points: %d, the first of %s UTC\n", n, kept[0].Since.Format(time.DateTime))
 	}
 }
 

@@ -313,20 +313,25 @@ func isRandom(text string) bool {
 // file is durable before it takes the name, and the name is durable when Replace
 // returns.
 func Replace(s Storage, path string, write func(File) error) error {
-	return put(s, path, s.Name, write)
+	_, err := put(s, path, s.Name, write)
+	return err
 }
 
 // New is Replace for a path that no file has. It fails with fs.ErrExist, and leaves that
 // file as it is, if there is one.
 func New(s Storage, path string, write func(File) error) error {
-	return put(s, path, s.NameNew, write)
+	named, err := put(s, path, s.NameNew, write)
+	if named && err != nil {
+		_ = s.Remove(path) // the first error is the one that matters
+	}
+	return err
 }
 
-// put writes a file, and has name give it the path.
-func put(s Storage, path string, name func(File, string) error, write func(File) error) (err error) {
+// put writes a file, and has name give it the path. It tells whether it has that.
+func put(s Storage, path string, name func(File, string) error, write func(File) error) (named bool, err error) {
 	f, err := s.Create(path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = write(f)
 	if err == nil {
@@ -334,6 +339,7 @@ func put(s Storage, path string, name func(File, string) error, write func(File)
 	}
 	if err == nil {
 		err = name(f, path)
+		named = err == nil
 	} else if !isUnnamed(f, path) {
 		_ = s.Remove(f.OS().Name()) // the first error is the one that matters
 	}
@@ -344,12 +350,12 @@ func put(s Storage, path string, name func(File, string) error, write func(File)
 		err = s.SyncDir(filepath.Dir(path))
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%s: %w: make room in %s, or name another place", path, err, filepath.Dir(path))
+		return named, fmt.Errorf("%s: %w: make room in %s, or name another place", path, err, filepath.Dir(path))
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return named, fmt.Errorf("%s: %w", path, err)
 	}
-	return nil
+	return named, nil
 }
 
 // Room returns how many bytes there is room for in a directory, for this user.
