@@ -40,7 +40,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help of %s shows what is not for people", name)
 		}
 	}
-	for _, name := range []string{"mount", "unmount", "extract", "apply", "attach", "detach", "verify", "squash", "status", "info"} {
+	for _, name := range []string{"mount", "unmount", "extract", "apply", "attach", "detach", "browse", "verify", "squash", "status", "info"} {
 		if !seen[name] {
 			t.Errorf("help does not list %s", name)
 		}
@@ -136,6 +136,8 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"attach", "a", "b", "c/d"}, "c/d"},
 		{[]string{"attach", "a", "b", "control"}, "control"},
 		{[]string{"detach"}, "name"},
+		{[]string{"browse", "a"}, "mountpoint"},
+		{[]string{"browse", "--mode", "0600", "a", "b", "c"}, "written"},
 	} {
 		r := ddsfs(t, test.args...)
 		r.fails(2, test.says)
