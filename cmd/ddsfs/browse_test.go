@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -25,7 +26,7 @@ type days struct {
 func newDays(t *testing.T, states ...[]byte) *days {
 	d := &days{&replica{t: t, dir: t.TempDir()}, states}
 	d.target = d.path("target")
-	must(t, os.WriteFile(d.target, states[0], 0o600))
+	must(t, os.WriteFile(d.target, make([]byte, len(states[len(states)-1])+4096), 0o600))
 	must(t, os.Mkdir(d.path("points"), 0o700))
 	d.apply("-q", d.full(0), d.target).ok()
 	for i := range states[1:] {
@@ -285,4 +286,51 @@ func TestBrowseGrowth(t *testing.T) {
 		images[fmt.Sprintf("day%d.img", day+1)] = day + 1
 	}
 	d.shows(d.browse(paths...), images)
+}
+
+// Info shows deltas as a chain, and what is missing in it.
+func TestInfoOfAChain(t *testing.T) {
+	d := newDays(t, fiveDays()[:4]...)
+	text := ddsfs(t, "info", d.path("points"), d.full(0)).ok()
+	var lines [][]string
+	for line := range strings.Lines(text) {
+		lines = append(lines, strings.Fields(line))
+	}
+	if len(lines) != 6 || !slices.Equal(lines[0][:2], []string{"FILE", "LEADS"}) || !strings.HasPrefix(lines[5][0], "no") {
+		t.Fatal(text)
+	}
+	for i, want := range [][]string{{"2.cow", "day2", "day3"}, {"1.cow", "day1", "day2"}, {"0.cow", "day0", "day1"}, {"full0.cow", "day0", "any"}} {
+		if got := lines[1+i]; !slices.Equal(got[:3], want) || got[3] != "-" {
+			t.Errorf("line %d is %q, want %q", 1+i, got, want)
+		}
+	}
+	if !strings.Contains(text, "no delta here leads to day3, from which these start: 2.cow\n") {
+		t.Error(text)
+	}
+	dated := d.path("points/20261124T030007Z.cow")
+	must(t, os.Rename(d.path("points/1.cow"), dated))
+	var got struct {
+		Deltas []struct {
+			File, Since, Base, New string
+			Full                   bool
+			Exceptions             int
+			VolumeBytes            int `json:"volume_bytes"`
+		}
+		Missing []struct {
+			State string
+			Files []string
+		}
+	}
+	must(t, json.Unmarshal([]byte(ddsfs(t, "info", "--json", d.path("points")).ok()), &got))
+	if len(got.Deltas) != 3 || got.Deltas[1].File != dated || got.Deltas[1].Since != "2026-11-24T03:00:07Z" || got.Deltas[1].New != "day1" ||
+		got.Deltas[1].VolumeBytes != len(d.states[1]) || got.Deltas[0].Since != "" {
+		t.Errorf("%+v", got.Deltas)
+	}
+	if len(got.Missing) != 1 || got.Missing[0].State != "day3" || !slices.Equal(got.Missing[0].Files, []string{d.path("points/2.cow")}) {
+		t.Errorf("%+v", got.Missing)
+	}
+	if text := ddsfs(t, "info", t.TempDir()).ok(); !strings.HasPrefix(text, "FILE") {
+		t.Errorf("of nothing: %q", text)
+	}
+	ddsfs(t, "info", dated, d.path("cow0")).fails(1, "cow0", "not sealed")
 }

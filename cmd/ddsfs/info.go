@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -18,20 +19,29 @@ import (
 
 func infoCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "info BASE\ninfo FILE",
-		Short: "show the header and the report of a snapshot's store or a delta",
+		Use:   "info BASE\ninfo FILE\ninfo DELTA|DIR...",
+		Short: "show what a snapshot's store or a delta holds, or what deltas lead to",
 		Long: `
 Reads the metadata of BASE, a snapshot that is not thin, by the names that mount
 takes, or of FILE, a COW device, a copy of one, or a delta, checks it, and prints its
-header and its report. FILE - is stdin. The data is not read: ddsfs verify tells whether that is whole.`,
+header and its report. FILE - is stdin. The data is not read: ddsfs verify tells whether
+that is whole.
+
+Of several deltas, and of those in a DIR whose names end in .cow, it prints a table: to
+which state each leads and from which, one after the other, and which states no delta
+leads to, although others start there. ddsfs browse shows the states themselves.`,
 		Example: `
 ddsfs info vg/base
-ddsfs info delta.cow`,
-		Args: takes(1, 1, "one snapshot or file"),
+ddsfs info delta.cow
+ddsfs info /backup/points`,
+		Args: takes(1, math.MaxInt, "a snapshot, or files"),
 	}
 	asJSON := c.Flags().Bool("json", false, "print a JSON object; see ddsfs-info(8)")
 	quiet := c.Flags().BoolP("quiet", "q", false, "show no progress")
 	c.RunE = func(_ *cobra.Command, args []string) error {
+		if fi, err := os.Stat(args[0]); len(args) > 1 || err == nil && fi.IsDir() {
+			return printChain(os.Stdout, args, *asJSON)
+		}
 		store, err := readStore(args[0], *quiet)
 		if store == nil {
 			return err
