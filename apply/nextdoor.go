@@ -26,6 +26,9 @@ func usersOf(info blockdev.Info, overlaps []blockdev.Overlap) ([][]blockdev.User
 	return blockdev.UsersOf(infos)
 }
 
+// fuseType is the type of ddsfs's own file systems in /proc/mounts.
+const fuseType = "fuse.ddsfs"
+
 // mountedAs says what the kernel uses a device for, "" if for nothing, and what ends
 // that.
 func mountedAs(info blockdev.Info) (string, error) {
@@ -45,6 +48,9 @@ func mountedAs(info blockdev.Info) (string, error) {
 	})
 	if err != nil {
 		return "", err
+	}
+	if len(mounts) > 0 && mounts[0].FSType == fuseType {
+		return fmt.Sprintf("is read by the mount or browse that shows it in %s: unmount that first", mounts[0].Mountpoint), nil
 	}
 	if len(mounts) > 0 {
 		return fmt.Sprintf("is mounted on %s: unmount it first", mounts[0].Mountpoint), nil
