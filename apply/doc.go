@@ -17,14 +17,18 @@
 // A merge can be stopped at any moment, and what was not flushed may be lost then.
 // So the order is
 //
-//  1. the undo file, if one is asked for, complete and under its name;
+//  1. the undo file, if one is asked for or kept, complete and under its name;
 //  2. the set of all chunks that will have been written since a state that the
 //     target held, under a name of its own;
 //  3. the record, which names that state, that set and the merge;
 //  4. the target's chunks, flushed now and then;
 //  5. after each flush, the record with how many chunks it covers;
-//  6. after the last, the record with what the target holds now, and the evidence for
-//     it: see [ddsfs/apply/record].
+//  6. after the last, the record with what the target holds now, the evidence for
+//     it, and what is kept: see [ddsfs/apply/record];
+//  7. what of that is older than asked for is gone, and the record without it.
+//
+// A file that was kept by a merge that was stopped between 1 and 3 is on no record. The
+// same merge finds it by its name and its content. No record of another target lists it.
 //
 // A file is replaced by another one, which is written and flushed before it gets the name,
 // and the directory is flushed then. Every such operation goes through Options.Storage, where the tests stop
@@ -42,6 +46,7 @@
 // target is not zeros), input.go and spool.go (where a delta is read from), verify.go and
 // status.go (commands of their own), merger.go (a target that is held), check.go (a delta,
 // and whether the target may take it), writer.go and merge.go (the writing), known.go (a
-// record, and whether the target is still like that), opening.go, undo.go, journal.go (what
-// is durable before what), apply.go (a merge from its beginning). Each uses those before it.
+// record, and whether the target is still like that), opening.go, undo.go, keep.go (restore
+// points), save.go (what goes before a merge), journal.go (what is durable before what),
+// apply.go (a merge from its beginning). Each uses those before it.
 package apply

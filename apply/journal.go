@@ -12,75 +12,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow/report"
-	"ddsfs/cow/wayout"
 )
-
-// Undo saves what will be overwritten, if that is asked for, and has the job say how the
-// merge can be undone and what is kept of it. It fails if the merge was begun without that.
-func (m *Merger) Undo(ctx context.Context, d *Checked, job *record.Merging) (err error) {
-	switch {
-	case m.o.Undo == "" && m.o.Keep == "":
-		return nil
-	case m.isHalfMerged():
-		return cmp.Or(m.checkUndo(ctx, d, d.How.WayBack), m.checkKept(ctx, d))
-	case m.o.DryRun:
-		return nil
-	}
-	path := ""
-	if m.o.Undo != "" {
-		if path, err = filepath.Abs(m.o.Undo); err != nil {
-			return fmt.Errorf("undo: %w", err)
-		}
-	}
-	job.Undo, job.Kept, err = m.saveUndo(ctx, path, d)
-	return err
-}
-
-// checkUndo fails unless the undo file that is asked for, if one is, is the way back from
-// a merge that was begun or done, nil if there is none.
-func (m *Merger) checkUndo(ctx context.Context, d *Checked, back *record.Undo) error {
-	if m.o.Undo == "" {
-		return nil
-	}
-	path, err := filepath.Abs(m.o.Undo)
-	if err != nil {
-		return fmt.Errorf("undo: %w", err)
-	}
-	done := d.How.Verdict == record.Done
-	saved := back != nil && back.Of == d.Facts.Name
-	switch {
-	case saved && back.Path == path:
-		return checkUndoFile(ctx, path, back.Delta)
-	case saved && done:
-		return m.Target.Refused("the delta was merged before, and what it overwrote is in %s", back.Path)
-	case done:
-		return m.Target.Refused("the delta was merged before, and what it overwrote was not saved: it can't be saved in %s any more", path)
-	case saved:
-		return m.Target.Refused("it is half merged, and what it held before is in %s", back.Path)
-	}
-	return m.Target.Refused("it is half merged: what it held before can't be saved any more")
-}
-
-// checkKept fails unless what the target held before it was half merged was kept, if that
-// is asked for, or the delta brings it back.
-func (m *Merger) checkKept(ctx context.Context, d *Checked) error {
-	back := d.How.WayBack
-	if m.o.Keep == "" || back != nil && back.Delta == d.Facts.Name {
-		return nil
-	}
-	kept := m.Known.Merging.Kept
-	switch {
-	case kept != nil && back != nil && back.Delta == kept.Delta:
-		// The merge does not need it, and somebody may have moved it to another place.
-		if err := checkUndoFile(ctx, kept.Path, kept.Delta); err != nil {
-			m.o.Warn(err.Error())
-		}
-		return nil
-	case back != nil && back.Of == d.Facts.Name:
-		return wayout.Add(m.Target.Refused("it is half merged, and what it held before is in %s: it can't be kept any more", back.Path), wayout.WithoutKeep)
-	}
-	return wayout.Add(m.Target.Refused("it is half merged: what it held before can't be kept any more"), wayout.WithoutKeep)
-}
 
 // Begin records durably what is about to be done to the target: steps 2 and 3 of the
 // package's comment. If it fails, TakeBack restores the record.

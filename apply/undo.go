@@ -5,14 +5,11 @@ package apply
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
 	"ddsfs/apply/record"
@@ -26,107 +23,9 @@ import (
 // follows.
 const unnamedPrefix = "unnamed-"
 
-// saveUndo saves what the merge of d will overwrite, as the delta that brings it back: the
-// same chunks with what the target holds there now, from the new state to the one that it
-// holds. It does so in the file at path, in one that is kept as a restore point, or in both.
-// They are complete and durable when it returns: nothing is written to the target before.
-//
-// A file that is there is taken if it is that already: a merge that was stopped before
-// it wrote leaves one. No other file is overwritten.
-func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record.Undo, *record.Kept, error) {
-	content, done, err := m.Target.Content()
-	if err != nil {
-		return nil, nil, fmt.Errorf("undo: %w", err)
-	}
-	defer done()
-	var there *cow.Store
-	if path != "" {
-		if there, err = whatIsThere(ctx, path); err != nil {
-			return nil, nil, fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file: %v", path, err)
-		}
-	}
-	// A state that nobody vouches for gets a name that nothing else has, or the one that an
-	// earlier run gave it.
-	held, madeUp := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.Facts.VolumeBytes}, true
-	switch {
-	case d.How.Held != nil:
-		held, madeUp = *d.How.Held, false
-	case there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix):
-		held.Snapshot, madeUp = there.Seal.New, false
-	}
-	undoFor := func(is record.Content) (*cow.Sealed, error) { return m.undoDelta(ctx, d, content, is) }
-	var k *keeping
-	var undo *cow.Sealed
-	keptPath := ""
-	if m.o.Keep != "" {
-		if k, err = m.newKeeping(d); err == nil {
-			undo, keptPath, err = m.leftBehind(ctx, k, d, held, madeUp, undoFor)
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("keep: nothing was written to the target: %w", err)
-		}
-	}
-	if undo == nil {
-		if undo, err = undoFor(held); err != nil {
-			return nil, nil, fmt.Errorf("undo: %w", err)
-		}
-	}
-	held.Snapshot = undo.Seal().New
-	if there != nil {
-		if name, err := undo.Name(); err != nil || name != *there.Name {
-			return nil, nil, errors.Join(fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path), err)
-		}
-	}
-	if err := m.putUndo(ctx, undo, path, there != nil, k, &keptPath); err != nil {
-		return nil, nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
-	}
-	digest, err := undo.Name()
-	if err != nil {
-		return nil, nil, fmt.Errorf("undo: %w", err)
-	}
-	name := digest.String()
-	back := &record.Undo{Path: cmp.Or(path, keptPath), Delta: name, Of: d.Facts.Name, Holds: held}
-	if m.isRecorded(&held) {
-		k := m.Known
-		back.WrittenSince, back.Written, back.UndoneBy = k.WrittenSince, k.Record.Written, k.LastMerge().Undo
-	}
-	if k == nil {
-		return back, nil, nil
-	}
-	m.unlisted = keptPath
-	return back, &record.Kept{Path: keptPath, Delta: name, Since: k.since, Snapshot: held.Snapshot}, nil
-}
-
 // isRecorded tells whether a content, if it is one, is what the target is recorded to hold.
 func (m *Merger) isRecorded(c *record.Content) bool {
 	return c != nil && m.Known.Record != nil && m.Known.Holds != nil && *c == *m.Known.Holds
-}
-
-// putUndo puts the undo of a merge where it is to be: at path, unless it is there or that is
-// "", and among what is kept, unless it has its path there or k is nil.
-func (m *Merger) putUndo(ctx context.Context, undo *cow.Sealed, path string, there bool, k *keeping, keptPath *string) error {
-	write, keep := path != "" && !there, k != nil && *keptPath == ""
-	if write {
-		if err := checkRoom(filepath.Dir(path), undo.Size()); err != nil {
-			return err
-		}
-	}
-	if keep && !there { // which may be the same file
-		if err := checkRoom(k.dir, undo.Size()); err != nil {
-			return err
-		}
-	}
-	if write {
-		if err := m.writeUndo(ctx, undo, path); err != nil {
-			return err
-		}
-	}
-	if !keep {
-		return nil
-	}
-	var err error
-	*keptPath, err = m.keep(ctx, k, undo, path)
-	return err
 }
 
 // checkRoom fails if a directory has no room for an undo file.
