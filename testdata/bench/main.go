@@ -6,7 +6,7 @@
 // the medians over the rounds are compared. CPU seconds are those of all processes that
 // take part, including the one that serves a mount.
 //
-//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] bin/ddsfs
+//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] bin/ddsfs
 package main
 
 import (
@@ -68,10 +68,11 @@ func run() error {
 	loop := flag.Bool("loop", false, "read the source through a loop device")
 	large := flag.Bool("scale", false, "mount volumes of 1 and 16 TiB instead, whose lists take 5 GiB")
 	pool := flag.Bool("pool", false, "compare snapshots in a large thin pool instead, which the kernel lab makes")
+	squash := flag.Bool("squash", false, "squash chains of deltas instead")
 	bare := flag.String("bare", "", "serve this `file` on the mountpoint that is given, with no layout, until SIGTERM")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] DDSFS")
+		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] DDSFS")
 	}
 	if *bare != "" {
 		return serveBare(*bare, flag.Arg(0))
@@ -91,6 +92,9 @@ func run() error {
 	}
 	if *pool {
 		return b.pools()
+	}
+	if *squash {
+		return b.squashes()
 	}
 	if err := b.makeVolume(); err != nil {
 		return err
