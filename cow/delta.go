@@ -3,6 +3,7 @@
 package cow
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -232,4 +233,26 @@ func (d *Delta) fillMetadata(p []byte, area, within int64) {
 			within = 0
 		}
 	}
+}
+
+// wrongMetadata looks at p, a part of a body from byte off on. It returns the byte of the
+// body near which that has other metadata than the delta, -1 if it has the same.
+func (d *Delta) wrongMetadata(p []byte, off int64) int64 {
+	c, end := d.layout.chunkBytes, off+int64(len(p))
+	for area := max(0, off/c-1) / (d.layout.perArea + 1); area < d.layout.Areas(); area++ {
+		begin := d.layout.MetadataChunk(area) * c
+		if begin >= end {
+			break
+		}
+		for at, last := max(begin, off), min(begin+c, end); at < last; {
+			var buf [SectorBytes]byte
+			want := buf[:min(SectorBytes, last-at)]
+			d.fillMetadata(want, area, at-begin)
+			if !bytes.Equal(want, p[at-off:][:len(want)]) {
+				return at
+			}
+			at += int64(len(want))
+		}
+	}
+	return -1
 }
