@@ -409,3 +409,67 @@ func TestSquashRefuses(t *testing.T) {
 		}
 	}
 }
+
+// patterned is a volume of any size in which each sector differs.
+type patterned struct {
+	seed  uint64
+	bytes int64
+}
+
+func (v patterned) Size() int64 { return v.bytes }
+
+func (v patterned) ReadAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		p[i] = byte(v.seed + uint64(off+int64(i))/SectorBytes)
+	}
+	return len(p), nil
+}
+
+// Seals may say that a volume is as large as can be. Its last chunks are squashed as any
+// others.
+func TestSquashOfTheLargestVolume(t *testing.T) {
+	const volumeBytes = 1<<63 - 1
+	var files [][]byte
+	for i, chunkBytes := range []int64{1 << 20, 512, 4096} {
+		last := uint64((volumeBytes - 1) / chunkBytes)
+		d, err := Encode(layer.Layer{Changed: chunks.Of(0, last-1, last), ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: patterned{uint64(i), volumeBytes}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := NewSealed(d, SealOptions{Base: fmt.Sprint(i), New: fmt.Sprint(i + 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, s.Size())
+		if n, err := s.ReadAt(b, 0); n < len(b) {
+			t.Fatal(err)
+		}
+		files = append(files, b)
+	}
+	got, _, err := squashAll(files, groupBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(bytes.NewReader(got))
+	if err == nil {
+		err = s.ReadList()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Changed.Len() != 3*(1<<20)/512 || s.ChunkBytes != 512 || s.Seal.VolumeBytes != volumeBytes {
+		t.Errorf("%d chunks of %d bytes", s.Changed.Len(), s.ChunkBytes)
+	}
+	l, err := s.Layer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off, from := range map[int64]uint64{0: 2, 4095: 2, 4096: 0, volumeBytes - 1: 2, volumeBytes - 8191: 2, volumeBytes - 8192: 0, volumeBytes - 1<<20: 0} {
+		var b, want [1]byte
+		_, err := l.Content.ReadAt(b[:], off)
+		_, _ = patterned{from, volumeBytes}.ReadAt(want[:], off)
+		if err != nil || b != want {
+			t.Errorf("byte %d: %d, %v, want %d", off, b, err, want)
+		}
+	}
+}
