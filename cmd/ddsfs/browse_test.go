@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // days are states of a volume with deltas between them: target holds the last, undo files
@@ -286,6 +288,33 @@ func TestBrowseGrowth(t *testing.T) {
 		images[fmt.Sprintf("day%d.img", day+1)] = day + 1
 	}
 	d.shows(d.browse(paths...), images)
+}
+
+// What neither a full delta of a file with holes nor a later one has are holes of the
+// images, which copies keep.
+func TestBrowseHoles(t *testing.T) {
+	old := make([]byte, 40<<20)
+	copy(old[10<<20:], bytes.Repeat([]byte("old"), 1<<20))
+	new := bytes.Clone(old)
+	copy(new[30<<20:], bytes.Repeat([]byte("new"), 1<<20))
+	d := &days{&replica{t: t, dir: t.TempDir()}, [][]byte{old, new}}
+	run(t, "cp", "--sparse=always", d.image(0), d.path("holes")).ok()
+	full := d.delta("full.cow", "--full", d.path("holes"), "--new-id", "day0")
+	if size := len(read(t, full)); size > 5<<20 {
+		t.Fatalf("the full delta has %d bytes", size)
+	}
+	m := d.browse(full, d.next(0))
+	d.shows(m, map[string]int{"full.img": 0, "day1.img": 1})
+	for name, most := range map[string]int64{"full.img": 4 << 20, "day1.img": 7 << 20} {
+		copied := d.path("copied " + name)
+		run(t, "cp", "--sparse=auto", filepath.Join(m, name), copied).ok()
+		var of, st unix.Stat_t
+		must(t, unix.Stat(filepath.Join(m, name), &of))
+		must(t, unix.Stat(copied, &st))
+		if !bytes.Equal(read(t, copied), read(t, m, name)) || st.Blocks*512 > most || of.Blocks*512 > most {
+			t.Errorf("%s has %d blocks, and its copy %d", name, of.Blocks, st.Blocks)
+		}
+	}
 }
 
 // Info shows deltas as a chain, and what is missing in it.

@@ -88,6 +88,10 @@ func (z zeros) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+func (z zeros) Extent(int64) (end int64, zeros bool) { return int64(z), true }
+
+func (z zeros) ZeroBytes() int64 { return int64(z) }
+
 // Show returns the image, and each other state that the deltas lead to from it. A delta
 // that leads nowhere is an error if it was named itself, and else is warned of. What is
 // read of deltas is verified, with the cache.
@@ -198,7 +202,10 @@ type state struct {
 	at int
 }
 
-var _ layer.Pieces = (*state)(nil)
+var (
+	_ layer.Pieces = (*state)(nil)
+	_ layer.Sparse = (*state)(nil)
+)
 
 // Size implements [layer.Volume].
 func (s *state) Size() int64 { return s.of.layers[s.of.points[s.at].By].VolumeBytes }
@@ -219,4 +226,22 @@ func (s *state) ReadPieces(pieces [][]byte, offsets []int64) (n int, err error) 
 		return 0, err
 	}
 	return o.ReadPieces(pieces, offsets)
+}
+
+// Extent implements [layer.Sparse].
+func (s *state) Extent(off int64) (end int64, zeros bool) {
+	o, err := s.of.overlay(s.at)
+	if err != nil {
+		return s.Size(), false
+	}
+	return o.Extent(off)
+}
+
+// ZeroBytes implements [layer.Sparse].
+func (s *state) ZeroBytes() int64 {
+	o, err := s.of.overlay(s.at)
+	if err != nil {
+		return 0
+	}
+	return o.ZeroBytes()
 }

@@ -21,7 +21,10 @@ type Overlay struct {
 	pages map[uint64]*page
 }
 
-var _ Pieces = (*Overlay)(nil)
+var (
+	_ Pieces = (*Overlay)(nil)
+	_ Sparse = (*Overlay)(nil)
+)
 
 // page says for each of pageUnits adjacent units which layer is on top, counted from 1.
 // 0 is the volume below.
@@ -71,6 +74,36 @@ func (o *Overlay) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, err
 	}
 	return len(p), atEnd
+}
+
+// Extent implements [Sparse]: known zeros are those of the volume below, where no layer
+// covers them.
+func (o *Overlay) Extent(off int64) (end int64, zeros bool) {
+	below, ok := o.below.(Sparse)
+	if !ok || below.ZeroBytes() == 0 {
+		return o.sizeBytes, false
+	}
+	from, bytes := o.at(off, o.sizeBytes-off)
+	end = off + bytes
+	if from > 0 || off >= below.Size() {
+		return end, false
+	}
+	belowEnd, zeros := below.Extent(off)
+	return min(end, belowEnd), zeros
+}
+
+// ZeroBytes implements [Sparse]. There may be more, as layers that cover each other, or
+// what is no zeros, are counted as if each covered zeros.
+func (o *Overlay) ZeroBytes() int64 {
+	below, ok := o.below.(Sparse)
+	if !ok {
+		return 0
+	}
+	zeros := below.ZeroBytes() - max(0, below.Size()-o.sizeBytes)
+	for _, l := range o.layers {
+		zeros -= min(zeros, l.Changed.Len()*l.ChunkBytes)
+	}
+	return max(0, zeros)
 }
 
 // ReadPieces implements [Pieces]. Each layer that has some of them is asked once.

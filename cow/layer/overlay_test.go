@@ -136,6 +136,68 @@ func TestOverlayPages(t *testing.T) {
 	}
 }
 
+// zeros is a volume that knows that it holds nothing else, from a byte on.
+type zeros struct {
+	filled
+	from int64
+}
+
+func (z zeros) Extent(off int64) (end int64, zeros bool) {
+	if off < z.from {
+		return z.from, false
+	}
+	return z.size, true
+}
+
+func (z zeros) ZeroBytes() int64 { return z.size - z.from }
+
+// Known zeros are those that no layer covers, whatever the sizes.
+func TestOverlayExtent(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		size := 1 + r.Int64N(3_000_000)
+		below := zeros{filled{0, 1 + r.Int64N(3_000_000)}, 0}
+		below.from = r.Int64N(below.size)
+		want := make([]byte, size) // 1 where zeros are known
+		for i := below.from; i < min(size, below.size); i++ {
+			want[i] = 1
+		}
+		var layers []Layer
+		for range r.IntN(4) {
+			l := randomLayer(r, bytes.Clone(want), 1+r.Int64N(size))
+			for run := range l.Changed.Runs {
+				clear(want[int64(run.Chunk)*l.ChunkBytes : min(l.VolumeBytes, int64(run.End())*l.ChunkBytes)])
+			}
+			layers = append(layers, l)
+		}
+		o, err := NewOverlay(size, below, layers...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := int64(0)
+		for off := int64(0); off < size; {
+			end, zeros := o.Extent(off)
+			if end <= off || end > size || bytes.IndexByte(want[off:end], map[bool]byte{true: 0, false: 1}[zeros]) >= 0 && (zeros || below.ZeroBytes() > 0) {
+				t.Fatalf("seed %d: from byte %d to %d: %v", seed, off, end, zeros)
+			}
+			if zeros {
+				known += end - off
+			}
+			off = end
+		}
+		if got := o.ZeroBytes(); got < 0 || got > known {
+			t.Errorf("seed %d: %d bytes of zeros, of %d", seed, got, known)
+		}
+	}
+	plain, err := NewOverlay(100, filled{1, 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end, zeros := plain.Extent(7); end != 100 || zeros || plain.ZeroBytes() != 0 {
+		t.Errorf("zeros are known of a volume that knows of none: %d, %v", end, zeros)
+	}
+}
+
 // filled is a volume of the same byte everywhere.
 type filled struct {
 	with byte
