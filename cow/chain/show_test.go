@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -296,6 +297,58 @@ func TestShowDamage(t *testing.T) {
 			t.Errorf("%s: %d chunks can't be read", shown[i].Name, unreadable)
 		}
 	}
+}
+
+// A delta of the largest volume that there can be is shown to its last byte.
+func TestShowHuge(t *testing.T) {
+	dir := t.TempDir()
+	for _, chunkBytes := range []int64{512, 4096, 1 << 20} {
+		d, err := cow.Encode(layer.Layer{Changed: chunks.Of(0, uint64((math.MaxInt64-1)/chunkBytes)), ChunkBytes: chunkBytes, VolumeBytes: math.MaxInt64, Content: ones{}})
+		must(t, err)
+		sealed, err := cow.NewSealed(d, cow.SealOptions{New: fmt.Sprint(chunkBytes), Sparse: true})
+		must(t, err)
+		b, err := io.ReadAll(io.NewSectionReader(sealed, 0, sealed.Size()))
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(chunkBytes, ".cow")), b, 0o600))
+	}
+	deltas, err := Open([]string{dir}, noWarning(t))
+	must(t, err)
+	shown, err := Show(Image{Name: "now", State: "a", Volume: zeros(7)}, deltas, cow.NewBlockCache(), noWarning(t))
+	must(t, err)
+	for _, s := range shown[1:] {
+		var chunkBytes int64
+		fmt.Sscan(s.Name, &chunkBytes)
+		last := (math.MaxInt64 - 1) / chunkBytes * chunkBytes
+		for _, off := range []int64{0, 300, chunkBytes - 5, chunkBytes, math.MaxInt64 / 2, last - 5, last, math.MaxInt64 - 100, math.MaxInt64 - 1} {
+			p := make([]byte, 50)
+			n, err := s.Volume.ReadAt(p, off)
+			if want := min(50, math.MaxInt64-off); int64(n) != want || (err != nil) != (want < 50) {
+				t.Errorf("%s: at byte %d: %d, %v", s.Name, off, n, err)
+			}
+			for i, c := range p[:n] {
+				if at := off + int64(i); (c == 1) != (at < chunkBytes || at >= last) {
+					t.Fatalf("%s: byte %d is %d", s.Name, at, c)
+				}
+			}
+			if end, _ := s.Volume.(layer.Sparse).Extent(off); end <= off {
+				t.Errorf("%s: what begins at byte %d ends at %d", s.Name, off, end)
+			}
+		}
+	}
+}
+
+// ones is the largest volume, of ones.
+type ones struct{}
+
+func (ones) Size() int64 { return math.MaxInt64 }
+
+func (ones) ReadAt(p []byte, off int64) (n int, err error) {
+	n = int(min(int64(len(p)), math.MaxInt64-off))
+	copy(p[:n], bytes.Repeat([]byte{1}, n))
+	if n < len(p) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // What is wrong with files, and with what they say.
