@@ -111,7 +111,11 @@ func checkPlace(deltas []DeltaFile, i int) error {
 	case d.Seal.Base == "" && d.Seal.IsFull(d.ChunkBytes):
 		return fmt.Errorf("%s: it is full, and needs nothing before it: %s, which leads to %s, goes into it no more", d.Path, before.Path, stateName(before.Seal.New))
 	case d.Seal.Base != before.Seal.New:
-		return fmt.Errorf("%s leads from %s, and %s, the one before, leads to %s: they are not contiguous", d.Path, stateName(d.Seal.Base), before.Path, stateName(before.Seal.New))
+		otherWay := ""
+		if d.Seal.New != "" && d.Seal.New == before.Seal.Base {
+			otherWay = " in this order, but the other way round" // as undo files are, the newest first
+		}
+		return fmt.Errorf("%s leads from %s, and %s, the one before, leads to %s: they are not contiguous%s", d.Path, stateName(d.Seal.Base), before.Path, stateName(before.Seal.New), otherWay)
 	case d.Seal.Base == "":
 		return wayout.Add(fmt.Errorf("%s leads to a state without a name, and %s from one: nothing tells whether that is the same", before.Path, d.Path), wayout.MakeWithNames)
 	}

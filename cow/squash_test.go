@@ -392,7 +392,7 @@ func TestSquashRefuses(t *testing.T) {
 		{"none", nil, "no deltas"},
 		{"unsealed", [][]byte{of("a", "b", 3).bytes(), unsealed}, "b.cow: it is not sealed"},
 		{"unsealed first", [][]byte{unsealed, of("a", "b", 3).bytes()}, "a.cow: it is not sealed"},
-		{"out of order", [][]byte{of("b", "c", 3).bytes(), of("a", "b", 3).bytes()}, "b.cow leads from a, and a.cow, the one before, leads to c: they are not contiguous"},
+		{"out of order", [][]byte{of("b", "c", 3).bytes(), of("a", "b", 3).bytes()}, "b.cow leads from a, and a.cow, the one before, leads to c: they are not contiguous in this order, but the other way round"},
 		{"one is missing", [][]byte{of("a", "b", 3).bytes(), of("b", "c", 3).bytes(), of("d", "e", 3).bytes()}, "c.cow leads from d, and b.cow, the one before, leads to c"},
 		{"twice the same", [][]byte{of("a", "b", 3).bytes(), of("a", "b", 3).bytes()}, "b.cow leads from a, and a.cow, the one before, leads to b"},
 		{"a state without a name between them", [][]byte{of("a", "", 3).bytes(), of("", "b", 3).bytes()}, "a.cow leads to a state without a name, and b.cow from one"},
