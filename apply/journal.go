@@ -42,9 +42,9 @@ func (m *Merger) Begin(d *Checked, job record.Merging) (r *record.Record, err er
 	stale := record.Stale
 	if before := m.Known.Record; before != nil {
 		r.Holds, r.Since, r.Last, r.Undos, evidence = before.Holds, before.Since, before.Last, before.Undos, before.Evidence
-		r.Kept = before.Kept
-		if before.Merging != nil {
-			job.Kept = cmp.Or(job.Kept, before.Merging.Kept) // it is there, whatever merges over it
+		// What was kept of a merge that was interrupted is there, whatever goes over it.
+		if r.Kept = before.AllKept(); job.Kept == nil && before.Merging != nil {
+			r.Kept, job.Kept = before.Kept, before.Merging.Kept
 		}
 		if m.Known.Touched == "" && !m.o.AnyBase {
 			// They were compared when the target was opened.

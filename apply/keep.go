@@ -54,8 +54,9 @@ type keeping struct {
 	known bool      // as the record knows it
 }
 
-// newKeeping makes the directory if it is missing.
-func (m *Merger) newKeeping(d *Checked) (*keeping, error) {
+// newKeeping makes the directory if it is missing. Held is what will be kept, nil if nobody
+// vouches for it.
+func (m *Merger) newKeeping(held *record.Content) (*keeping, error) {
 	dir, err := filepath.Abs(m.o.Keep)
 	if err == nil {
 		err = files.MakeDir(m.o.Storage, dir)
@@ -64,7 +65,7 @@ func (m *Merger) newKeeping(d *Checked) (*keeping, error) {
 		return nil, fmt.Errorf("keep: nothing was written to the target: %w", err)
 	}
 	k := &keeping{dir: dir, since: time.Now().UTC().Truncate(time.Second).Add(-time.Second)}
-	if m.isRecorded(d.How.Held) && !m.Known.Since.IsZero() {
+	if m.isRecorded(held) && !m.Known.Since.IsZero() {
 		k.since, k.known = m.Known.Since, true
 	}
 	return k, nil

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -389,6 +390,69 @@ func TestKeepOfAMergeThatWritesNothing(t *testing.T) {
 			if !s.TargetIs(s.Base) || len(s.names()) > 0 || len(s.listed()) > 0 {
 				t.Errorf("operation %d: there is %v, listed %v: %v", n, s.names(), s.listed(), err)
 			}
+		}
+	}
+}
+
+// A later delta of the same base, or a full one, over a merge that was interrupted wherever
+// keeps the state before both, and may be interrupted as well.
+func TestKeepOverWhatIsHalfMerged(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		over := 0
+		for n, done := 1, false; !done; n++ {
+			func() {
+				s := newStates(t, 2)
+				defer os.RemoveAll(s.Dir)
+				later := filepath.Join(s.Dir, "later")
+				changed := append(harness.Changed(s.content[0], s.content[1]), harness.Changed(s.content[0], s.content[2])...)
+				if full {
+					for i := range uint64(41) {
+						changed = append(changed, i)
+					}
+				}
+				slices.Sort(changed)
+				harness.SealedFile(t, later, map[bool]string{false: "base"}[full], "later", s.content[2], s.content[2], slices.Compact(changed)...)
+				random := rand.New(rand.NewPCG(uint64(n), 7))
+				stopped := func(delta string, at int) error {
+					o := s.options("")
+					storage := &harness.Storage{At: at}
+					o.Keep, o.Storage = s.keepDir(), storage
+					_, err := File(context.Background(), delta, s.Target, o)
+					must(t, storage.Crash(harness.Loss(random.IntN(3)), random))
+					return err
+				}
+				if stopped(s.delta(0, 1), n) == nil {
+					done = true
+					return
+				}
+				if s.Record().Holds.Snapshot != "base" {
+					return // it was done
+				}
+				half := s.Record().Merging != nil
+				_ = stopped(later, 1+random.IntN(60))
+				if half && s.Record().Merging != nil && s.Record().Merging.New.Snapshot == "later" {
+					over++
+				}
+				where := fmt.Sprintf("full %v, operation %d", full, n)
+				if err := s.try(later, 0); err != nil || !s.TargetIs(s.content[2]) {
+					t.Fatalf("%s: %v", where, err)
+				}
+				kept := s.Record().Kept
+				if !half && len(kept) > 1 {
+					t.Errorf("%s: %d files kept", where, len(kept))
+				}
+				for _, k := range kept {
+					must(t, checkUndoFile(context.Background(), k.Path, k.Delta))
+				}
+				last := kept[len(kept)-1]
+				s.mustApply(last.Path, "")
+				if !s.TargetIs(s.Base) || s.Record().Holds.Snapshot != "base" || last.Snapshot != "base" {
+					t.Fatalf("%s: undone, it is %+v", where, s.Record().Holds)
+				}
+			}()
+		}
+		if over < 3 {
+			t.Errorf("full %v: only %d over what was half merged", full, over)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/layer"
 	"ddsfs/cow/wayout"
 )
 
@@ -22,7 +23,7 @@ func (m *Merger) Undo(ctx context.Context, d *Checked, job *record.Merging) (err
 	switch {
 	case m.o.Undo == "" && m.o.Keep == "":
 		return nil
-	case m.isHalfMerged():
+	case m.isHalfMerged() && !m.keepsOver(d):
 		return cmp.Or(m.checkUndo(ctx, d, d.How.WayBack), m.checkKept(ctx, d))
 	case m.o.DryRun:
 		return nil
@@ -62,6 +63,13 @@ func (m *Merger) checkUndo(ctx context.Context, d *Checked, back *record.Undo) e
 	return m.Target.Refused("it is half merged: what it held before can't be saved any more")
 }
 
+// keepsOver tells whether what the target held before it was half merged can be kept of a
+// merge that writes over all of that: it is in what the earlier merge saved. Neither is
+// sparse, so that each is its list.
+func (m *Merger) keepsOver(d *Checked) bool {
+	return m.o.Keep != "" && m.o.Undo == "" && d.How.WayBack == nil && d.How.Over != nil && (d.Seal == nil || !d.Seal.Sparse)
+}
+
 // checkKept fails unless what the target held before it was half merged was kept, if that
 // is asked for, or the delta brings it back.
 func (m *Merger) checkKept(ctx context.Context, d *Checked) error {
@@ -88,14 +96,25 @@ func (m *Merger) checkKept(ctx context.Context, d *Checked) error {
 // holds. It does so in the file at path, in one that is kept as a restore point, or in both.
 // They are complete and durable when it returns: nothing is written to the target before.
 //
+// If the target is half merged, that is what it held before, as [record.Decision.Over] says.
+//
 // A file that is there is taken if it is that already: a merge that was stopped before
 // it wrote leaves one. No other file is overwritten.
 func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record.Undo, *record.Kept, error) {
-	content, done, err := m.Target.Content()
+	target, done, err := m.Target.Content()
 	if err != nil {
 		return nil, nil, fmt.Errorf("undo: %w", err)
 	}
 	defer done()
+	content, isHeld := layer.Volume(target), d.How.Held
+	if m.isHalfMerged() {
+		var doneUndo func()
+		if content, doneUndo, err = m.beforeMerging(ctx, target, d.How.Over); err != nil {
+			return nil, nil, wayout.Add(m.Target.Refused("it is half merged, and what it held before can't be kept any more: %w", err), wayout.WithoutKeep)
+		}
+		defer doneUndo()
+		isHeld = &d.How.Over.Holds
+	}
 	var there *cow.Store
 	if path != "" {
 		if there, err = whatIsThere(ctx, path); err != nil {
@@ -106,8 +125,8 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	// earlier run gave it.
 	held, madeUp := record.Content{Snapshot: unnamedPrefix + rand.Text(), VolumeBytes: d.Facts.VolumeBytes}, true
 	switch {
-	case d.How.Held != nil:
-		held, madeUp = *d.How.Held, false
+	case isHeld != nil:
+		held, madeUp = *isHeld, false
 	case there != nil && strings.HasPrefix(there.Seal.New, unnamedPrefix):
 		held.Snapshot, madeUp = there.Seal.New, false
 	}
@@ -116,7 +135,7 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	var undo *cow.Sealed
 	keptPath := ""
 	if m.o.Keep != "" {
-		if k, err = m.newKeeping(d); err == nil {
+		if k, err = m.newKeeping(isHeld); err == nil {
 			undo, keptPath, err = m.leftBehind(ctx, k, d, held, madeUp, undoFor)
 		}
 		if err != nil {
@@ -143,8 +162,9 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 	}
 	name := digest.String()
 	back := &record.Undo{Path: cmp.Or(path, keptPath), Delta: name, Of: d.Facts.Name, Holds: held}
-	if m.isRecorded(&held) {
-		k := m.Known
+	if over := d.How.Over; m.isHalfMerged() {
+		back.WrittenSince, back.Written, back.UndoneBy = over.WrittenSince, over.Written, over.UndoneBy
+	} else if k := m.Known; m.isRecorded(&held) {
 		back.WrittenSince, back.Written, back.UndoneBy = k.WrittenSince, k.Record.Written, k.LastMerge().Undo
 	}
 	if k == nil {

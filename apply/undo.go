@@ -14,6 +14,7 @@ import (
 
 	"ddsfs/apply/record"
 	"ddsfs/cow"
+	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chunks"
 	"ddsfs/cow/files"
 	"ddsfs/cow/layer"
@@ -62,6 +63,38 @@ func (m *Merger) writeUndo(ctx context.Context, undo *cow.Sealed, path string) e
 		}
 		return nil
 	})
+}
+
+// beforeMerging is what a target held before it was half merged, as far as the undo of that
+// merge says it: the rest is what it holds.
+func (m *Merger) beforeMerging(ctx context.Context, target layer.Volume, undo *record.Undo) (layer.Volume, func(), error) {
+	if err := checkUndoFile(ctx, undo.Path, undo.Delta); err != nil {
+		return nil, nil, err
+	}
+	in, err := blockdev.Open(undo.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	var saved layer.Layer
+	s, err := cow.Open(in)
+	if err == nil && s.Seal.Sparse {
+		err = fmt.Errorf("undo: %s leaves out what is zeros", undo.Path)
+	}
+	if err == nil {
+		err = s.ReadList()
+	}
+	if err == nil {
+		saved, err = s.Layer()
+	}
+	var before *layer.Overlay
+	if err == nil {
+		before, err = layer.NewOverlay(m.Target.Size(), target, saved)
+	}
+	if err != nil {
+		in.Close()
+		return nil, nil, err
+	}
+	return before, func() { in.Close() }, nil
 }
 
 // undoDelta is the delta that brings back what d overwrites. That of a sparse one is

@@ -59,6 +59,9 @@ type Decision struct {
 	Nameless bool     // nobody vouches for what the target will hold
 	Restores *Undo    // what the target will hold again
 	WayBack  *Undo    // how what is half merged can be undone, and still can after this
+	// Over is how it could be undone before this, which writes over all of it: it says what
+	// the target held.
+	Over *Undo
 	// CoversAtEnd says that the delta must be found to cover Known.Written when all of
 	// it has streamed in.
 	CoversAtEnd bool
@@ -103,6 +106,7 @@ func Decide(d Delta, k Known, assumeBase bool) Decision {
 				fresh.WayBack = fresh.Restores
 			}
 		case sure:
+			fresh.Over = k.Merging.Undo
 			fresh.goesOn(d, k.Merging)
 		}
 		return fresh
@@ -199,6 +203,7 @@ func decideUnknown(d Delta, fresh Decision, assumeBase bool, why string) Decisio
 func decideInterrupted(d Delta, k Known, fresh Decision, assumeBase bool) Decision {
 	m := k.Merging
 	over := fresh.over(d, k)
+	over.Over = m.Undo
 	switch {
 	case over.goesOn(d, m):
 		return over

@@ -367,10 +367,11 @@ func (r *Record) waysBack() []Undo {
 
 // AllKept are the restore points, with that of the merge under way.
 func (r *Record) AllKept() []Kept {
-	if r.Merging == nil || r.Merging.Kept == nil {
-		return r.Kept
+	all := r.Kept
+	if r.Merging != nil && r.Merging.Kept != nil {
+		all = append(slices.Clip(all), *r.Merging.Kept)
 	}
-	return append(slices.Clip(r.Kept), *r.Merging.Kept)
+	return all[max(0, len(all)-MaxKept):]
 }
 
 // files are the names of the sets of chunks and of the page that the record, if there is
@@ -409,7 +410,6 @@ func (r *Record) Finish(now time.Time, run Run, e *Evidence) {
 	content := m.New
 	run.Delta = m.New.Delta
 	r.Kept = r.AllKept()
-	r.Kept = r.Kept[max(0, len(r.Kept)-MaxKept):]
 	r.Holds, r.Merging, r.Evidence, r.Last = &content, nil, e, &run
 	now = now.UTC().Truncate(time.Second)
 	if earliest := r.Since.Add(time.Second); now.Before(earliest) {

@@ -83,7 +83,7 @@ func TestFinishListsWhatIsKept(t *testing.T) {
 	before := r.Kept
 	for _, restores := range []*Undo{nil, {Delta: "d"}} {
 		r.Merging = &Merging{Kept: &Kept{Path: "/kept/last", Delta: "l"}, Restores: restores}
-		if all := r.AllKept(); len(all) != MaxKept+1 || all[MaxKept] != *r.Merging.Kept {
+		if all := r.AllKept(); len(all) != MaxKept || all[MaxKept-1] != *r.Merging.Kept {
 			t.Errorf("%d, and the last %+v", len(all), all[len(all)-1])
 		}
 		r.Finish(time.Now(), Run{}, r.Evidence)
