@@ -71,6 +71,9 @@ func printChain(out io.Writer, paths []string, asJSON bool) error {
 	if err != nil {
 		return err
 	}
+	if len(deltas) == 0 {
+		return fmt.Errorf("%s: no deltas: no whole one whose name ends in .cow", strings.Join(paths, ", "))
+	}
 	info := infoOf(deltas)
 	if asJSON {
 		return json.NewEncoder(out).Encode(info)
