@@ -45,13 +45,16 @@ ddsfs browse full.cow monday.cow tuesday.cow /mnt/points`,
 	flags := c.Flags()
 	flags.StringVar(&b.imageID, "image-id", "", "`name` of the state that IMAGE holds, where none is recorded")
 	flags.StringVar(&b.stateDir, "state-dir", defaultStateDir, "`directory` in which it is recorded what targets hold")
+	flags.BoolVar(&b.verify, "verify", false, "first compare all data of the deltas with their digests, not only what is read later")
 	b.define(flags)
+	flags.BoolVarP(&b.quiet, "quiet", "q", false, "show no progress")
 	return c
 }
 
 type browse struct {
 	serving
 	imageID, stateDir string
+	verify, quiet     bool
 }
 
 func (b *browse) run(args []string) error {
@@ -84,26 +87,40 @@ func (b *browse) run(args []string) error {
 // show opens the image and the deltas, and holds the image if it is a target.
 func (b *browse) show(path string, deltaPaths []string) (shown []chain.Shown, target io.Closer, err error) {
 	cache := cow.NewBlockCache()
-	warn := func(text string) { warn(text) }
+	stages := newStages(b.quiet)
+	defer func() { stages.done(err) }()
+	warnOf := stages.warner(warn)
+	warn := func(text string) { warnOf(text) }
 	full, err := chain.OpenFull(path)
 	if err != nil {
-		return nil, target, err
+		return nil, nil, err
 	}
 	var image chain.Image
+	var deltas []*chain.Delta
 	switch {
 	case full == nil:
-		image, target, err = apply.Hold(path, b.imageID, apply.Options{StateDir: b.stateDir})
+		image, target, err = apply.Hold(path, b.imageID, apply.Options{StateDir: b.stateDir, Warn: warnOf})
 	case b.imageID != "":
-		return nil, nil, usageError("--image-id: %s is a delta, and says itself to which state it leads", path)
+		err = usageError("--image-id: %s is a delta, and says itself to which state it leads", path)
 	default:
 		image, err = full.Image(cache)
+		deltas = append(deltas, full)
 	}
 	if err != nil {
 		return nil, target, err
 	}
-	deltas, err := chain.Open(deltaPaths, warn)
+	others, err := chain.Open(deltaPaths, warn)
 	if err != nil {
 		return nil, target, err
+	}
+	deltas = append(deltas, others...)
+	if b.verify {
+		ctx, stop := untilSignal()
+		defer stop()
+		progress := func(done, total int64) { stages.set(apply.Verifying, done, total) }
+		if deltas, err = chain.Verify(ctx, deltas, progress, warn); err != nil {
+			return nil, target, err
+		}
 	}
 	shown, err = chain.Show(image, deltas, cache, warn)
 	return shown, target, err

@@ -209,6 +209,9 @@ func TestBrowseDamage(t *testing.T) {
 	bad := bytes.Clone(undamaged)
 	bad[1<<20+5000]++
 	must(t, os.WriteFile(d.path("day1.cow"), bad, 0o600))
+	ddsfs(t, "browse", "--verify", d.path("full0.cow"), d.path("day1.cow"), mountpoint(t)).fails(4, "day1.cow: 1 MiB of it")
+	whole := d.browse("--verify", d.path("full0.cow"))
+	d.shows(whole, map[string]int{"full0.img": 0})
 	log := d.path("log")
 	m := d.browse("--log", log, d.path("full0.cow"), d.path("day1.cow"))
 	var readers sync.WaitGroup

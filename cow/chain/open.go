@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -85,6 +86,33 @@ func Open(paths []string, warn func(string)) (deltas []*Delta, err error) {
 		}
 	}
 	return deltas, nil
+}
+
+// Verify compares all data of deltas with their digests, which Open did not, and returns
+// those that are whole. One that is not is an error if it was named itself, and else is
+// warned of. Progress is called with the number of bytes that were read, and of all.
+func Verify(ctx context.Context, deltas []*Delta, progress func(done, total int64), warn func(string)) (whole []*Delta, err error) {
+	done, total := int64(0), int64(0)
+	for _, d := range deltas {
+		total += d.Seal.BodyBytes
+	}
+	for _, d := range deltas {
+		var bad []int64
+		err := d.Store.Verify(ctx, func(block int64) { bad = append(bad, block) }, func(bytes int64) { progress(done+bytes, total) })
+		done += d.Seal.BodyBytes
+		if err == nil && len(bad) > 0 {
+			err = fmt.Errorf("%d MiB of it, the first at byte %d: %w", len(bad), bad[0]*cow.BlockBytes, cow.ErrMismatch)
+		}
+		switch {
+		case err == nil:
+			whole = append(whole, d)
+		case d.Found && ctx.Err() == nil:
+			warn(fmt.Sprintf("%s: left out: %v", d.Path, err))
+		default:
+			return nil, fmt.Errorf("%s: %w", d.Path, err)
+		}
+	}
+	return whole, nil
 }
 
 // OpenFull opens the delta in a file, nil if the file is none. What is no regular file is

@@ -275,6 +275,24 @@ func TestShowDamage(t *testing.T) {
 	_, err = f.WriteAt([]byte("damage"), 3<<20+4000)
 	must(t, err)
 	must(t, f.Close())
+	named, err := Open([]string{filepath.Join(tr.dir, "2.cow"), bad}, noWarning(t))
+	must(t, err)
+	last := int64(0)
+	progress := func(done, total int64) {
+		if last = done; done > total {
+			t.Errorf("%d bytes of %d", done, total)
+		}
+	}
+	if _, err := Verify(t.Context(), named, progress, noWarning(t)); !errors.Is(err, cow.ErrMismatch) || !strings.Contains(err.Error(), bad+": 1 MiB of it, the first at byte 3145728") {
+		t.Errorf("verified: %v", err)
+	}
+	found, err := Open([]string{tr.dir}, noWarning(t))
+	must(t, err)
+	warnings := 0
+	whole, err := Verify(t.Context(), found, progress, func(string) { warnings++ })
+	if err != nil || len(whole) != 1 || whole[0].Stem() != "2" || warnings != 1 || last != named[0].Seal.BodyBytes+named[1].Seal.BodyBytes {
+		t.Errorf("%d are whole, %v, %d warnings, %d bytes", len(whole), err, warnings, last)
+	}
 	deltas, err := Open([]string{tr.dir}, noWarning(t))
 	must(t, err)
 	shown, err := Show(Image{Name: "now", State: "a", Volume: bytes.NewReader(base)}, deltas, cow.NewBlockCache(), noWarning(t))
