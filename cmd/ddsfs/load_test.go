@@ -49,7 +49,8 @@ func TestLoad(t *testing.T) {
 	eventually(t, "it is mounted", func() bool { return mounted(t, m) })
 	p := server(t, m)
 
-	stop, early, late, gone := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	stop, ended := make(chan struct{}), make(chan struct{})
+	early, late, gone := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var reads atomic.Int64
 	count := func() {
 		switch reads.Add(1) {
@@ -62,7 +63,7 @@ func TestLoad(t *testing.T) {
 	var readers sync.WaitGroup
 	for i := range loadReaders {
 		readers.Go(func() {
-			if err := readRandomly(filepath.Join(m, "delta.cow"), want, uint64(i), count, stop); err != nil {
+			if err := readRandomly(filepath.Join(m, "delta.cow"), want, uint64(i), count, stop, ended); err != nil {
 				t.Error(err)
 			}
 		})
@@ -89,6 +90,7 @@ func TestLoad(t *testing.T) {
 	close(stop) // what fails from here on is because it ends
 	p.signal(t, unix.SIGTERM)
 	p.ended(t)
+	close(ended)
 	<-gone
 	if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
 		t.Errorf("the server ended with %v\n%s", err, &stderr)
@@ -99,8 +101,9 @@ func TestLoad(t *testing.T) {
 }
 
 // readRandomly reads pieces of a file at random, every other reader past the page
-// cache, and calls count after each read, until one fails after stop was closed.
-func readRandomly(path string, want []byte, seed uint64, count func(), stop <-chan struct{}) error {
+// cache, and calls count after each read, until one fails after stop was closed, or
+// the page cache has one that comes after ended was closed.
+func readRandomly(path string, want []byte, seed uint64, count func(), stop, ended <-chan struct{}) error {
 	r := rand.New(rand.NewPCG(seed, 1))
 	const most = 256 << 10
 	memory, err := unix.Mmap(-1, 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -135,6 +138,11 @@ func readRandomly(path string, want []byte, seed uint64, count func(), stop <-ch
 			return fmt.Errorf("%d bytes at byte %d are others", size, off)
 		}
 		count()
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
 	}
 }
 
