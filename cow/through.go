@@ -7,6 +7,7 @@ import (
 	"iter"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"ddsfs/cow/inorder"
 	"ddsfs/cow/layer"
@@ -36,10 +37,13 @@ func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 	}
 	jobs := func(yield func(func([]byte) ([]byte, error)) bool) {
 		var body sync.WaitGroup
+		var failed atomic.Bool
 		for at, end := int64(0), bodyBytes; at < v.Size(); at = min(at+throughBytes, end) {
 			if at == bodyBytes {
-				// The trailer would read again whatever is still being read.
-				body.Wait()
+				// The trailer would read again whatever is still being read, or could not be.
+				if body.Wait(); failed.Load() {
+					return
+				}
 				end = v.Size()
 			}
 			off, bytes := at, min(throughBytes, end-at)
@@ -51,6 +55,9 @@ func Through(v layer.Volume) iter.Seq2[[]byte, error] {
 					err = nil
 				} else if err == nil || err == io.EOF {
 					err = io.ErrUnexpectedEOF
+				}
+				if err != nil {
+					failed.Store(true)
 				}
 				return p[:n], err
 			}) {
