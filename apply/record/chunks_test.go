@@ -26,7 +26,7 @@ func TestChunksAreComparedByTheirBytes(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	sizes := []int64{512, 1024, 2048, 4096}
 	covered := 0
-	for range 3000 {
+	for range 1000 {
 		draw := func(dense int) (Chunks, []bool, int64) {
 			chunkBytes := sizes[random.IntN(len(sizes))]
 			endBytes := 4096 + random.Int64N(4096)

@@ -373,7 +373,8 @@ func randomChunks(r *rand.Rand, limit uint64, count int) []uint64 {
 }
 
 // chunksOf lists a set.
-func chunksOf(s *Set) (list []uint64) {
+func chunksOf(s *Set) []uint64 {
+	list := make([]uint64, 0, s.Len())
 	for r := range s.Runs {
 		for i := range uint64(r.Count) {
 			list = append(list, r.Chunk+i)
