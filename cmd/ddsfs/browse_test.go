@@ -320,6 +320,24 @@ func TestBrowseHoles(t *testing.T) {
 	}
 }
 
+// A device that is browsed is claimed: nobody else can mount it or merge into it.
+func TestBrowseDevice(t *testing.T) {
+	d := &days{&replica{t: t, dir: t.TempDir()}, fiveDays()[:2]}
+	disk := d.path("disk")
+	must(t, os.WriteFile(disk, make([]byte, 4<<20), 0o600))
+	d.target = loop(t, disk)
+	d.apply("-q", d.full(0), d.target).ok()
+	d.apply("-q", "--undo", d.path("0.cow"), d.next(0), d.target).ok()
+	m := d.browse(d.target, d.path("0.cow"))
+	d.shows(m, map[string]int{"now.img": 1, "0.img": 0})
+	d.apply(d.path("0.cow"), d.target).fails(3, d.target, "browse that shows it in "+m)
+	if r := run(t, "mount", d.target, mountpoint(t)); r.code == 0 {
+		t.Error("it can be mounted")
+	}
+	unmount(t, m)
+	d.apply("-q", d.path("0.cow"), d.target).ok()
+}
+
 // Info shows deltas as a chain, and what is missing in it.
 func TestInfoOfAChain(t *testing.T) {
 	d := newDays(t, fiveDays()[:4]...)
