@@ -11,7 +11,7 @@
 //	layer: the changed chunks and what they hold (cow/layer)
 //	   ↓ encoded and sealed (cow)
 //	delta ─→ served as a file (fs), or written out (ddsfs extract)
-//	   ↓ opened and verified on another host (cow)
+//	   ↓ opened and verified on another host (cow), and shown over an image (cow/chain, fs)
 //	checks against what the target is known to hold (apply/record)
 //	   ↓
 //	target, written by ddsfs (apply) or by the kernel (apply/kernel)

@@ -7,19 +7,36 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"ddsfs/cow/layer"
 )
 
-// maxOpen is how many files are open at once, but for those that are being read.
-const maxOpen = 64
+// maxOpen bounds how many files are open at once, but for those that are being read.
+const maxOpen = 1024
 
 // pool keeps files open, those that were used last.
 type pool struct {
+	most int
+
 	mu   sync.Mutex
-	open []*file // in the order of their last use
+	open []*file
+	uses int64
+}
+
+// newPool returns a pool that keeps up to maxOpen files open, and at most half of those
+// that the process may have open.
+func newPool() *pool {
+	p := &pool{most: maxOpen}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < 2*maxOpen {
+		p.most = int(limit.Cur / 2)
+	}
+	return p
 }
 
 // file is a regular file that is opened when it is read. It must stay as it is.
@@ -29,8 +46,9 @@ type file struct {
 	info fs.FileInfo
 
 	// Under pool.mu.
-	f     *os.File // nil if it is not open
-	users int
+	f       *os.File // nil if it is not open
+	users   int
+	lastUse int64
 }
 
 var _ layer.Volume = (*file)(nil)
@@ -58,29 +76,39 @@ func (f *file) use() (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if f.f == nil {
+		if len(p.open) >= p.most {
+			p.closeOne()
+		}
 		// A FIFO in its place must not make us wait.
 		opened, err := os.OpenFile(f.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, err
 		}
 		f.f = opened
+		p.open = append(p.open, f)
 	}
-	f.users++
-	others := p.open[:0]
-	excess := len(p.open) + 1 - maxOpen
-	for _, other := range p.open {
-		switch {
-		case other == f:
-		case excess > 0 && other.users == 0:
-			other.f.Close()
-			other.f = nil
-			excess--
-		default:
-			others = append(others, other)
+	p.uses++
+	f.users, f.lastUse = f.users+1, p.uses
+	return f.f, nil
+}
+
+// closeOne closes the file whose last use is the longest ago, if not all are in use.
+func (p *pool) closeOne() {
+	var oldest *file
+	for _, f := range p.open {
+		if f.users == 0 && (oldest == nil || f.lastUse < oldest.lastUse) {
+			oldest = f
 		}
 	}
-	p.open = append(others, f)
-	return f.f, nil
+	if oldest != nil {
+		p.closeFile(oldest)
+	}
+}
+
+func (p *pool) closeFile(f *file) {
+	f.f.Close()
+	f.f = nil
+	p.open = slices.DeleteFunc(p.open, func(other *file) bool { return other == f })
 }
 
 func (f *file) release() {
@@ -94,15 +122,8 @@ func (f *file) close() {
 	p := f.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, other := range p.open {
-		if other == f {
-			p.open = append(p.open[:i], p.open[i+1:]...)
-			break
-		}
-	}
 	if f.f != nil {
-		f.f.Close()
-		f.f = nil
+		p.closeFile(f)
 	}
 }
 

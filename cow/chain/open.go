@@ -40,7 +40,7 @@ var errNotSealed = errors.New("it is not sealed, so that its data can't be verif
 // the order of their names. One of these that is no whole delta is only warned of. Files
 // are open only while they are read, or among those that were read last.
 func Open(paths []string, warn func(string)) (deltas []*Delta, err error) {
-	p := &pool{}
+	p := newPool()
 	var wanted []*Delta
 	for _, path := range paths {
 		if path, err = filepath.Abs(path); err != nil {
