@@ -66,7 +66,7 @@ func (m *Merger) image(id string) (chain.Image, *blockdev.Device, error) {
 		Name:   "now",
 		State:  chain.StateOf(is.Snapshot, is.Delta),
 		Volume: io.NewSectionReader(device, 0, size),
-		Known:  m.knownEdges(),
+		Known:  m.undoFiles(),
 	}, device, nil
 }
 
@@ -99,14 +99,19 @@ func (m *Merger) state(id string) (record.Content, error) {
 	return *k.Holds, nil
 }
 
-// knownEdges are those of undo files whose merges led to states without names.
-func (m *Merger) knownEdges() map[string]chain.Edge {
+// undoFiles is what the record knows of the files that undo merges. Their seals don't tell
+// all: the states may have no names, and the volume may have grown with the merge.
+func (m *Merger) undoFiles() map[string]chain.Known {
 	if m.Known.Record == nil {
 		return nil
 	}
-	edges := make(map[string]chain.Edge)
+	known := make(map[string]chain.Known)
 	for _, u := range m.Known.Undos {
-		edges[u.Delta] = chain.Edge{Base: chain.StateOf("", u.Of), New: chain.StateOf(u.Holds.Snapshot, u.Holds.Delta)}
+		known[u.Delta] = chain.Known{
+			Base:        chain.StateOf("", u.Of),
+			New:         chain.StateOf(u.Holds.Snapshot, u.Holds.Delta),
+			VolumeBytes: u.Holds.VolumeBytes,
+		}
 	}
-	return edges
+	return known
 }

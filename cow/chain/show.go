@@ -18,9 +18,16 @@ type Image struct {
 	Name   string
 	State  State
 	Volume layer.Volume
-	// Known are the edges of deltas, by their digests. They count where a seal names no
-	// state.
-	Known map[string]Edge
+	// Known is what is known of deltas beside their seals, by their digests.
+	Known map[string]Known
+}
+
+// Known is what is known of a delta beside its seal.
+type Known struct {
+	Base, New State // count where the seal names none
+	// VolumeBytes is the size of the volume in its new state, 0 if that is not known. The
+	// seal of an undo file may have the size of the state before, if that is larger.
+	VolumeBytes int64
 }
 
 // Shown is a state as a volume.
@@ -113,10 +120,14 @@ func Show(image Image, deltas []*Delta, cache *cow.BlockCache, warn func(string)
 	if err := leadNowhere(deltas, edges, nowhere, warn); err != nil {
 		return nil, err
 	}
-	s := &states{image: image.Volume, deltas: deltas, points: points, layers: make([]layer.Layer, len(deltas))}
+	s := &states{image: image.Volume, deltas: deltas, points: points, layers: make([]layer.Layer, len(deltas)), sizes: make([]int64, len(deltas))}
 	for i, d := range deltas {
 		if s.layers[i], err = d.layer(cache); err != nil {
 			return nil, err
+		}
+		s.sizes[i] = s.layers[i].VolumeBytes
+		if known := image.Known[d.Store.Name.String()].VolumeBytes; known > 0 {
+			s.sizes[i] = min(s.sizes[i], known)
 		}
 	}
 	shown := []Shown{{image.Name, image.Volume}}
@@ -152,6 +163,7 @@ type states struct {
 	image  layer.Volume
 	deltas []*Delta
 	layers []layer.Layer // of the deltas
+	sizes  []int64       // in bytes, of the states that they lead to
 	points []Point
 
 	mu     sync.Mutex
@@ -185,7 +197,7 @@ func (s *states) overlay(at int) (*layer.Overlay, error) {
 	for i, step := range path {
 		layers[i] = s.layers[step]
 	}
-	o, err := layer.NewOverlay(layers[len(layers)-1].VolumeBytes, below, layers...)
+	o, err := layer.NewOverlay(s.sizes[path[len(path)-1]], below, layers...)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +220,7 @@ var (
 )
 
 // Size implements [layer.Volume].
-func (s *state) Size() int64 { return s.of.layers[s.of.points[s.at].By].VolumeBytes }
+func (s *state) Size() int64 { return s.of.sizes[s.of.points[s.at].By] }
 
 // ReadAt implements io.ReaderAt.
 func (s *state) ReadAt(p []byte, off int64) (n int, err error) {

@@ -419,11 +419,11 @@ func TestShowKnown(t *testing.T) {
 	tr := newTree(t, 1)
 	base, first := tr.states[0], bytes.Clone(tr.states[0])
 	first[0]++
-	write(t, filepath.Join(tr.dir, "undo.cow"), 4096, chunks.Of(0), base, cow.SealOptions{})
+	write(t, filepath.Join(tr.dir, "undo.cow"), 4096, chunks.Of(0), append(bytes.Clone(base), 1, 2, 3), cow.SealOptions{})
 	deltas, err := Open([]string{tr.dir}, noWarning(t))
 	must(t, err)
-	image := Image{Name: "now", State: "delta 2", Volume: bytes.NewReader(first), Known: map[string]Edge{
-		deltas[0].Store.Name.String(): {Base: "delta 2", New: "delta 1"},
+	image := Image{Name: "now", State: "delta 2", Volume: bytes.NewReader(first), Known: map[string]Known{
+		deltas[0].Store.Name.String(): {Base: "delta 2", New: "delta 1", VolumeBytes: int64(len(base))},
 	}}
 	shown, err := Show(image, deltas, cow.NewBlockCache(), noWarning(t))
 	must(t, err)
