@@ -136,6 +136,26 @@ func TestBrowse(t *testing.T) {
 	d.shows(m, map[string]int{"now.img": 0, "1.img": 1, "day2.img": 2})
 }
 
+// What apply keeps is shown under its names, in the order of the days.
+func TestBrowseKept(t *testing.T) {
+	d := newDays(t, fiveDays()...)
+	must(t, os.Truncate(d.target, 0))
+	must(t, os.Truncate(d.target, int64(len(d.states[4]))+4096))
+	d.apply("-q", d.path("full0.cow"), d.target).ok()
+	for day := range 4 {
+		d.apply("-q", "--keep", d.path("kept"), d.path(fmt.Sprintf("day%d.cow", day+1)), d.target).ok()
+	}
+	images := map[string]int{"now.img": 4}
+	for day, name := range names(t, d.path("kept")) {
+		images[strings.TrimSuffix(name, ".cow")+".img"] = day
+	}
+	d.shows(d.browse(d.target, d.path("kept")), images)
+	text := ddsfs(t, "info", d.path("kept")).ok()
+	if strings.Count(text, " UTC ") != 4 || !strings.Contains(text, "no delta here leads to day4") {
+		t.Error(text)
+	}
+}
+
 // A target whose state nobody can vouch for is refused, as apply would.
 func TestBrowseRefuses(t *testing.T) {
 	d := newDays(t, fiveDays()[:2]...)
