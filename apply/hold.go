@@ -7,11 +7,14 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"ddsfs/apply/record"
 	"ddsfs/cow"
 	"ddsfs/cow/blockdev"
 	"ddsfs/cow/chain"
 	"ddsfs/cow/files"
+	"ddsfs/cow/layer"
 	"ddsfs/cow/wayout"
 )
 
@@ -62,13 +65,40 @@ func (m *Merger) image(id string) (chain.Image, *blockdev.Device, error) {
 	if is.VolumeBytes > 0 {
 		size = min(size, is.VolumeBytes)
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		device.Close()
+		return chain.Image{}, nil, fmt.Errorf("target: %w", err)
+	}
+	volume := part{SectionReader: io.NewSectionReader(device, 0, size), device: device}
+	if !device.Info().Block {
+		volume.zeroBytes = max(0, size-st.Blocks*512)
+	}
 	return chain.Image{
 		Name:   "now",
 		State:  chain.StateOf(is.Snapshot, is.Delta),
-		Volume: io.NewSectionReader(device, 0, size),
+		Volume: volume,
 		Known:  m.undoFiles(),
 	}, device, nil
 }
+
+// part is the part of a target that the volume takes.
+type part struct {
+	*io.SectionReader
+	device    *blockdev.Device
+	zeroBytes int64 // in holes, about
+}
+
+var _ layer.Sparse = part{}
+
+// Extent implements [layer.Sparse].
+func (p part) Extent(off int64) (end int64, zeros bool) {
+	end, zeros = p.device.Extent(off)
+	return min(end, p.Size()), zeros
+}
+
+// ZeroBytes implements [layer.Sparse].
+func (p part) ZeroBytes() int64 { return p.zeroBytes }
 
 // state is what the target holds: the state that is recorded or, where none is, the one
 // with that identity.

@@ -91,3 +91,24 @@ func TestHoldRefuses(t *testing.T) {
 		t.Errorf("an identity that a seal can't have is %q", image.State)
 	}
 }
+
+// The holes of a file that is held are known.
+func TestHoldKnowsHoles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	must(t, os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<20), 0o600))
+	must(t, os.Truncate(path, 4<<20))
+	image, held, err := Hold(path, "a", Options{StateDir: filepath.Join(dir, "state")})
+	must(t, err)
+	defer held.Close()
+	volume := image.Volume.(layer.Sparse)
+	if end, zeros := volume.Extent(0); end != 1<<20 || zeros {
+		t.Errorf("data up to byte %d, %v", end, zeros)
+	}
+	if end, zeros := volume.Extent(1 << 20); end != 4<<20 || !zeros {
+		t.Errorf("a hole up to byte %d, %v", end, zeros)
+	}
+	if got := volume.ZeroBytes(); got < 2<<20 || got > 3<<20 {
+		t.Errorf("%d bytes of zeros", got)
+	}
+}
