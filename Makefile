@@ -159,6 +159,7 @@ bench: build
 	$(GO) run ./testdata/bench -scale bin/ddsfs
 	$(GO) run ./testdata/bench -pool bin/ddsfs
 	$(GO) run ./testdata/bench -squash bin/ddsfs
+	$(GO) run ./testdata/bench -browse bin/ddsfs
 
 fuzz:
 	for target in FuzzReadStore FuzzDecoder FuzzParseSeal; do \

@@ -6,7 +6,7 @@
 // the medians over the rounds are compared. CPU seconds are those of all processes that
 // take part, including the one that serves a mount.
 //
-//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] bin/ddsfs
+//	go run ./testdata/bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] [-browse] bin/ddsfs
 package main
 
 import (
@@ -69,10 +69,11 @@ func run() error {
 	large := flag.Bool("scale", false, "mount volumes of 1 and 16 TiB instead, whose lists take 5 GiB")
 	pool := flag.Bool("pool", false, "compare snapshots in a large thin pool instead, which the kernel lab makes")
 	squash := flag.Bool("squash", false, "squash chains of deltas instead")
+	browse := flag.Bool("browse", false, "read images over up to 1000 layers instead")
 	bare := flag.String("bare", "", "serve this `file` on the mountpoint that is given, with no layout, until SIGTERM")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] DDSFS")
+		return errors.New("usage: bench [-rounds N] [-size MiB] [-cold] [-loop] [-scale] [-pool] [-squash] [-browse] DDSFS")
 	}
 	if *bare != "" {
 		return serveBare(*bare, flag.Arg(0))
@@ -95,6 +96,9 @@ func run() error {
 	}
 	if *squash {
 		return b.squashes()
+	}
+	if *browse {
+		return b.browses()
 	}
 	if err := b.makeVolume(); err != nil {
 		return err
@@ -230,6 +234,7 @@ func (b *bench) pattern(p pattern) (err error) {
 		{name: "apply of an unsealed delta: nothing to verify", run: func() error { return b.shell("$APPLY unsealed target") }},
 		{name: "apply delta.cow", run: func() error { return b.shell("$APPLY delta target") }},
 		{name: "apply --undo delta.cow", run: func() error { return b.shell("rm -f undo; $APPLY --undo undo delta target") }},
+		{name: "apply --keep kept --keep-last 1 delta.cow", run: func() error { return b.shell("rm -rf kept; $APPLY --keep kept --keep-last 1 delta target") }},
 		{name: "verify delta.cow target", run: func() error { return b.shell("$DDSFS verify -q delta target") }},
 		{name: "extract | apply --stream", run: func() error { return b.shell(extract + " | $APPLY --stream - target") }},
 		{name: "extract | apply", run: func() error { return b.shell(extract + " | $APPLY --spool . - target") }},
