@@ -148,7 +148,6 @@ func TestStopAtEveryOperation(t *testing.T) {
 		"keep":               {keep: true},
 		"keep, pipe":         {keep: true, pipe: true},
 		"keep and undo":      {keep: true, undoWanted: true},
-		"keep, sparse":       {keep: true, sparse: true},
 		"keep, no record":    {keep: true, unrecorded: true},
 		"thin":               {undoWanted: true, thin: newThinVolume(harness.ChunkBytes)},
 		"sparse, thin":       {sparse: true, undoWanted: true, thin: newThinVolume(2 * harness.ChunkBytes)},

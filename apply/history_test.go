@@ -288,13 +288,16 @@ type undone struct {
 	// then is to be recorded again. Otherwise unknown, if it is sure that it was not.
 	known, unknown bool
 	before         claim
-	record         *record.Record
-	written        record.Chunks
+	// hollow says that it was known, but for what had been written.
+	hollow  bool
+	record  *record.Record
+	written record.Chunks
 }
 
 // lost notes that it is not recorded any more what was written before.
 func (u *undone) lost() {
 	if u != nil {
+		u.hollow = u.hollow || u.known
 		u.known, u.unknown, u.before.written = false, false, nil
 	}
 }
@@ -395,6 +398,8 @@ type history struct {
 	again   *attempt          // what was interrupted
 	// undisturbed says that nothing happened since.
 	undisturbed bool
+	// pruned says that what was kept was to be removed in part.
+	pruned bool
 	// disturbed is the drive that others wrote to just now.
 	disturbed *drive
 	files     int
@@ -410,6 +415,8 @@ func (h *history) story() string { return strings.Join(h.told, "\n") + "\n" }
 func (h *history) chance(percent int) bool { return h.r.IntN(100) < percent }
 
 func (h *history) path(name string) string { return filepath.Join(h.system.dir, name) }
+
+func (h *history) keepDir() string { return h.path("kept") }
 
 func (h *history) newFile(name string) string {
 	h.files++
@@ -664,6 +671,8 @@ type attempt struct {
 	name       string // by which the drive is called
 	how        transport
 	undo       string
+	keep       bool // a restore point
+	keepLast   int
 	assume     bool
 	any        bool
 	writeZeros bool
@@ -688,6 +697,9 @@ func (a *attempt) String() string {
 	text := fmt.Sprintf("apply %s to %s (%s), how %d", a.p.what, filepath.Base(a.name), filepath.Base(a.drive.path), a.how)
 	if a.undo != "" {
 		text += ", undo " + filepath.Base(a.undo)
+	}
+	if a.keep {
+		text += fmt.Sprintf(", keep (the last %d)", a.keepLast)
 	}
 	if a.assume {
 		text += ", assume"
@@ -730,6 +742,10 @@ func (h *history) claimOf(d *drive, name string, held []byte, any bool) (c *clai
 
 // mayUndo tells whether what will be overwritten can be saved as the command says.
 func (h *history) mayUndo(a *attempt, c *claim, held []byte) bool {
+	if a.keep && c != nil && c.half() {
+		// What covers it keeps what was there before, but not in every case.
+		return a.undo == "" && a.known && c.wayBack != nil && !c.streamed && c.restores == nil && (c.merging == a.p && filepath.Dir(c.wayBack.by.path) == h.keepDir() || c.wayBack.by.digest == a.p.digest)
+	}
 	if a.undo == "" {
 		return true
 	}
@@ -794,7 +810,7 @@ func (h *history) must(a *attempt, c *claim, unsure bool, held []byte) bool {
 			return named || a.how != asStream && !c.streamed && (p.digest != "" || c.written != nil)
 		case a.how == asStream:
 			return false
-		case c.wayBack != nil && (p == c.wayBack.by || p.digest == c.wayBack.of):
+		case c.wayBack != nil && (p.digest == c.wayBack.by.digest || p.digest == c.wayBack.of):
 			return true
 		}
 		return c.covers(a)
@@ -907,8 +923,11 @@ func (h *history) apply(a *attempt) error {
 func (h *history) run(a *attempt) (err error) {
 	o := Options{
 		StateDir: h.path("state"), SpoolDir: h.system.dir, Undo: a.undo, AssumeBase: a.assume, AnyBase: a.any, Stream: a.how == asStream, WriteZeros: a.writeZeros,
-		outside: h.system.around, random: rand.New(rand.NewPCG(h.r.Uint64(), 12)),
+		KeepLast: a.keepLast, outside: h.system.around, random: rand.New(rand.NewPCG(h.r.Uint64(), 12)),
 		checkpointBytes: 2048, windowBytes: 3 * cow.SectorBytes,
+	}
+	if a.keep {
+		o.Keep = h.keepDir()
 	}
 	s := driveStorage{Storage: files.Disk{}, drives: h.system}
 	var f *harness.Storage
@@ -971,7 +990,7 @@ func (h *history) note(a *attempt, c *claim, unsure bool, key string, held, now 
 	if errors.As(err, &damaged) && c != nil && c.damaged {
 		r, err = nil, nil
 		if bytes.Equal(held, now) {
-			return h.noteUndo(a, c, unsure, held)
+			return h.noteUndos(a, c, unsure, held)
 		}
 		return fmt.Errorf("it was written to, and the record is still damaged: %v", result)
 	}
@@ -982,7 +1001,17 @@ func (h *history) note(a *attempt, c *claim, unsure bool, key string, held, now 
 	if own := h.claims[key]; r == nil && own != nil && !own.damaged {
 		return fmt.Errorf("the record is lost: %v", result)
 	}
-	if err := h.noteUndo(a, c, unsure, held); err != nil {
+	was := held
+	if before != nil && before.Merging != nil && before.Merging.Undo != nil {
+		// What a merge over another one saves is what was there before both.
+		if i := slices.IndexFunc(h.parcels, func(p *parcel) bool { return p.digest == before.Merging.Undo.Delta }); i >= 0 {
+			was = h.parcels[i].over(held)
+		}
+	}
+	if err := h.noteUndos(a, c, unsure, was); err != nil {
+		return err
+	}
+	if err := h.checkKept(a, r); err != nil {
 		return err
 	}
 	unchanged := bytes.Equal(held, now) && (r == nil || before != nil && sameRecord(r, before))
@@ -1023,7 +1052,7 @@ func (h *history) note(a *attempt, c *claim, unsure bool, key string, held, now 
 func sameRecord(a, b *record.Record) bool {
 	say := func(r *record.Record) string {
 		one := *r
-		one.Key, one.Target, one.Evidence = "", "", nil
+		one.Key, one.Target, one.Evidence, one.Kept = "", "", nil, nil // what is kept may be removed
 		if one.Merging != nil {
 			m := *one.Merging
 			m.DoneChunks = 0
@@ -1077,8 +1106,12 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 	if c != nil && !c.damaged {
 		next.holds, next.holdsDelta, next.nothing = c.holds, c.holdsDelta, c.nothing
 		next.last, next.lastUndo, next.at = c.last, c.lastUndo, c.at
-		if c.drive == a.drive {
-			next.undos = slices.Clone(c.undos)
+		next.undos = slices.Clone(c.undos)
+		for i := range next.undos {
+			if c.drive != a.drive {
+				next.undos[i].lost() // what was recorded of another one may be true of it
+				next.undos[i].hollow = false
+			}
 		}
 		next.shown, next.together = c.shown, c.together
 	}
@@ -1114,12 +1147,12 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 		case c.half() && (!known || a.how == asStream): // it is not known by its digest
 		case c.half() && p == c.merging:
 			next.restores = c.restores
-		case c.half() && c.wayBack != nil && p == c.wayBack.by:
+		case c.half() && c.wayBack != nil && p.digest == c.wayBack.by.digest:
 			next.restores = c.wayBack
 		case !c.half() && i >= 0 && a.how != asStream && !h.isDone(a, c) && (p.full() || p.base != "" && p.base == c.holds || p.digest == c.lastUndo || c.covers(a)):
 			next.restores = &c.undos[i]
 		}
-		if known && c.half() && c.wayBack != nil && a.how != asStream && (p == c.merging || p == c.wayBack.by || p.digest == c.wayBack.of) {
+		if known && c.half() && c.wayBack != nil && a.how != asStream && (p == c.merging || p.digest == c.wayBack.by.digest || p.digest == c.wayBack.of) {
 			next.wayBack = c.wayBack
 		}
 	}
@@ -1135,7 +1168,7 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 
 // belongs tells whether the delta goes on with what is half merged.
 func (h *history) belongs(a *attempt, c *claim) bool {
-	return a.p == c.merging && a.how != asStream || c.covers(a) || c.wayBack != nil && a.p == c.wayBack.by
+	return a.p == c.merging && a.how != asStream || c.covers(a) || c.wayBack != nil && a.p.digest == c.wayBack.by.digest
 }
 
 // begun is the claim of a merge that was begun and not finished.
@@ -1219,6 +1252,9 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 		next.since, next.written, next.lastUndo = u.before.since, u.before.written, u.before.lastUndo
 	} else if u != nil {
 		next.since, next.written = "", nil
+		if u.hollow {
+			next.holds, next.holdsDelta, next.nothing, next.lastUndo = u.before.holds, u.before.holdsDelta, u.before.nothing, u.before.lastUndo
+		}
 	}
 	if u != nil {
 		if i := slices.IndexFunc(next.undos, func(o undone) bool { return o.by.digest == u.by.digest }); i >= 0 {
@@ -1270,13 +1306,45 @@ func (h *history) checkRestored(a *attempt, c *claim, held []byte, r *record.Rec
 	return nil
 }
 
-// noteUndo looks at the file that undoes a merge, and whether the state to which it
-// leads has the right name.
-func (h *history) noteUndo(a *attempt, c *claim, unsure bool, held []byte) error {
-	if a.undo == "" {
+// noteUndos looks at the files that undo a merge.
+func (h *history) noteUndos(a *attempt, c *claim, unsure bool, held []byte) error {
+	if a.undo != "" {
+		if err := h.noteUndo(a.undo, a, c, unsure, held); err != nil {
+			return err
+		}
+	}
+	kept, err := filepath.Glob(filepath.Join(h.keepDir(), "*.cow"))
+	for _, path := range kept {
+		if err == nil && a.keep {
+			err = h.noteUndo(path, a, c, unsure, held)
+		}
+	}
+	return err
+}
+
+// checkKept checks that what a record lists is there, but for the oldest if it was to be
+// removed.
+func (h *history) checkKept(a *attempt, r *record.Record) error {
+	h.pruned = h.pruned || a.keepLast > 0
+	if r == nil {
 		return nil
 	}
-	b, err := os.ReadFile(a.undo)
+	list := r.AllKept()
+	there := false
+	for i, k := range list {
+		err := checkUndoFile(context.Background(), k.Path, k.Delta)
+		if err != nil && (!h.pruned || there || i == len(list)-1) {
+			return fmt.Errorf("kept of %s: %w", k.Snapshot, err)
+		}
+		there = there || err == nil
+	}
+	return nil
+}
+
+// noteUndo looks at a file that undoes a merge, if it is there, and whether the state to
+// which it leads has the right name.
+func (h *history) noteUndo(path string, a *attempt, c *claim, unsure bool, held []byte) error {
+	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -1287,13 +1355,30 @@ func (h *history) noteUndo(a *attempt, c *claim, unsure bool, held []byte) error
 	if err != nil {
 		return fmt.Errorf("the undo file is incomplete: %w", err)
 	}
-	if slices.ContainsFunc(h.parcels, func(p *parcel) bool { return p.path == a.undo && p.digest == digest }) {
+	if i := slices.IndexFunc(h.parcels, func(p *parcel) bool { return p.path == path }); i >= 0 {
+		if h.parcels[i].digest == digest {
+			return nil
+		}
+		// One that was removed had its name.
+		if h.taken == h.parcels[i] {
+			h.taken = nil
+		}
+		if h.again != nil && h.again.p == h.parcels[i] {
+			h.again = nil
+		}
+		h.parcels = slices.Delete(h.parcels, i, i+1)
+	}
+	if i := slices.IndexFunc(h.parcels, func(p *parcel) bool { return p.digest == digest }); i >= 0 {
+		same := *h.parcels[i] // by another name
+		same.path = path
+		h.parcels = append(h.parcels, &same)
 		return nil
 	}
 	volume := int(seal.VolumeBytes)
+	over := a.p.over(held)
 	p := &parcel{
-		path: a.undo, base: seal.Base, new: seal.New, digest: digest, sealed: true, chunkBytes: a.p.chunkBytes,
-		from: a.p.over(held)[:volume], to: held[:volume], sectors: make(sectors, sectorCount(volume)),
+		path: path, base: seal.Base, new: seal.New, digest: digest, sealed: true, chunkBytes: a.p.chunkBytes,
+		from: over[:volume], to: held[:volume], sectors: make(sectors, sectorCount(volume)),
 	}
 	for _, at := range a.p.chunks() {
 		p.sectors.touch(at, min(at+p.chunkBytes, volume))
@@ -1438,7 +1523,7 @@ func (h *history) makeUp(d *drive, held []byte) error {
 			again.how = transport(h.r.IntN(3))
 		}
 		if again.how == asStream {
-			again.undo = ""
+			again.undo, again.keep = "", false
 		}
 		if _, err := os.Stat(again.p.path); err == nil {
 			h.again = &again
@@ -1447,7 +1532,9 @@ func (h *history) makeUp(d *drive, held []byte) error {
 	}
 	c, _, _ := h.claimOf(d, name, held, false)
 	if c != nil && c.wayBack != nil && h.chance(40) {
-		return h.command(d, c.wayBack.by)
+		if _, err := os.Stat(c.wayBack.by.path); err == nil {
+			return h.command(d, c.wayBack.by)
+		}
 	}
 	last := len(h.states) - 1
 	stateOf := func(name string) int {
@@ -1467,7 +1554,10 @@ func (h *history) makeUp(d *drive, held []byte) error {
 		f.more = 1 + h.r.IntN(3)
 	}
 	if h.taken != nil && h.chance(8) {
-		return h.command(d, h.taken)
+		// What was kept may be removed by the merge that takes it.
+		if _, err := os.Stat(h.taken.path); err == nil {
+			return h.command(d, h.taken)
+		}
 	}
 	i, j := h.r.IntN(last), 0
 	switch what := h.r.IntN(100); {
@@ -1542,6 +1632,9 @@ func (h *history) command(d *drive, p *parcel) error {
 			a.how = asFile
 		}
 	}
+	if h.chance(35) && !a.any && a.how != asStream {
+		a.keep, a.keepLast = true, h.r.IntN(4)
+	}
 	if h.chance(30) {
 		h.fault(a)
 	} else if fi, err := os.Stat(p.path); h.chance(6) && err == nil && p.sealed {
@@ -1549,7 +1642,7 @@ func (h *history) command(d *drive, p *parcel) error {
 	}
 	if a.how == asFile && a.cut > 0 {
 		a.how = asStream
-		a.undo = ""
+		a.undo, a.keep = "", false
 	}
 	return h.apply(a)
 }

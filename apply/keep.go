@@ -62,7 +62,7 @@ func (m *Merger) newKeeping(held *record.Content) (*keeping, error) {
 		err = files.MakeDir(m.o.Storage, dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("keep: nothing was written to the target: %w", err)
+		return nil, err
 	}
 	k := &keeping{dir: dir, since: time.Now().UTC().Truncate(time.Second).Add(-time.Second)}
 	if m.isRecorded(held) && !m.Known.Since.IsZero() {

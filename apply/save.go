@@ -153,7 +153,7 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 			return nil, nil, errors.Join(fmt.Errorf("undo: %s is there already, and is not what this merge would write there: name another file", path), err)
 		}
 	}
-	if err := m.putUndo(ctx, undo, path, there != nil, k, &keptPath); err != nil {
+	if keptPath, err = m.putUndo(ctx, undo, path, there != nil, k, keptPath); err != nil {
 		return nil, nil, fmt.Errorf("undo: nothing was written to the target: %w", err)
 	}
 	digest, err := undo.Name()
@@ -175,28 +175,26 @@ func (m *Merger) saveUndo(ctx context.Context, path string, d *Checked) (*record
 }
 
 // putUndo puts the undo of a merge where it is to be: at path, unless it is there or that is
-// "", and among what is kept, unless it has its path there or k is nil.
-func (m *Merger) putUndo(ctx context.Context, undo *cow.Sealed, path string, there bool, k *keeping, keptPath *string) error {
-	write, keep := path != "" && !there, k != nil && *keptPath == ""
+// "", and among what is kept, unless k is nil or it has its path there. It returns that path.
+func (m *Merger) putUndo(ctx context.Context, undo *cow.Sealed, path string, there bool, k *keeping, keptPath string) (string, error) {
+	write, keep := path != "" && !there, k != nil && keptPath == ""
 	if write {
 		if err := checkRoom(filepath.Dir(path), undo.Size()); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if keep && !there { // which may be the same file
 		if err := checkRoom(k.dir, undo.Size()); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if write {
 		if err := m.writeUndo(ctx, undo, path); err != nil {
-			return err
+			return "", err
 		}
 	}
-	if !keep {
-		return nil
+	if keep {
+		return m.keep(ctx, k, undo, path)
 	}
-	var err error
-	*keptPath, err = m.keep(ctx, k, undo, path)
-	return err
+	return keptPath, nil
 }
