@@ -381,7 +381,7 @@ func TestInfoOfAChain(t *testing.T) {
 	if !strings.Contains(text, "no delta here leads to day3, from which these start: 2.cow\n") {
 		t.Error(text)
 	}
-	dated := d.path("points/20261124T030007Z.cow")
+	dated := d.path("points/20261124T030007Z-2.cow")
 	must(t, os.Rename(d.path("points/1.cow"), dated))
 	var got struct {
 		Deltas []struct {

@@ -50,7 +50,8 @@ func infoOf(deltas []*chain.Delta) chainInfo {
 	for _, i := range order {
 		d := deltas[i]
 		of := deltaInfo{File: d.Path, Full: d.Full, Report: report.Of(d.Store)}
-		if since, err := time.Parse(sinceLayout, d.Stem()); err == nil {
+		name, _, _ := strings.Cut(d.Stem(), "-") // a number follows where several have the same
+		if since, err := time.Parse(sinceLayout, name); err == nil {
 			of.Since = &since
 		}
 		info.Deltas = append(info.Deltas, of)
