@@ -204,8 +204,9 @@ func chunksOf(firstBlock, endBlock uint64, blockBytes, volumeBytes int64) (first
 // pool's time goes up with each snapshot that is made in it.
 func (c blockChanges) checkTimes(base, new *thinMember, baseDevice, newDevice thin.Device, o Options) (warnings []string, live bool, err error) {
 	older := newDevice.Created < baseDevice.Created
-	// The origin of a snapshot gets the time at which that was made.
-	live = new.isVolume() || !new.readOnly && (new.isOriginOf(base) || older && newDevice.Snapshotted >= baseDevice.Created)
+	// The origin of a snapshot gets the time at which that was made, and so does one of which
+	// another snapshot was made later: LVM knows better.
+	live = new.isVolume() || !new.readOnly && (new.isOriginOf(base) || !new.known && older && newDevice.Snapshotted >= baseDevice.Created)
 	if live && !o.AllowLiveOrigin {
 		return nil, true, errLive(new.info.Path)
 	}

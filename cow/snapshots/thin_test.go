@@ -236,6 +236,12 @@ func TestCheckTimes(t *testing.T) {
 		},
 		"the volume, without LVM":        {new: unknown, base: unknown, device: thin.Device{Created: 1, Snapshotted: 3}, err: "the volume itself", live: true},
 		"an older snapshot, without LVM": {new: unknown, base: unknown, device: thin.Device{Created: 1, Snapshotted: 2}, err: "wrong order"},
+		"an older snapshot, of which another one was made later": {
+			new: writable, device: thin.Device{Created: 2, Snapshotted: 9}, err: "wrong order",
+		},
+		"a snapshot of which the base is one": {
+			base: func(m *thinMember) { m.origin = "LVM-vg/b" }, new: writable, device: thin.Device{Created: 2, Snapshotted: 3}, err: "the volume itself", live: true,
+		},
 		"a volume's snapshot of a snapshot": {
 			new: func(m *thinMember) { m.origin = "LVM-vg/a" }, device: thin.Device{Created: 4, Snapshotted: 4, MappedBlocks: 10}, c: blockChanges{inBase: 10},
 		},
