@@ -150,7 +150,7 @@ completions:
 # testdata/lab/reboot and testdata/lab/powercut there. The lab itself fetches what it
 # needs, and ends guests that hang.
 lab:
-	$(GO) test -count=1 -v -parallel 2 -timeout 0 ./testdata/lab
+	$(GO) test -count=1 -v -parallel 3 -timeout 0 ./testdata/lab
 
 # Speed as ratios, side by side with what a user would take instead.
 bench: build

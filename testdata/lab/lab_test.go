@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// The scenarios run in several guests, two at a time, which take about as long as each
-// other: the longer the longest, the longer a processor has nothing to do at the end.
+// The scenarios run in several guests, three at a time, as each waits a quarter of its time
+// for disks. They take about as long as each other: the longer the longest, the longer a
+// processor has nothing to do at the end.
 const (
 	replicationTests = "^Test(Replicate|OpenSVC|DDS)"
 	deviceTests      = "^Test(Attach|Mapped|Udev|Rounds)"
