@@ -113,7 +113,7 @@ func pin(cmd *exec.Cmd) error {
 // be written out all the time.
 const shm = "/dev/shm"
 
-// checkShm finds out whether the memory of two guests has room there: user-mode-linux
+// checkShm finds out whether the memory of three guests has room there: user-mode-linux
 // itself dies of SIGBUS, in the middle of a test, when there is none left.
 func checkShm(memoryMiB int) error {
 	var fs unix.Statfs_t
@@ -126,8 +126,8 @@ func checkShm(memoryMiB int) error {
 	if fs.Flags&unix.ST_NOEXEC != 0 {
 		return fmt.Errorf("user-mode-linux needs to execute what is in %[1]s: mount -o remount,exec %[1]s", shm)
 	}
-	if free := int64(fs.Bavail) * int64(fs.Bsize) >> 20; free < int64(2*memoryMiB) {
-		return fmt.Errorf("%[1]s has room for %[2]d MiB, and two guests' memory may take %[3]d: mount -o remount,size=%[3]dM %[1]s", shm, free, 2*memoryMiB)
+	if free := int64(fs.Bavail) * int64(fs.Bsize) >> 20; free < int64(3*memoryMiB) {
+		return fmt.Errorf("%[1]s has room for %[2]d MiB, and three guests' memory may take %[3]d: mount -o remount,size=%[3]dM %[1]s", shm, free, 3*memoryMiB)
 	}
 	return nil
 }
