@@ -180,6 +180,34 @@ func (r *rig) checkKept(where string, since time.Time) {
 	}
 }
 
+// A merge by the kernel removes what was kept before, if that is asked for, also when it was
+// done already. One that was stopped before is kept once.
+func TestKernelKeepsLast(t *testing.T) {
+	r := newRig(t, wholeSectors)
+	defer os.RemoveAll(r.Dir)
+	next := filepath.Join(r.Dir, "next")
+	harness.SealedFile(t, next, "new", "next", r.After, harness.Change(r.After, 5, 3))
+	r.keep = filepath.Join(r.Dir, "points")
+	harness.Must(t, r.kernelApply(newSimulated(&harness.Storage{At: 1 << 30}), false))
+	o := r.options(newSimulated(&harness.Storage{At: 1 << 30}))
+	o.Keep = r.keep
+	stopping, stop := context.WithCancel(context.Background())
+	stop()
+	if _, err := File(stopping, next, r.Target, o); err == nil {
+		t.Fatal("not stopped")
+	}
+	for _, last := range []int{0, 1, 1} {
+		o.KeepLast = last
+		_, err := File(context.Background(), next, r.Target, o)
+		harness.Must(t, err)
+		names, err := filepath.Glob(filepath.Join(r.keep, "*"))
+		harness.Must(t, err)
+		if list := r.Record().Kept; len(names) != 2-last || len(list) != 2-last || list[len(list)-1].Path != names[len(names)-1] {
+			t.Errorf("the last %d: there is %v, listed %+v", last, names, list)
+		}
+	}
+}
+
 // isUnwatched tells whether a delta was refused because ddsfs had given up on a merge
 // before the device went away.
 func isUnwatched(err error) bool {
