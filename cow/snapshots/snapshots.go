@@ -161,9 +161,7 @@ func (p *Pair) open(o Options) (err error) {
 	}
 	l := layer.Layer{VolumeBytes: p.source.Size(), Content: p.source}
 	seal := cow.SealOptions{Base: o.BaseID, New: o.NewID, Verify: p.CheckSource}
-	if thinNew != nil {
-		seal.Origin = thinNew.origin
-	} else {
+	if thinNew == nil {
 		seal.Origin = info.OriginUUID()
 	}
 	unsealed := l
@@ -179,6 +177,9 @@ func (p *Pair) open(o Options) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if thinNew != nil {
+		seal.Origin = thinNew.originOf(p.members.live)
 	}
 	// The volume's own identity names no state of it.
 	if seal.New == "" && !p.members.live {

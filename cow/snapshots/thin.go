@@ -99,6 +99,15 @@ func (m *thinMember) isRelatedTo(other *thinMember) bool {
 	return m.isOriginOf(other) || other.isOriginOf(m) || m.origin != "" && m.origin == other.origin
 }
 
+// originOf returns the identity of the volume that a delta of m is taken from: m itself, if
+// it is live.
+func (m *thinMember) originOf(live bool) string {
+	if live {
+		return m.uuid
+	}
+	return m.origin
+}
+
 // checkPair fails if the two volumes make no pair, as far as that is known before the
 // pool's metadata is read.
 func checkPair(base, new *thinMember) error {

@@ -128,6 +128,15 @@ func TestThinChecks(t *testing.T) {
 		t.Helper()
 		dm.Fails(t, nil, 1, words, append([]string{"extract", "-o", filepath.Join(t.TempDir(), "none")}, pair...)...)
 	}
+	// The volume that a delta was taken from does not take it, nor do its snapshots.
+	refused := func(t *testing.T, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			before := v.read(t, name)
+			dm.Fails(t, nil, 3, []string{"tchecks-" + name, "refused"}, "apply", "--assume-base", "--state-dir", t.TempDir(), out, "/dev/mapper/tchecks-"+name)
+			dm.Holds(t, "the refused target", v.path(name), before)
+		}
+	}
 
 	t.Run("names and identities", func(t *testing.T) {
 		var want []byte
@@ -150,11 +159,7 @@ func TestThinChecks(t *testing.T) {
 				t.Errorf("%s is %q, want %q", name, got, want)
 			}
 		}
-		for _, name := range []string{"data", "base", "new", "rw"} {
-			before := v.read(t, name)
-			dm.Fails(t, nil, 3, []string{"tchecks-" + name, "refused"}, "apply", "--assume-base", "--state-dir", t.TempDir(), out, "/dev/mapper/tchecks-"+name)
-			dm.Holds(t, "the refused target", v.path(name), before)
-		}
+		refused(t, "data", "base", "new", "rw")
 		dm.Fails(t, nil, 1, []string{v.path("new"), "what the delta is made of"}, "extract", v.lv("base"), v.lv("new"), "-o", v.path("new"))
 		dm.Fails(t, nil, 1, []string{"tchecks-new", "thin volume"}, "info", v.lv("new"))
 
@@ -196,7 +201,9 @@ func TestThinChecks(t *testing.T) {
 	t.Run("the volume itself", func(t *testing.T) {
 		warns(t, "can be written to", "--allow-live-origin", v.lv("base"), v.lv("data"))
 		v.delivered(t, out, base, "data")
+		refused(t, "data", "rw")
 		warns(t, "can be written to", "--full", v.lv("data"))
+		refused(t, "data", "rw")
 		if i := infoOf(t, out); i.New != "" {
 			t.Errorf("what the volume holds now has the name %s", i.New)
 		}
