@@ -217,7 +217,12 @@ func (c blockChanges) checkTimes(base, new *thinMember, baseDevice, newDevice th
 	// another snapshot was made later: LVM knows better.
 	live = new.isVolume() || !new.readOnly && (new.isOriginOf(base) || !new.known && older && newDevice.Snapshotted >= baseDevice.Created)
 	if live && !o.AllowLiveOrigin {
-		return nil, true, errLive(new.info.Path)
+		err := errLive(new.info.Path)
+		if !older {
+			// LVM forgets that it is a snapshot when its origin is removed, or replaced.
+			err = wayout.Add(fmt.Errorf("source: %s can be written to, and is no snapshot that LVM knows of: lvchange -pr makes it one that nobody writes to", new.info.Path), wayout.AllowLiveOrigin)
+		}
+		return nil, true, err
 	}
 	if older && !live {
 		text := fmt.Sprintf("source %s was made before base %s", new.info.Path, base.info.Path)

@@ -236,6 +236,9 @@ func TestCheckTimes(t *testing.T) {
 		},
 		"the volume, without LVM":        {new: unknown, base: unknown, device: thin.Device{Created: 1, Snapshotted: 3}, err: "the volume itself", live: true},
 		"an older snapshot, without LVM": {new: unknown, base: unknown, device: thin.Device{Created: 1, Snapshotted: 2}, err: "wrong order"},
+		"a snapshot of a volume that is gone": {
+			new: volume, device: thin.Device{Created: 5, Snapshotted: 5}, err: "lvchange -pr", live: true,
+		},
 		"an older snapshot, of which another one was made later": {
 			new: writable, device: thin.Device{Created: 2, Snapshotted: 9}, err: "wrong order",
 		},
