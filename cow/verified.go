@@ -106,25 +106,16 @@ func (v *verified) checkList(p []byte, block int64) error {
 	return nil
 }
 
-// readGroups fills p from a byte of a block that was verified before. Trees are the
-// subtrees of those groups of leaves in which p lies.
-func (v *verified) readGroups(p []byte, block int64, within int, trees []subtree) error {
-	blockBytes := v.blockBytes(block)
-	first, end := groupsOf(within, len(p), blockBytes)
-	part := p
-	if end-first != len(p) {
-		buf := groupBuffers.Get().(*[]byte)
-		defer groupBuffers.Put(buf)
-		part = (*buf)[:end-first]
-	}
-	if err := v.readAt(part, block*BlockBytes+int64(first)); err != nil {
+// readGroups fills p, whole groups of leaves, from byte first of a block that was verified
+// before. Trees are their subtrees.
+func (v *verified) readGroups(p []byte, block int64, first int, trees []subtree) error {
+	if err := v.readAt(p, block*BlockBytes+int64(first)); err != nil {
 		return err
 	}
 	var hash [subtreesHint]subtree
-	if !slices.Equal(hashPart(hash[:0], part, first/leafBytes, blockBytes), trees) {
+	if !slices.Equal(hashPart(hash[:0], p, first/leafBytes, v.blockBytes(block)), trees) {
 		return ErrMismatch
 	}
-	copy(p, part[within-first:])
 	return nil
 }
 
@@ -139,8 +130,10 @@ var groupBuffers = sync.Pool{New: func() any {
 }}
 
 const (
-	// cachedBlocks is how many blocks a BlockCache holds: 32 MiB.
-	cachedBlocks = 32
+	// cachedBlocks is how many blocks a BlockCache holds: 16 MiB.
+	cachedBlocks = 16
+	// cachedGroups is how many groups of leaves of other blocks it holds: 16 MiB.
+	cachedGroups = 1024
 	// cachedTrees is of how many blocks it holds the subtrees, at most 80 of 48 bytes each:
 	// 32 MiB for 8 GiB of deltas.
 	cachedTrees = 8192
@@ -148,6 +141,8 @@ const (
 
 // BlockCache holds what was last verified of sealed deltas, within 64 MiB: a few blocks,
 // and of more of them the digests of their parts. The parts are then verified one by one.
+// Of these, it holds those that were read only partly: a reader of an image with many
+// layers reads the rest of each soon, and others in between.
 type BlockCache struct {
 	mu     sync.Mutex
 	freed  sync.Cond // broadcast when a block is no longer in use
@@ -158,6 +153,21 @@ type BlockCache struct {
 	trees    map[blockOf]int // indices of kept
 	kept     []keptTrees
 	nextKept int
+
+	groups    map[groupOf]int // indices of held
+	held      []heldGroup
+	nextGroup int
+}
+
+// groupOf is the group of leaves that begins at a byte of a block.
+type groupOf struct {
+	blockOf
+	first int
+}
+
+type heldGroup struct {
+	of   groupOf
+	data []byte
 }
 
 type blockOf struct {
@@ -181,7 +191,7 @@ type keptTrees struct {
 
 // NewBlockCache returns an empty cache.
 func NewBlockCache() *BlockCache {
-	c := &BlockCache{blocks: make(map[blockOf]*cachedBlock), trees: make(map[blockOf]int)}
+	c := &BlockCache{blocks: make(map[blockOf]*cachedBlock), trees: make(map[blockOf]int), groups: make(map[groupOf]int)}
 	c.freed.L = &c.mu
 	return c
 }
@@ -193,10 +203,7 @@ func (c *BlockCache) read(of blockOf, p []byte, within int) error {
 	b, isNew := c.blocks[of], false
 	for b == nil {
 		if at, ok := c.trees[of]; ok {
-			var buf [subtreesHint]subtree
-			trees := append(buf[:0], c.kept[at].part(within, len(p))...)
-			c.mu.Unlock()
-			return of.v.readGroups(p, of.block, within, trees)
+			return c.readKnown(of, p, within, at)
 		}
 		if b = c.idle(); b != nil {
 			delete(c.blocks, b.of)
@@ -223,6 +230,52 @@ func (c *BlockCache) read(of blockOf, p []byte, within int) error {
 		c.freed.Broadcast()
 	}
 	return err
+}
+
+// readKnown is read for a block that was verified before, and is not held. Its subtrees
+// are the ones at an index of kept. It unlocks the mutex.
+func (c *BlockCache) readKnown(of blockOf, p []byte, within, at int) error {
+	first, end := groupsOf(within, len(p), of.v.blockBytes(of.block))
+	group, isPart := groupOf{of, first}, end-first <= groupBytes && len(p) < end-first
+	if held, ok := c.groups[group]; ok && end-first <= groupBytes {
+		copy(p, c.held[held].data[within-first:])
+		c.mu.Unlock()
+		return nil
+	}
+	var buf [subtreesHint]subtree
+	trees := append(buf[:0], c.kept[at].part(within, len(p))...)
+	c.mu.Unlock()
+	if end-first == len(p) {
+		return of.v.readGroups(p, of.block, first, trees)
+	}
+	buffer := groupBuffers.Get().(*[]byte)
+	defer groupBuffers.Put(buffer)
+	groups := (*buffer)[:end-first]
+	if err := of.v.readGroups(groups, of.block, first, trees); err != nil {
+		return err
+	}
+	copy(p, groups[within-first:])
+	if isPart {
+		c.hold(group, groups)
+	}
+	return nil
+}
+
+// hold holds a group that was verified.
+func (c *BlockCache) hold(of groupOf, data []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.groups[of]; ok {
+		return
+	}
+	if len(c.held) < cachedGroups {
+		c.held = append(c.held, heldGroup{data: make([]byte, 0, groupBytes)})
+	}
+	h := &c.held[c.nextGroup]
+	delete(c.groups, h.of)
+	c.groups[of] = c.nextGroup
+	*h = heldGroup{of, append(h.data[:0], data...)}
+	c.nextGroup = (c.nextGroup + 1) % cachedGroups
 }
 
 // idle returns a block that can be replaced, nil if all are in use.

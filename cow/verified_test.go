@@ -96,8 +96,9 @@ func TestVerified(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if len(cache.all) > cachedBlocks {
-		t.Errorf("%d blocks are held", len(cache.all))
+	if len(cache.all) > cachedBlocks || len(cache.held) > cachedGroups || len(cache.kept) > cachedTrees ||
+		len(cache.groups) != len(cache.held) || len(cache.trees) != len(cache.kept) {
+		t.Errorf("held are %d blocks, %d of %d groups, and of %d of %d blocks the subtrees", len(cache.all), len(cache.groups), len(cache.held), len(cache.trees), len(cache.kept))
 	}
 }
 
@@ -136,6 +137,13 @@ func TestVerifiedReadsOnce(t *testing.T) {
 	}
 	if got := v.bytes.Load() - before; got > 2*groupBytes {
 		t.Errorf("%d bytes are read for 4096 of a block that was verified before", got)
+	}
+	before = v.bytes.Load()
+	if _, err := l.Content.ReadAt(p[:4096], 3*4096); err != nil || !bytes.Equal(p[:4096], volume[3*4096:][:4096]) {
+		t.Fatal(err)
+	}
+	if got := v.bytes.Load() - before; got > 0 {
+		t.Errorf("%d bytes are read for the rest of a group", got)
 	}
 }
 
