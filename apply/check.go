@@ -135,8 +135,12 @@ func (m *Merger) NotZeros(ctx context.Context, d *cow.Store) (*chunks.Set, error
 
 // CheckBlocks refuses a delta that would be written to a part of a block of a thin pool
 // which leaves in the rest of a new block what lay there before. A full delta fills it,
-// but for a sparse one that the kernel merges.
+// but for a sparse one that the kernel merges, and unless the pool is that of a volume below
+// the target.
 func (m *Merger) CheckBlocks(d *Checked, byKernel bool) error {
+	if err := m.Target.checkPoolsBelow(); err != nil {
+		return err
+	}
 	fills := d.Facts.Full && !(byKernel && d.Seal.Sparse)
 	pool, err := m.o.outside(m.Target).pool()
 	if err != nil || !pool.SkipsZeroing || fills || d.ChunkBytes%pool.BlockBytes == 0 {

@@ -304,12 +304,40 @@ func (t *Target) pool() (dm.Pool, error) {
 	if err != nil || volume == nil {
 		return dm.Pool{}, t.wrong(err)
 	}
+	p, err := poolOf(volume)
+	return p, t.wrong(err)
+}
+
+func poolOf(volume *blockdev.Thin) (dm.Pool, error) {
 	info, err := volume.PoolInfo()
 	if err != nil {
-		return dm.Pool{}, t.wrong(err)
+		return dm.Pool{}, err
 	}
-	p, err := info.PoolTable()
-	return p, t.wrong(err)
+	return info.PoolTable()
+}
+
+// checkPoolsBelow refuses a target that lies on a thin volume whose pool does not clear new
+// blocks: where they begin and end on the target is not known, so they can't be filled.
+func (t *Target) checkPoolsBelow() error {
+	if !t.info.Block {
+		return nil
+	}
+	volumes, err := t.info.ThinBelow()
+	if err != nil {
+		return t.wrong(err)
+	}
+	for _, v := range volumes {
+		if v.Same(t.info) {
+			continue
+		}
+		switch pool, err := poolOf(v); {
+		case err != nil:
+			return t.wrong(err)
+		case pool.SkipsZeroing:
+			return t.Refused("it lies on %s, whose thin pool does not clear new blocks: what is written to it would get what lay beside it before: have the pool clear them (lvchange -Zy POOL)", v.Path)
+		}
+	}
+	return nil
 }
 
 // wrong is an error that has to do with the target, nil if there is none.

@@ -27,6 +27,34 @@ func (i Info) Thin() (*Thin, error) {
 	return &Thin{i, thin}, nil
 }
 
+// ThinBelow returns the thin volumes that the device lies on, however deep, or itself if it
+// is one.
+func (i Info) ThinBelow() ([]*Thin, error) { return i.thinBelow(deepest) }
+
+func (i Info) thinBelow(depth int) (list []*Thin, err error) {
+	if i, err = i.disk(); err != nil {
+		return nil, err
+	}
+	switch t, err := i.Thin(); {
+	case err != nil || depth == 0:
+		return nil, err
+	case t != nil:
+		return []*Thin{t}, nil
+	}
+	below, err := i.slaves()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range below {
+		more, err := b.thinBelow(depth - 1)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, more...)
+	}
+	return list, nil
+}
+
 // PoolInfo returns the device of the volume's pool, which may have no node in /dev.
 func (t *Thin) PoolInfo() (Info, error) {
 	i, err := folderInfo(Info{Number: t.Pool}.dir())

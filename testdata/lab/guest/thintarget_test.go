@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -143,10 +144,27 @@ func TestThinTargetOfAPoolThatClearsNothing(t *testing.T) {
 	full, delta := filepath.Join(t.TempDir(), "full"), filepath.Join(t.TempDir(), "delta")
 	dm.Ddsfs(t, "extract", "--full", source.lv("base"), "-o", full)
 	dm.Ddsfs(t, "extract", source.lv("base"), source.lv("new"), "-o", delta)
-	target, state := newThin(t, "tztarget", "48M", "20M", "-c", "192k", "-Zn"), t.TempDir()
+	target, state := newThin(t, "tztarget", "48M", "20M", "-c", "192k", "-Zn", "--discards", "nopassdown"), t.TempDir()
 	path := target.path("data")
-	target.write(t, "of others", 0, 20<<20/dm.SectorSize)
-	target.discard(t, 0, 20<<10)
+	// All of the pool holds what others wrote, as it takes blocks that were never in use first.
+	dm.Run(t, "lvcreate", "-y", "-V", "48M", "-T", target.lv("pool"), "-n", "other")
+	writeTo(t, target.path("other"), "of others", 0, 48<<20/dm.SectorSize)
+	dm.Run(t, "lvremove", "-y", target.lv("other"))
+	writeTo(t, path, "written", 0, 8)
+	if !bytes.HasPrefix(target.read(t, "data")[4096:], []byte("of others")) {
+		t.Error("a precondition: a new block has what was there before")
+	}
+	// Where the blocks of a volume below the target begin is not known.
+	below := path
+	var stacked []*dm.Device
+	for _, name := range []string{"tzlinear", "tzabove"} {
+		d := dm.Create(t, name, 20<<20/dm.SectorSize, "linear "+below+" 0")
+		dm.Fails(t, nil, 3, []string{d.Path, "lies on /dev/mapper/tztarget-data", "does not clear new blocks", "lvchange -Zy"}, "apply", "--state-dir", state, full, d.Path)
+		stacked, below = append(stacked, d), d.Path
+	}
+	for _, d := range slices.Backward(stacked) {
+		d.Remove(t)
+	}
 	dm.Ddsfs(t, "apply", "--state-dir", state, full, path)
 	dm.Holds(t, "the target after the first sync", path, source.read(t, "base"))
 	if is := target.mapped(t, "data"); is > 10*192<<10 {
