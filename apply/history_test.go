@@ -1252,8 +1252,11 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 		next.since, next.written, next.lastUndo = u.before.since, u.before.written, u.before.lastUndo
 	} else if u != nil {
 		next.since, next.written = "", nil
-		if u.hollow {
+		switch {
+		case u.hollow:
 			next.holds, next.holdsDelta, next.nothing, next.lastUndo = u.before.holds, u.before.holdsDelta, u.before.nothing, u.before.lastUndo
+		case r.Holds != nil:
+			next.holdsDelta = r.Holds.Delta // which delta led there is not known any more
 		}
 	}
 	if u != nil {

@@ -215,7 +215,15 @@ func (m *merging) finish(ctx context.Context) error {
 // rest makes zeros of what the delta leaves out, from where the last piece ended to that
 // byte.
 func (m *merging) rest(ctx context.Context, until int64) error {
-	for m.sparse && m.at < until {
+	if !m.sparse || m.at >= until {
+		return nil
+	}
+	// What waits comes first: where a pool does not clear new blocks, it may leave
+	// something in what follows.
+	if err := m.settle(ctx); err != nil {
+		return err
+	}
+	for m.at < until {
 		if err := m.stopped(ctx); err != nil {
 			return err
 		}
@@ -266,7 +274,12 @@ func (m *merging) passed(s span) error {
 
 func (m *merging) flush() error {
 	m.progress(Flushing)
-	err := m.target.Sync()
+	// A merge that was stopped is flushed as well.
+	err := m.settle(context.Background())
+	if err != nil {
+		return err
+	}
+	err = m.target.Sync()
 	if err == nil {
 		err = m.trail.Flushed()
 	}

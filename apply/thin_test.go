@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -171,6 +172,59 @@ func TestThinTarget(t *testing.T) {
 					t.Error("undone: not what it held")
 				}
 			})
+		}
+	}
+}
+
+// A run of zeros is discarded in whole blocks, however much is decoded at once.
+func TestThinTargetOfLargeBlocks(t *testing.T) {
+	const chunkBytes, blockBytes, volumeBytes = 65536, 3 << 20, 64 << 20
+	old := bytes.Repeat([]byte("o"), volumeBytes)
+	new := slices.Clone(old)
+	// Runs that are longer than what is made zeros at once, that have one whole block, and
+	// that have none.
+	for _, zeros := range []span{{1 << 20, 30 << 20}, {31 << 20, 37 << 20}, {40 << 20, 44 << 20}, {60 << 20, 64 << 20}} {
+		clear(new[zeros.begin:zeros.end])
+	}
+	var list chunks.Builder
+	list.AddRange(0, volumeBytes/chunkBytes/2)
+	list.AddRange(volumeBytes/chunkBytes/2+1, volumeBytes/chunkBytes)
+	copy(new[volumeBytes/2:][:chunkBytes], old)
+	d, err := cow.Encode(layer.Layer{Changed: list.Set(), ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(new)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(io.NewSectionReader(sealed, 0, sealed.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A flush in the middle of a run cuts a block.
+	for _, checkpoint := range []int64{0, 10 << 20} {
+		dir := t.TempDir()
+		delta, target := filepath.Join(dir, "delta"), filepath.Join(dir, "target")
+		if err := errors.Join(os.WriteFile(delta, all, 0o600), os.WriteFile(target, old, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		disk := &discarding{blockBytes: blockBytes}
+		o := Options{AssumeBase: true, StateDir: dir, Storage: disk, outside: newThinVolume(blockBytes).around, checkpointBytes: checkpoint}
+		if _, err := File(context.Background(), delta, target, o); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, new) {
+			t.Errorf("flushed after %d bytes: %v, equal %v", checkpoint, err, bytes.Equal(got, new))
+		}
+		var blocks []int64
+		for _, s := range disk.discarded {
+			for at := s.begin; at < s.end; at += blockBytes {
+				blocks = append(blocks, at/blockBytes)
+			}
+		}
+		if checkpoint == 0 && !slices.Equal(blocks, []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 20}) {
+			t.Errorf("discarded are the blocks %v", blocks)
 		}
 	}
 }

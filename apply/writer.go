@@ -34,6 +34,9 @@ type writer struct {
 	// fillsBlocks says that a new block of the pool must be filled: the rest of it would
 	// not hold zeros, whatever was read there before.
 	fillsBlocks bool
+	// waiting is a run of zeros for a thin volume, which may go on with what is written
+	// next: only as a whole block of the pool can it be discarded.
+	waiting span
 }
 
 func newWriter(t *Target, page *record.Page, o Options, result *Result) (*writer, error) {
@@ -100,8 +103,8 @@ func (w *writer) willCompare(p piece) {
 func (w *writer) put(ctx context.Context, data []byte, off int64) (err error) {
 	for part, zero := range w.parts(data) {
 		if zero {
-			err = w.writeZeros(ctx, part, off)
-		} else {
+			err = w.zero(ctx, span{off, off + int64(len(part))})
+		} else if err = w.settle(ctx); err == nil {
 			err = w.writeData(part, off)
 		}
 		if err != nil {
@@ -110,6 +113,38 @@ func (w *writer) put(ctx context.Context, data []byte, off int64) (err error) {
 		off += int64(len(part))
 	}
 	return nil
+}
+
+// zero makes a part of the target zeros, now or, if it may be the beginning of a longer
+// run on a thin volume, when that has ended.
+func (w *writer) zero(ctx context.Context, s span) error {
+	if w.thinBytes == 0 {
+		return w.writeZeros(ctx, s)
+	}
+	if w.waiting.end != s.begin {
+		if err := w.settle(ctx); err != nil {
+			return err
+		}
+		w.waiting.begin = s.begin
+	}
+	w.waiting.end = s.end
+	// A long run is made zeros as it comes, in whole blocks.
+	if blocks := w.waiting.whole(w.thinBytes); blocks.bytes() >= restBytes {
+		part := span{w.waiting.begin, blocks.end}
+		w.waiting.begin = blocks.end
+		return w.writeZeros(ctx, part)
+	}
+	return nil
+}
+
+// settle makes zeros of what waits for that. It must come before a flush that counts.
+func (w *writer) settle(ctx context.Context) error {
+	s := w.waiting
+	w.waiting = span{}
+	if s.bytes() == 0 {
+		return nil
+	}
+	return w.writeZeros(ctx, s)
 }
 
 // parts are the parts of data that are zeros and not just written, and those between
@@ -151,23 +186,22 @@ func (w *writer) writeOut(data []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// writeZeros makes a part of the target read as zeros, which data is.
-func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
-	s := span{off, off + int64(len(data))}
+// writeZeros makes a part of the target read as zeros.
+func (w *writer) writeZeros(ctx context.Context, s span) error {
 	blocks := w.thinBytes > 0 && s.whole(w.thinBytes).bytes() > 0
 	if (w.doubtful || w.fillsBlocks) && !blocks {
-		return w.writeData(data, off)
+		return w.writeOnlyZeros(s)
 	}
 	if w.fillsBlocks {
 		whole := s.whole(w.thinBytes)
 		for _, edge := range []span{{s.begin, whole.begin}, {whole.end, s.end}} {
-			if err := w.writeData(data[:edge.bytes()], edge.begin); err != nil {
+			if err := w.writeOnlyZeros(edge); err != nil {
 				return err
 			}
 		}
-		s, data = whole, data[:whole.bytes()]
+		s = whole
 	}
-	zero, err := w.areZeros(ctx, s, data, blocks)
+	zero, err := w.areZeros(ctx, s, blocks)
 	if err != nil {
 		return err
 	}
@@ -176,7 +210,7 @@ func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
 		return nil
 	}
 	if w.target.info.Block && !blocks {
-		return w.writeData(data, off)
+		return w.writeOnlyZeros(s)
 	}
 	// It is not known what an error leaves.
 	w.result.PunchedBytes += s.bytes()
@@ -186,16 +220,30 @@ func (w *writer) writeZeros(ctx context.Context, data []byte, off int64) error {
 	return err
 }
 
-// areZeros tells whether a part of the target holds zeros, which data is: on the disk, or
-// as the page cache has it.
-func (w *writer) areZeros(ctx context.Context, s span, data []byte, onDisk bool) (bool, error) {
-	if !onDisk {
-		return w.holds(data, s.begin)
+// areZeros tells whether a part of the target holds zeros: on the disk, or as the page
+// cache has it.
+func (w *writer) areZeros(ctx context.Context, s span, onDisk bool) (bool, error) {
+	if onDisk {
+		for _, err := range w.held.notZeros(ctx, s) {
+			return false, err
+		}
+		return true, nil
 	}
-	for _, err := range w.held.notZeros(ctx, s) {
-		return false, err
+	for s.bytes() > 0 {
+		data := w.zerosOf(s)
+		if zero, err := w.holds(data, s.begin); err != nil || !zero {
+			return false, err
+		}
+		s.begin += int64(len(data))
 	}
 	return true, nil
+}
+
+// writeOnlyZeros writes zeros, whatever the target holds.
+func (w *writer) writeOnlyZeros(s span) error {
+	written, err := w.writeSpan(s)
+	w.result.WrittenBytes += written
+	return err
 }
 
 // zeroBytesAtOnce is how much of zeros is written at once.
