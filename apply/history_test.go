@@ -1145,7 +1145,8 @@ func (h *history) over(a *attempt, c *claim, held []byte) *claim {
 		i := slices.IndexFunc(c.undos, func(u undone) bool { return p.digest != "" && u.by.digest == p.digest })
 		switch {
 		case c.half() && (!known || a.how == asStream): // it is not known by its digest
-		case c.half() && p == c.merging:
+		case c.half() && (p == c.merging || p.digest != "" && p.digest == c.merging.digest && !c.streamed):
+			// A delta without names that changes nothing is its own undo: it goes on.
 			next.restores = c.restores
 		case c.half() && c.wayBack != nil && p.digest == c.wayBack.by.digest:
 			next.restores = c.wayBack
@@ -1373,7 +1374,7 @@ func (h *history) noteUndo(path string, a *attempt, c *claim, unsure bool, held 
 	}
 	if i := slices.IndexFunc(h.parcels, func(p *parcel) bool { return p.digest == digest }); i >= 0 {
 		same := *h.parcels[i] // by another name
-		same.path = path
+		same.path, same.what = path, fmt.Sprintf("%s, which is %s", filepath.Base(path), same.what)
 		h.parcels = append(h.parcels, &same)
 		return nil
 	}

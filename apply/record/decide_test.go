@@ -117,6 +117,7 @@ func TestDecide(t *testing.T) {
 		{"half merged, one that lacks a chunk", delta(func(d *Delta) { d.Name, d.New, d.Chunks = "d2", "C", of(4096, 2) }), interrupted(nil), false, "half merged", nil},
 		{"half merged, another base", delta(func(d *Delta) { d.Name, d.Base, d.Chunks = "d2", "B", of(4096, 1, 2, 3) }), interrupted(nil), false, "half merged", nil},
 		{"half merged, undo", delta(func(d *Delta) { d.Name, d.Base, d.New = "u", "B", "A" }), interrupted(func(k *Known) { k.Merging.Undo = &Undo{Delta: "u", Of: "d1", Holds: Content{Snapshot: "A"}} }), false, "merge", []uint64{1, 2}},
+		{"half merged, the same, which is its own undo", delta(nil), interrupted(func(k *Known) { k.Merging.Undo = &Undo{Delta: "d1", Of: "d1", Holds: Content{Snapshot: "A"}} }), false, "resume", []uint64{1, 2}},
 		{"half merged, no identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), interrupted(nil), false, "half merged", nil},
 		{"half merged, full", delta(func(d *Delta) { d.Name, d.Full = "d2", true }), interrupted(nil), false, "merge", nil},
 		{"half merged full, one without identity", delta(func(d *Delta) { d.Name, d.Base = "", "" }), interrupted(func(k *Known) { k.WrittenSince, k.Written, k.Merging.Base = nil, Chunks{}, "" }), false, "half merged", nil},
