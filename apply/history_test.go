@@ -1229,7 +1229,12 @@ func (h *history) finished(a *attempt, c *claim, held, now []byte, before, r *re
 	if next.chain && a.how == asStream {
 		looks = p.places(looks)
 	}
-	list := p.changedBlocks(next.before, now, looks)
+	exact := slices.Clone(looks)
+	if next.chain {
+		// Where nothing differs any more, any place of what is looked at may be the sample.
+		exact = slices.DeleteFunc(exact, func(b block) bool { return b.end-b.begin > record.PlaceBytes })
+	}
+	list := p.changedBlocks(next.before, now, exact)
 	switch {
 	case next.chain && p.chunkBytes > record.PlaceBytes:
 		// Earlier writes can't be told from what was there.
