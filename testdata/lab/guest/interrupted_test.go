@@ -191,7 +191,7 @@ func TestTargetStatus(t *testing.T) {
 			got = append(got, key)
 		}
 		slices.Sort(got)
-		keys = append(keys, "target", "key", "state", "holds", "since", "last_merge", "undos")
+		keys = append(keys, "target", "key", "state", "holds", "since", "last_merge", "undos", "kept")
 		slices.Sort(keys)
 		if !slices.Equal(got, keys) {
 			t.Errorf("status --json of a target that is %s has %q, want %q", state, got, keys)
