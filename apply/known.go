@@ -129,7 +129,8 @@ func (m *Merger) forgetAliases() error {
 		}
 		err = m.State.Forget(alias)
 		if err == nil && alias != m.alias {
-			err = m.State.Tidy(alias, nil)
+			// The record may have had this key, and have files of that name.
+			err = m.State.Tidy(alias, m.Known.Record)
 		}
 		if err != nil {
 			return err
