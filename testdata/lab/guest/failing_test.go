@@ -144,7 +144,7 @@ func TestNoRoom(t *testing.T) {
 	unchanged("the spool")
 	dm.Fails(t, unsealed, 1, spool, m.args("--spool", small, "-", target)...)
 	unchanged("the spool of a delta that does not say its size")
-	dm.Fails(t, nil, 1, []string{"undo", undo, "nothing was written to the target", "no space left"}, m.args("--undo", undo, m.Forth, target)...)
+	dm.Fails(t, nil, 1, []string{"undo", small, "nothing was written to the target", "no room"}, m.args("--undo", undo, m.Forth, target)...)
 	unchanged("the undo file")
 
 	fillUp(t, small)
