@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,6 +94,18 @@ func (f *discardingFile) WriteAt(p []byte, off int64) (int, error) {
 
 func (f *discardingFile) PunchHole(_, _ int64) error { return fmt.Errorf("a thin volume has no holes") }
 
+// sealedDelta is the delta of a volume that holds content, with those chunks.
+func sealedDelta(t *testing.T, listed *chunks.Set, chunkBytes int64, content []byte, o cow.SealOptions) []byte {
+	t.Helper()
+	d, err := cow.Encode(layer.Layer{Changed: listed, ChunkBytes: chunkBytes, VolumeBytes: int64(len(content)), Content: bytes.NewReader(content)})
+	must(t, err)
+	s, err := cow.NewSealed(d, o)
+	must(t, err)
+	b := make([]byte, s.Size())
+	must(t, layer.ReadFull(s, b, 0))
+	return b
+}
+
 // Zeros come to a thin volume as discards of whole blocks, which are read back, and
 // written where they made no zeros.
 func TestThinTarget(t *testing.T) {
@@ -124,12 +135,7 @@ func TestThinTarget(t *testing.T) {
 					clear(want[400*chunkBytes:])
 				}
 				*d = discarding{blockBytes: blockBytes, shows: d.shows, keeps: d.keeps}
-				delta, err := cow.Encode(layer.Layer{Changed: listed, ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(new)})
-				must(t, err)
-				s, err := cow.NewSealed(delta, cow.SealOptions{New: "new", Sparse: sparse})
-				must(t, err)
-				b := make([]byte, s.Size())
-				must(t, layer.ReadFull(s, b, 0))
+				b := sealedDelta(t, listed, chunkBytes, new, cow.SealOptions{New: "new", Sparse: sparse})
 				dir := t.TempDir()
 				path := func(name string) string { return filepath.Join(dir, name) }
 				must(t, os.WriteFile(path("delta"), b, 0o600))
@@ -190,18 +196,13 @@ func TestThinTargetOfLargeBlocks(t *testing.T) {
 	list.AddRange(0, volumeBytes/chunkBytes/2)
 	list.AddRange(volumeBytes/chunkBytes/2+1, volumeBytes/chunkBytes)
 	copy(new[volumeBytes/2:][:chunkBytes], old)
-	d, err := cow.Encode(layer.Layer{Changed: list.Set(), ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(new)})
-	if err != nil {
-		t.Fatal(err)
+	// These the target has already: a whole block, and a part of two.
+	for _, zeros := range []span{{50 << 20, 52 << 20}, {54 << 20, 57 << 20}} {
+		clear(old[zeros.begin:zeros.end])
+		clear(new[zeros.begin:zeros.end])
 	}
-	sealed, err := cow.NewSealed(d, cow.SealOptions{Base: "base", New: "new"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := io.ReadAll(io.NewSectionReader(sealed, 0, sealed.Size()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	listed := list.Set()
+	all := sealedDelta(t, listed, chunkBytes, new, cow.SealOptions{Base: "base", New: "new"})
 	// A flush in the middle of a run cuts a block.
 	for _, checkpoint := range []int64{0, 10 << 20} {
 		dir := t.TempDir()
@@ -211,8 +212,13 @@ func TestThinTargetOfLargeBlocks(t *testing.T) {
 		}
 		disk := &discarding{blockBytes: blockBytes}
 		o := Options{AssumeBase: true, StateDir: dir, Storage: disk, outside: newThinVolume(blockBytes).around, checkpointBytes: checkpoint}
-		if _, err := File(context.Background(), delta, target, o); err != nil {
-			t.Fatal(err)
+		result, err := File(context.Background(), delta, target, o)
+		must(t, err)
+		if result.SkippedZeroBytes != 5<<20 {
+			t.Errorf("%d bytes of zeros are said to be skipped", result.SkippedZeroBytes)
+		}
+		if sum := result.WrittenBytes + result.SkippedZeroBytes + result.PunchedBytes; sum != listed.Len()*chunkBytes {
+			t.Errorf("%d bytes are accounted for, and the delta has %d", sum, listed.Len()*chunkBytes)
 		}
 		if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, new) {
 			t.Errorf("flushed after %d bytes: %v, equal %v", checkpoint, err, bytes.Equal(got, new))
@@ -251,19 +257,14 @@ func TestThinTargetOfAPoolThatClearsNothing(t *testing.T) {
 					d.unmapped[b] = true
 				}
 			}
-			delta, err := cow.Encode(layer.Layer{Changed: listed, ChunkBytes: chunkBytes, VolumeBytes: volumeBytes, Content: bytes.NewReader(content)})
-			must(t, err)
-			s, err := cow.NewSealed(delta, cow.SealOptions{New: "new", Sparse: sparse})
-			must(t, err)
-			b := make([]byte, s.Size())
-			must(t, layer.ReadFull(s, b, 0))
+			b := sealedDelta(t, listed, chunkBytes, content, cow.SealOptions{New: "new", Sparse: sparse})
 			dir := t.TempDir()
 			path := func(name string) string { return filepath.Join(dir, name) }
 			must(t, os.WriteFile(path("delta"), b, 0o600))
 			must(t, os.WriteFile(path("target"), before, 0o600))
 			thin := newThinVolume(blockBytes)
 			thin.pool.SkipsZeroing = true
-			_, err = File(context.Background(), path("delta"), path("target"), Options{StateDir: path("state"), Storage: d, outside: thin.around, restBytes: 5 << 16})
+			_, err := File(context.Background(), path("delta"), path("target"), Options{StateDir: path("state"), Storage: d, outside: thin.around, restBytes: 5 << 16})
 			got, readErr := os.ReadFile(path("target"))
 			must(t, readErr)
 			var refused *RefusedError
